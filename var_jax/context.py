@@ -1,0 +1,96 @@
+"""Who sees whom: which levels of the pyramid a level attends to.
+
+A context is one function, `window(level)`. The attention kernel's key intervals, the dense
+reference mask and what a cache may drop all follow from it here, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from var_jax.pyramid import ScalePyramid
+
+
+class Context(Protocol):
+    """A hashable rule of visibility between levels."""
+
+    def window(self, level: int) -> tuple[int, int]:
+        """The first and the last level, inclusive, that `level` attends to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCausal:
+    """Each level sees itself and all coarser levels (VAR, arXiv 2404.02905, section 3.2)."""
+
+    def window(self, level: int) -> tuple[int, int]:
+        return 0, level
+
+
+@dataclasses.dataclass(frozen=True)
+class RecentLevels:
+    """Each level sees itself and the `num_previous` levels before it.
+
+    0 is the own-scale attention of HMAR and MVAR, which needs no cache.
+    """
+
+    num_previous: int
+
+    def __post_init__(self) -> None:
+        if self.num_previous < 0:
+            raise ValueError(f"num_previous must be 0 or more, got {self.num_previous}.")
+
+    def window(self, level: int) -> tuple[int, int]:
+        return max(0, level - self.num_previous), level
+
+
+@dataclasses.dataclass(frozen=True)
+class KeySegment:
+    """Consecutive queries that share one interval of keys.
+
+    Attributes:
+      rows: number of queries.
+      lo: first key they see.
+      hi: one past the last key they see.
+    """
+
+    rows: int
+    lo: int
+    hi: int
+
+
+def key_segments(pyramid: ScalePyramid, context: Context) -> tuple[KeySegment, ...]:
+    """The key interval of each level's queries, in token positions; hashable.
+
+    Raises:
+      ValueError: a window is empty or leaves the pyramid.
+    """
+    segments = []
+    for k in range(pyramid.num_levels):
+        lo, hi = context.window(k)
+        if not 0 <= lo <= hi < pyramid.num_levels:
+            raise ValueError(
+                f"{context} gives level {k} the window ({lo}, {hi}), which is not inside the "
+                f"levels 0..{pyramid.num_levels - 1}."
+            )
+        segments.append(KeySegment(pyramid.sizes[k], pyramid.offsets[lo], pyramid.offsets[hi + 1]))
+    return tuple(segments)
+
+
+def dense_mask(segments: tuple[KeySegment, ...], num_keys: int) -> np.ndarray:
+    """bool [queries, keys]: True where a query sees a key."""
+    keys = np.arange(num_keys)
+    rows = [np.tile((keys >= s.lo) & (keys < s.hi), (s.rows, 1)) for s in segments]
+    return np.concatenate(rows)
+
+
+def first_level_kept(pyramid: ScalePyramid, context: Context, level: int) -> int:
+    """The coarsest level that a cache must still hold once `level` has been processed.
+
+    Returns num_levels if no later level looks back at all.
+    """
+    later = [context.window(k)[0] for k in range(level + 1, pyramid.num_levels)]
+    needed = [lo for lo in later if lo <= level]
+    return min(needed, default=pyramid.num_levels)

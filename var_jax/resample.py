@@ -1,0 +1,92 @@
+"""Resizing feature maps by constant matrices that agree with PyTorch's `F.interpolate`.
+
+A separable resize is two matrix products, one an axis: exact to rounding, differentiable,
+and a good fit for the matrix unit. `jax.image.resize` computes other functions: its cubic
+kernel has a = -0.5 and it antialiases when it shrinks.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.lru_cache(maxsize=None)
+def area_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Adaptive average pooling, PyTorch's `mode='area'`.
+
+    Output cell i is the mean of the inputs from floor(i * in / out) to
+    ceil((i + 1) * in / out) - 1.
+
+    Returns:
+      float64 [size_out, size_in]; each row sums to 1.
+    """
+    matrix = np.zeros((size_out, size_in))
+    for i in range(size_out):
+        start = i * size_in // size_out
+        stop = -(-(i + 1) * size_in // size_out)
+        matrix[i, start:stop] = 1.0 / (stop - start)
+    matrix.flags.writeable = False
+    return matrix
+
+
+@functools.lru_cache(maxsize=None)
+def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Cubic convolution with a = -0.75, half-pixel centres, clamped borders, no antialiasing.
+
+    PyTorch's `mode='bicubic', align_corners=False` (Keys 1981 with a = -0.75).
+
+    Returns:
+      float64 [size_out, size_in]; each row sums to 1.
+    """
+    a = -0.75
+
+    def weight(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return ((a + 2) * x - (a + 3)) * x * x + 1
+        if x < 2:
+            return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        return 0.0
+
+    matrix = np.zeros((size_out, size_in))
+    for i in range(size_out):
+        centre = (i + 0.5) * size_in / size_out - 0.5
+        left = int(np.floor(centre))
+        for tap in range(left - 1, left + 3):
+            matrix[i, min(max(tap, 0), size_in - 1)] += weight(centre - tap)
+    matrix.flags.writeable = False
+    return matrix
+
+
+_METHODS = {"area": area_matrix, "bicubic": bicubic_matrix}
+
+
+def resize(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
+    """Resizes the two spatial axes of a feature map.
+
+    Args:
+      x: float [B, h, w, C].
+      shape: (H, W) to resize to.
+      method: 'area' or 'bicubic'.
+
+    Returns:
+      [B, H, W, C] in x's dtype; x itself if the shape is the same.
+
+    Raises:
+      ValueError: unknown method.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"Unknown resize method {method!r}; choose one of {sorted(_METHODS)}.")
+    h, w = x.shape[1:3]
+    if (h, w) == tuple(shape):
+        return x
+    rows = jnp.asarray(_METHODS[method](h, shape[0]), x.dtype)
+    columns = jnp.asarray(_METHODS[method](w, shape[1]), x.dtype)
+    # Token choices depend on these sums, so they must not run in bfloat16 on TPU.
+    highest = jax.lax.Precision.HIGHEST
+    x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=highest)
+    return jnp.einsum("Ww,bHwc->bHWc", columns, x, precision=highest)
