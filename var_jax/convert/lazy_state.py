@@ -1,0 +1,165 @@
+"""Named arrays that stay in their file until they are read.
+
+Readers of checkpoint files build a `LazyState`; conversions walk it one tensor at a time, so
+that peak memory is near one tensor over what the result needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# A full optimizer state of the largest model has under 10,000 containers; shared references can
+# make a small file unfold into any number.
+_MAX_CONTAINERS = 200_000
+_MAX_DEPTH = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """An array described but not loaded.
+
+    Attributes:
+      shape: its shape.
+      dtype: its NumPy dtype (bfloat16 and float8 from ml_dtypes).
+      load: reads the array from its file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array once read."""
+        return self.size * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The array, C-contiguous, freshly read at every call."""
+        return self.load()
+
+
+class LazyState(Mapping[str, LazyTensor]):
+    """The tensors of a checkpoint file by name, and the plain values beside them.
+
+    Wrapper prefixes (`module.` of DataParallel, `_orig_mod.` of torch.compile) are removed. The
+    file behind it stays open until `close`, or the end of a `with` block.
+
+    Attributes:
+      path: the file.
+      tree: the file's nested dicts as they are: LazyTensor leaves and plain values (numbers,
+        strings, lists, tuples, None).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        tree: Mapping[Any, Any],
+        close: Callable[[], None] = lambda: None,
+    ):
+        self.path = str(path)
+        self.tree = tree
+        self._close = close
+        self._groups: dict[str, dict[str, LazyTensor]] = {}
+        self._containers = 0
+        self._collect(tree, "", 0)
+        self._tensors: dict[str, LazyTensor] = {}
+        for group, tensors in self._groups.items():
+            for name, tensor in tensors.items():
+                full = f"{group}.{name}" if group else name
+                if full in self._tensors:
+                    raise ValueError(f"{self.path} holds two tensors under the name {full!r}.")
+                self._tensors[full] = tensor
+
+    def _collect(self, node: Mapping[Any, Any], group: str, depth: int) -> None:
+        self._containers += 1
+        if depth > _MAX_DEPTH or self._containers > _MAX_CONTAINERS:
+            raise ValueError(
+                f"{self.path} nests its dicts deeper than {_MAX_DEPTH} levels or unfolds into more "
+                f"than {_MAX_CONTAINERS} of them, so it is no checkpoint; nothing was read."
+            )
+        own: dict[str, LazyTensor] = {}
+        for key, value in node.items():
+            if isinstance(value, LazyTensor):
+                name = strip_wrappers(check_name(str(key), self.path))
+                if name in own:
+                    raise ValueError(
+                        f"{self.path} holds {name!r} twice once wrapper prefixes are removed."
+                    )
+                own[name] = value
+        if own:
+            self._groups[group] = own
+        for key, value in node.items():
+            children = value
+            if isinstance(value, list | tuple):
+                children = dict(enumerate(value))
+            if isinstance(children, Mapping):
+                key = check_name(str(key), self.path)
+                self._collect(children, f"{group}.{key}" if group else key, depth + 1)
+
+    def groups(self) -> dict[str, LazyState]:
+        """The dicts of the file that hold tensors themselves, by dotted path.
+
+        A bare state dict has the one group ''; the official trainer's files have
+        'trainer.var_wo_ddp', 'trainer.vae_local' and groups of the optimizer's. The groups
+        share this state's open file.
+        """
+        return {name: LazyState(self.path, tensors) for name, tensors in self._groups.items()}
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def close(self) -> None:
+        """Closes the file; tensors cannot be read afterwards."""
+        self._close()
+
+    def __enter__(self) -> LazyState:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LazyState({self.path!r}, {len(self)} tensors, groups {sorted(self._groups)})"
+
+
+def strip_wrappers(name: str) -> str:
+    """Removes leading `module.` / `_orig_mod.` and every inner `_orig_mod.` segment."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in WRAPPER_PREFIXES:
+            if name.startswith(prefix) and len(name) > len(prefix):
+                name, stripped = name[len(prefix) :], True
+    return name.replace("._orig_mod.", ".")
+
+
+def check_name(name: str, path: str) -> str:
+    """Refuses names that could leave a folder if they became file names.
+
+    Raises:
+      ValueError: the name is empty or holds a slash, a backslash, '..' or a control character.
+    """
+    escapes = "/" in name or "\\" in name or ".." in name
+    if not name or escapes or not name.isprintable():
+        raise ValueError(
+            f"{path} holds the name {name!r}, which is no parameter name (slashes, '..' and "
+            "control characters are refused); nothing was read."
+        )
+    return name
