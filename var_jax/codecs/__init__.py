@@ -1,0 +1,1 @@
+"""What the transformer predicts: codecs between feature maps and levels of targets."""

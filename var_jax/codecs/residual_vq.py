@@ -1,0 +1,280 @@
+"""Multi-scale residual vector quantisation (VAR, arXiv 2404.02905, algorithms 1 and 2)."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from var_jax.pyramid import ScalePyramid
+from var_jax.resample import resize
+
+# A code is chosen by small differences of sums, so nothing here may run in bfloat16.
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@functools.lru_cache(maxsize=None)
+def phi_indices(num_levels: int, phi_sharing: int) -> tuple[int, ...]:
+    """Which phi convolution each level uses.
+
+    The convolutions stand at evenly spaced ticks in (0, 1), and level k takes the one whose tick
+    is nearest to k / (K - 1). Ten levels and four convolutions give exact ties, which the
+    released weights resolve as float64 arithmetic does; the table is therefore made of Python
+    and NumPy floats and never on a device.
+
+    Args:
+      num_levels: K >= 1.
+      phi_sharing: 0 for one convolution a level, n >= 1 for n shared ones.
+
+    Returns:
+      K indices. With one convolution a level they are not always 0 .. K - 1: that case goes by
+      the nearest tick too.
+    """
+    n = phi_sharing or num_levels
+    margin = 1 / 3 / n if n == 4 else 1 / 2 / n
+    ticks = np.linspace(margin, 1 - margin, n)
+    if n == 1:
+        return (0,) * num_levels
+    progress = [k / (num_levels - 1) if num_levels > 1 else 0.0 for k in range(num_levels)]
+    return tuple(int(np.argmin(np.abs(ticks - p))) for p in progress)
+
+
+def nearest_codes(vectors: jax.Array, codebook: jax.Array, normalize: bool = False) -> jax.Array:
+    """The nearest code of each vector; of equals, the first.
+
+    Args:
+      vectors: float32 [..., C].
+      codebook: float32 [V, C].
+      normalize: compare directions (cosine) instead of Euclidean distances.
+
+    Returns:
+      int32 [...] in [0, V).
+    """
+    if normalize:
+        # The length of a vector does not change which direction is nearest to it.
+        norm = jnp.linalg.norm(codebook, axis=-1, keepdims=True)
+        codebook = codebook / jnp.maximum(norm, 1e-12)
+        distance = -jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
+    else:
+        # |x|^2 is the same for all codes; leaving it out also loses fewer digits.
+        dot = jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
+        distance = jnp.sum(jnp.square(codebook), -1) - 2 * dot
+    return jnp.argmin(distance, -1).astype(jnp.int32)
+
+
+@struct.dataclass
+class Quantized:
+    """What training the tokenizer needs to know about a quantised batch.
+
+    Attributes:
+      features: float32 [B, h, w, C], the sum of all levels, with the straight-through gradient.
+      loss: float32 scalar, beta * |f - sg(f_hat)|^2 + |sg(f) - f_hat|^2, mean over levels.
+      tokens: int32 [B, L].
+      residuals: float32 [B, L, C], the vectors that the codes were chosen for; no gradient.
+    """
+
+    features: jax.Array
+    loss: jax.Array
+    tokens: jax.Array
+    residuals: jax.Array
+
+
+def _identity_kernels(key, shape, dtype=jnp.float32):
+    """Convolution kernels [n, 3, 3, C, C] that copy their input."""
+    del key
+    return jnp.zeros(shape, dtype).at[:, shape[1] // 2, shape[2] // 2].set(jnp.eye(shape[-1]))
+
+
+class ResidualVQ(nn.Module):
+    """Codes of all levels add up to the feature map; one codebook serves all levels.
+
+    Level k holds the nearest codes of the area-downsampled residual. Its codes, upsampled
+    (bicubic) and passed through phi, are added to f_hat and taken from the residual. At the
+    last level, whose shape is the feature grid, nothing is resized. All of it is float32.
+    phi(h) is (1 - phi_ratio) * h + phi_ratio * conv3x3(h) and starts as the identity.
+
+    Attributes:
+      pyramid: level shapes; the last one is the grid of the features.
+      vocab_size: V, number of codes.
+      code_dim: C, channels of the features and of a code.
+      phi_sharing: number of phi convolutions that the levels share (the released weights: 4);
+        0 for one a level.
+      phi_ratio: weight of the convolution inside phi; 0 for no phi at all.
+      normalize_codes: choose codes by direction. What is looked up and added is the code as it
+        stands in the codebook, not its direction, as in the official implementation.
+      beta: weight of the commitment term in the loss.
+    """
+
+    pyramid: ScalePyramid
+    vocab_size: int
+    code_dim: int
+    phi_sharing: int = 4
+    phi_ratio: float = 0.5
+    normalize_codes: bool = False
+    beta: float = 0.25
+
+    def setup(self) -> None:
+        if self.phi_sharing < 0:
+            raise ValueError(f"phi_sharing must be 0 or more, got {self.phi_sharing}.")
+        if not 0 <= self.phi_ratio <= 1:
+            raise ValueError(f"phi_ratio must be in [0, 1], got {self.phi_ratio}.")
+        self.codebook = self.param(
+            "codebook",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.code_dim**-0.5), (None, None)
+            ),
+            (self.vocab_size, self.code_dim),
+            jnp.float32,
+        )
+        if self.phi_ratio:
+            # All of them exist even if the levels are too few to use each one.
+            n, c = self.phi_sharing or self.pyramid.num_levels, self.code_dim
+            self.phi_kernel = self.param(
+                "phi_kernel",
+                nn.with_logical_partitioning(_identity_kernels, (None,) * 5),
+                (n, 3, 3, c, c),
+                jnp.float32,
+            )
+            self.phi_bias = self.param(
+                "phi_bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, (None, None)),
+                (n, c),
+                jnp.float32,
+            )
+
+    def encode(self, features: jax.Array) -> jax.Array:
+        """Features float [B, h, w, C] -> tokens int32 [B, L]."""
+        f = self._checked(features)
+        f_hat, tokens = jnp.zeros_like(f), []
+        for k in range(self.pyramid.num_levels):
+            _, chosen = self._choose(f - f_hat, k)
+            f_hat = f_hat + self._contribution(k, self.codebook[chosen])
+            tokens.append(chosen)
+        return jnp.concatenate(tokens, 1)
+
+    def teacher_inputs(self, tokens: jax.Array) -> jax.Array:
+        """Tokens int32 [B, L] -> float32 [B, L, C]: for level k the area-downsampled sum of all
+        levels before it; the rows of level 0 are zeros."""
+        carry = None
+        inputs = [jnp.zeros((tokens.shape[0], self.pyramid.sizes[0], self.code_dim), jnp.float32)]
+        for k, target in enumerate(self.pyramid.split(tokens)[:-1]):
+            carry, next_input = self.advance(carry, k, target)
+            inputs.append(next_input)
+        return jnp.concatenate(inputs, 1)
+
+    def advance(
+        self, carry: jax.Array | None, level: int, target: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Adds one level to f_hat.
+
+        Args:
+          carry: f_hat float32 [B, h, w, C], or None before level 0.
+          level: k in [0, K).
+          target: int32 [B, n_k] tokens, or float [B, n_k, V] a distribution over the codes, of
+            which the expected code is added.
+
+        Returns:
+          The new f_hat, and the next level's input float32 [B, n_{k+1}, C] (None after the last).
+        """
+        f_hat = self._contribution(level, self._codes(target))
+        if carry is not None:
+            f_hat = carry + f_hat
+        if level + 1 == self.pyramid.num_levels:
+            return f_hat, None
+        next_input = resize(f_hat, self.pyramid.shapes[level + 1], "area")
+        # [B, h', w', C] -> [B, n_{k+1}, C]
+        return f_hat, next_input.reshape(f_hat.shape[0], -1, self.code_dim)
+
+    def finish(self, carry: jax.Array) -> jax.Array:
+        """f_hat after the last level -> features float32 [B, h, w, C]."""
+        return carry
+
+    def decode(self, tokens: jax.Array) -> jax.Array:
+        """Tokens int32 [B, L] -> features float32 [B, h, w, C]."""
+        return self.features_by_level(tokens)[-1]
+
+    def features_by_level(self, tokens: jax.Array) -> list[jax.Array]:
+        """Tokens int32 [B, L] -> K times float32 [B, h, w, C], the sum after each level."""
+        carry, sums = None, []
+        for k, target in enumerate(self.pyramid.split(tokens)):
+            codes = self._contribution(k, self._codes(target))
+            carry = codes if carry is None else carry + codes
+            sums.append(carry)
+        return sums
+
+    def quantize(self, features: jax.Array, exact: bool | jax.Array = False) -> Quantized:
+        """Quantises for training: straight-through features and the two-sided loss.
+
+        Args:
+          features: float [B, h, w, C].
+          exact: bool or bool scalar. Where true, each code is the residual vector itself, as
+            if the codebook were infinite: a plain autoencoder whose residuals are those of
+            an ideal codebook. The loss is then 0.
+
+        Returns:
+          Quantized.
+        """
+        f = self._checked(features)
+        fixed = jax.lax.stop_gradient(f)
+        f_hat, loss, tokens, residuals = jnp.zeros_like(f), 0.0, [], []
+        for k in range(self.pyramid.num_levels):
+            wanted, chosen = self._choose(jax.lax.stop_gradient(fixed - f_hat), k)
+            codes = jnp.where(exact, wanted, self.codebook[chosen])
+            f_hat = f_hat + self._contribution(k, codes)
+            loss += self.beta * jnp.mean(jnp.square(f - jax.lax.stop_gradient(f_hat)))
+            loss += jnp.mean(jnp.square(f_hat - fixed))
+            tokens.append(chosen)
+            residuals.append(wanted)
+        loss = jnp.where(exact, 0.0, loss / self.pyramid.num_levels)
+        return Quantized(
+            features=f + jax.lax.stop_gradient(f_hat - f),
+            loss=loss,
+            tokens=jnp.concatenate(tokens, 1),
+            residuals=jnp.concatenate(residuals, 1),
+        )
+
+    def _checked(self, features: jax.Array) -> jax.Array:
+        expected = (*self.pyramid.grid, self.code_dim)
+        if features.shape[1:] != expected:
+            raise ValueError(
+                f"The pyramid's last level and code_dim ask for features of {expected}, but they "
+                f"have {features.shape[1:]}; change patch_nums, the image size or code_dim."
+            )
+        return features.astype(jnp.float32)
+
+    def _choose(self, rest: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
+        """Residual [B, h, w, C] -> its vectors at a level [B, n, C] and their codes [B, n]."""
+        wanted = resize(rest, self.pyramid.shapes[level], "area")
+        wanted = wanted.reshape(rest.shape[0], -1, self.code_dim)
+        codebook = jax.lax.stop_gradient(self.codebook)
+        return wanted, nearest_codes(wanted, codebook, self.normalize_codes)
+
+    def _codes(self, target: jax.Array) -> jax.Array:
+        """Tokens [B, n] or a distribution [B, n, V] -> codes float32 [B, n, C]."""
+        if jnp.issubdtype(target.dtype, jnp.integer):
+            return self.codebook[target]
+        return jnp.einsum(
+            "bnv,vc->bnc", target.astype(jnp.float32), self.codebook, precision=_HIGHEST
+        )
+
+    def _contribution(self, level: int, codes: jax.Array) -> jax.Array:
+        """What codes [B, n, C] of a level add to the feature map: float32 [B, h, w, C]."""
+        # [B, n, C] -> [B, h', w', C]
+        h = codes.reshape(codes.shape[0], *self.pyramid.shapes[level], self.code_dim)
+        h = resize(h, self.pyramid.grid, "bicubic")
+        if not self.phi_ratio:
+            return h
+        i = phi_indices(self.pyramid.num_levels, self.phi_sharing)[level]
+        conv = jax.lax.conv_general_dilated(
+            h,
+            self.phi_kernel[i],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=_HIGHEST,
+        )
+        return (1 - self.phi_ratio) * h + self.phi_ratio * (conv + self.phi_bias[i])

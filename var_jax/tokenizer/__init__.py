@@ -1,0 +1,1 @@
+"""The tokenizer: images to feature maps and back, and the networks that train it."""

@@ -1,0 +1,143 @@
+"""The tokenizer: autoencoder and codec composed into images <-> tokens."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from var_jax.codecs.residual_vq import Quantized, ResidualVQ
+from var_jax.tokenizer.autoencoder import Decoder, Encoder, conv
+
+
+@struct.dataclass
+class TokenizerOutput:
+    """What one training pass gives.
+
+    Attributes:
+      reconstruction: float32 [B, H, W, c], not clipped.
+      hidden: float [B, H, W, channels], what the decoder's last convolution read.
+      quantized: the codec's output.
+    """
+
+    reconstruction: jax.Array
+    hidden: jax.Array
+    quantized: Quantized
+
+
+class VQVAE(nn.Module):
+    """Multi-scale vector-quantised autoencoder (VAR, arXiv 2404.02905, section 3.2).
+
+    The defaults are the released tokenizer. Image sides must be stride * pyramid.grid, where
+    stride = 2 ** (len(multipliers) - 1).
+
+    Attributes:
+      codec: between feature maps and tokens; it sets the feature channels. Its parameters are
+        the subtree 'codec', so that it can also be applied alone.
+      image_channels: c, 1 or 3.
+      channels: width of the autoencoder's first stage.
+      multipliers: width of each stage in units of `channels`, full resolution first.
+      num_res_blocks: residual blocks a stage (the decoder has one more).
+      attention: attention at the lowest resolution.
+      norm_groups: groups of the normalisation; must divide every width.
+      dropout: rate inside the residual blocks.
+      dtype: computing type of encoder and decoder; parameters and the codec are float32.
+      remat: recompute residual blocks in the backward pass.
+    """
+
+    codec: ResidualVQ
+    image_channels: int = 3
+    channels: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention: bool = True
+    norm_groups: int = 32
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        settings = dict(
+            channels=self.channels,
+            multipliers=tuple(self.multipliers),
+            num_res_blocks=self.num_res_blocks,
+            attention=self.attention,
+            norm_groups=self.norm_groups,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+        self.encoder = Encoder(self.codec.code_dim, **settings)
+        self.decoder = Decoder(self.image_channels, **settings)
+        # Next to the codec everything is exact: tokens hang on small differences.
+        exact = dict(axes=(None, None), precision=jax.lax.Precision.HIGHEST, dtype=jnp.float32)
+        self.quant_conv = conv(self.codec.code_dim, **exact)
+        self.post_quant_conv = conv(self.codec.code_dim, **exact)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of an image side for one cell of the feature map."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, c) of the images."""
+        h, w = self.codec.pyramid.grid
+        return h * self.stride, w * self.stride, self.image_channels
+
+    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Images float [B, H, W, c] in [-1, 1] -> features float32 [B, h, w, C].
+
+        Raises:
+          ValueError: the images have another shape than `image_shape`.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"This tokenizer reads images of {self.image_shape} (stride {self.stride} times "
+                f"the pyramid's last level {self.codec.pyramid.grid}), got {images.shape[1:]}."
+            )
+        return self.quant_conv(self.encoder(images, train))
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Images float [B, H, W, c] in [-1, 1] -> tokens int32 [B, L]."""
+        return self.codec.encode(self.features(images))
+
+    def decode(self, features: jax.Array) -> jax.Array:
+        """Features float [B, h, w, C] -> images float32 [B, H, W, c], clipped to [-1, 1]."""
+        images = self.decoder(self.post_quant_conv(features))
+        return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+
+    def decode_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Tokens int32 [B, L] -> images float32 [B, H, W, c] in [-1, 1]."""
+        return self.decode(self.codec.decode(tokens))
+
+    def decode_levels(self, tokens: jax.Array) -> jax.Array:
+        """Tokens int32 [B, L] -> images float32 [K, B, H, W, c]: what the first 1 .. K levels
+        show, in [-1, 1]."""
+        return jnp.stack([self.decode(f) for f in self.codec.features_by_level(tokens)])
+
+    def reconstruct(self, images: jax.Array) -> jax.Array:
+        """Images float [B, H, W, c] in [-1, 1] -> images of the same shape and range."""
+        return self.decode_tokens(self.encode(images))
+
+    def pixels(self, hidden: jax.Array) -> jax.Array:
+        """The decoder's last convolution, [B, H, W, channels] -> [B, H, W, c] float32."""
+        return self.decoder.pixels(hidden).astype(jnp.float32)
+
+    def __call__(
+        self, images: jax.Array, train: bool = False, exact: bool | jax.Array = False
+    ) -> TokenizerOutput:
+        """A training pass.
+
+        Args:
+          images: float [B, H, W, c] in [-1, 1].
+          train: dropout is on; it reads the 'dropout' random stream.
+          exact: leave the features unquantised (see ResidualVQ.quantize).
+
+        Returns:
+          TokenizerOutput.
+        """
+        quantized = self.codec.quantize(self.features(images, train), exact)
+        hidden = self.decoder.trunk(self.post_quant_conv(quantized.features), train)
+        return TokenizerOutput(self.pixels(hidden), hidden, quantized)
