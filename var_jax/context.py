@@ -89,8 +89,8 @@ def dense_mask(segments: tuple[KeySegment, ...], num_keys: int) -> np.ndarray:
 def first_level_kept(pyramid: ScalePyramid, context: Context, level: int) -> int:
     """The coarsest level that a cache must still hold once `level` has been processed.
 
-    Returns num_levels if no later level looks back at all.
+    Returns level + 1 if no later level looks back at all.
     """
     later = [context.window(k)[0] for k in range(level + 1, pyramid.num_levels)]
     needed = [lo for lo in later if lo <= level]
-    return min(needed, default=pyramid.num_levels)
+    return min(needed, default=level + 1)

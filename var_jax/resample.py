@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Adaptive average pooling, PyTorch's `mode='area'`.
 
@@ -33,7 +33,7 @@ def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Cubic convolution with a = -0.75, half-pixel centres, clamped borders, no antialiasing.
 

@@ -1,0 +1,51 @@
+"""Classifier-free guidance: how strongly each level is guided.
+
+The weight t of a level mixes logits as (1 + t) * cond - t * uncond; t = 0 is no guidance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+
+class Guidance(Protocol):
+    """A hashable rule that gives each level its weight."""
+
+    def weight(self, level: int, num_levels: int) -> float:
+        """t of a level."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearGuidance:
+    """t = cfg * k / (K - 1): level 0 is never guided, the last by cfg (official VAR)."""
+
+    cfg: float
+
+    def weight(self, level: int, num_levels: int) -> float:
+        return self.cfg * level / (num_levels - 1) if num_levels > 1 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantGuidance:
+    """The same t at every level."""
+
+    cfg: float
+
+    def weight(self, level: int, num_levels: int) -> float:
+        return self.cfg
+
+
+@dataclasses.dataclass(frozen=True)
+class PerLevelGuidance:
+    """A weight for each level."""
+
+    cfg: tuple[float, ...]
+
+    def weight(self, level: int, num_levels: int) -> float:
+        if len(self.cfg) != num_levels:
+            raise ValueError(
+                f"cfg has {len(self.cfg)} weights, but the pyramid has {num_levels} levels; "
+                "give one a level or a single number."
+            )
+        return self.cfg[level]

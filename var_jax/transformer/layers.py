@@ -1,0 +1,171 @@
+"""Linear maps, normalisation and adaptive layer norm with logical axis names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def init_std(width: int) -> float:
+    """Standard deviation of every matrix and embedding at initialisation: sqrt(1 / (3 C)).
+
+    The official code draws from a normal truncated at +-2, which at this standard
+    deviation is a plain normal.
+    """
+    return (1 / (3 * width)) ** 0.5
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last axis, or over the last `len(in_shape)` axes.
+
+    Attributes:
+      in_shape: sizes of the axes that are contracted.
+      out_shape: sizes of the axes that replace them.
+      axes: logical names of the kernel's axes, in_shape then out_shape.
+      std: standard deviation of the kernel at initialisation.
+      dtype: type of the computation; parameters are float32.
+      use_bias: adds a bias of shape out_shape, zero at initialisation.
+    """
+
+    in_shape: Sequence[int]
+    out_shape: Sequence[int]
+    axes: Sequence[str | None]
+    std: float
+    dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        num_in = len(self.in_shape)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(nn.initializers.normal(self.std), tuple(self.axes)),
+            (*self.in_shape, *self.out_shape),
+            jnp.float32,
+        )
+        contract = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
+        y = jax.lax.dot_general(
+            x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
+        )
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(
+                    nn.initializers.zeros_init(), tuple(self.axes[num_in:])
+                ),
+                tuple(self.out_shape),
+                jnp.float32,
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Normalises the last axis to mean 0 and variance 1, without gain or bias; float32."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """layer_norm(x) * (1 + scale) + shift: x [B, L, C], scale and shift [B, C]; float32."""
+    scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
+    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaLNInit:
+    """Factors on the modulation weights at initialisation (`aln` and `alng` officially)."""
+
+    scale_shift: float = 0.5
+    gamma: float = 1e-3
+
+
+class Modulation(nn.Module):
+    """The adaptive layer norm's parameters of one block, (DiT, arXiv 2212.09748).
+
+    Separate: Linear(SiLU(condition)) to six vectors. Shared (`shared`): the condition is
+    already six vectors, the same for all blocks, and the block adds a learned offset.
+
+    Attributes:
+      width: C.
+      shared: see above.
+      init: factors at initialisation.
+      dtype: type of the computation.
+    """
+
+    width: int
+    shared: bool
+    init: AdaLNInit
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, condition: jax.Array) -> tuple[jax.Array, ...]:
+        """Args: condition: [B, C], or [B, 6, C] if shared.
+
+        Returns: gamma1, gamma2, scale1, scale2, shift1, shift2, each [B, C].
+        """
+        factor = jnp.array([self.init.gamma] * 2 + [self.init.scale_shift] * 4)
+        if self.shared:
+            std = self.width**-0.5
+
+            def init_offset(key, shape, dtype):
+                return std * factor[:, None] * jax.random.normal(key, shape, dtype)
+
+            offset = self.param(
+                "offset",
+                nn.with_logical_partitioning(init_offset, ("adaln", "embed")),
+                (6, self.width),
+                jnp.float32,
+            )
+            six = condition + offset.astype(self.dtype)
+        else:
+            std = init_std(self.width)
+
+            def init_kernel(key, shape, dtype):
+                return std * factor[:, None] * jax.random.normal(key, shape, dtype)
+
+            kernel = self.param(
+                "kernel",
+                nn.with_logical_partitioning(init_kernel, ("cond", "adaln", "embed")),
+                (self.width, 6, self.width),
+                jnp.float32,
+            )
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros_init(), ("adaln", "embed")),
+                (6, self.width),
+                jnp.float32,
+            )
+            x = nn.silu(condition).astype(self.dtype)
+            six = jnp.einsum("bd,dsc->bsc", x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return tuple(six[:, i] for i in range(6))
+
+
+class FinalAdaLN(nn.Module):
+    """The adaptive layer norm before the head: scale and shift, no gate.
+
+    Attributes:
+      width: C.
+      init: factors at initialisation.
+    """
+
+    width: int
+    init: AdaLNInit
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """Args: x: [B, L, C]; condition: [B, C]. Returns: float32 [B, L, C]."""
+        scale_shift = Linear(
+            (self.width,),
+            (2, self.width),
+            ("cond", "adaln", "embed"),
+            std=self.init.scale_shift * init_std(self.width),
+            name="modulation",
+        )(nn.silu(condition))
+        return modulate(x, scale_shift[:, 0], scale_shift[:, 1])
