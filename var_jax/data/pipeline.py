@@ -1,0 +1,285 @@
+"""The stateless input pipeline: batch i is a function of (seed, i) and of nothing else.
+
+Every epoch is a fresh shuffle of all records, each of which appears exactly once, also where an
+epoch ends inside a batch. Host h of n makes the h-th contiguous share of global batch i, so any
+number of hosts sees the same global batches in the same order, and resuming needs the step only.
+Grain computes the batches ahead of time in threads or in worker processes; their number changes
+nothing in what comes out.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
+
+from var_jax.data.sources import Source
+from var_jax.data.transforms import UnreadableImage
+
+Batch = dict[str, np.ndarray]
+Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
+
+#: So many unreadable records in a row mean that the data set is broken, not one picture.
+MAX_UNREADABLE_RUN = 1000
+
+
+class Pipeline:
+    """Batches of a source, by step.
+
+    Training batches never end: {"image": uint8 [b, H, W, c] or "tokens": int32 [b, L],
+    "label": int32 [b], "index": int64 [b]}, where b = batch_size / process_count and index is
+    the global sample number step * batch_size + position, from which all randomness that
+    belongs to a sample is derived.
+
+    Without `train` it is one pass in the order of the source. The last batch is filled up, so
+    that all hosts take equally many steps, and "mask": bool [b] is False on what must not count:
+    the filling and records that cannot be read. With passes > 1 each record comes that many
+    times in a row, each time with its own randomness: sample s is pass s % passes of record
+    s // passes.
+
+    A record that cannot be decoded is replaced by the next one that can, the same one on every
+    host and every run; it is named in a warning once and listed in `skipped`.
+
+    Args:
+      source: random-access records.
+      transform: record, rng -> fields; None takes the record's arrays as they are (tokens).
+      batch_size: global batch size, over all hosts.
+      seed: >= 0; of the order and of the augmentation.
+      train: endless shuffled epochs, or one pass in order.
+      process_index: this host, in [0, process_count).
+      process_count: number of hosts.
+      num_workers: 0 computes in threads of this process; n > 0 in n spawned processes, which
+        is faster for photographs on machines with many cores (the script then needs the usual
+        `if __name__ == "__main__":`).
+      num_threads: threads (with num_workers = 0).
+      prefetch: batches ready ahead of time, over all workers.
+      passes: see above; 1 to train.
+
+    Raises:
+      ValueError: an argument out of range, or a batch that does not divide by the hosts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform | None,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        train: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 0,
+        num_threads: int = 4,
+        prefetch: int = 4,
+        passes: int = 1,
+    ) -> None:
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(
+                f"The global batch size {batch_size} must be a positive multiple of the "
+                f"{process_count} hosts."
+            )
+        if not 0 <= process_index < process_count:
+            raise ValueError(
+                f"process_index must lie in 0..{process_count - 1}, got {process_index}."
+            )
+        for name, value, low in (
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+            ("num_threads", num_threads, 1),
+            ("prefetch", prefetch, 1),
+            ("passes", passes, 1),
+        ):
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}.")
+        if train and passes != 1:
+            raise ValueError("passes is for one pass in order; a training stream repeats anyway.")
+        self.variants = getattr(source, "variants", 1)
+        self.num_records = len(source) // self.variants
+        if self.num_records < 1:
+            raise ValueError("The data source has no record.")
+        self.source = source
+        self.transform = transform
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train = train
+        self.process_index = process_index
+        self.process_count = process_count
+        self.num_workers = num_workers
+        self.num_threads = num_threads
+        self.prefetch = prefetch
+        self.passes = passes
+        #: Record number -> name and reason, of all records found unreadable so far.
+        self.skipped: dict[int, str] = {}
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch (train) or of the whole pass."""
+        return self.num_records * self.passes
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of one pass, the padded last one included; to train, batches an epoch, up."""
+        return -(-self.num_samples // self.batch_size)
+
+    def sample_numbers(self, step: int) -> np.ndarray:
+        """int64 [b]: the global sample numbers of this host's share of batch `step`."""
+        share = self.batch_size // self.process_count
+        first = step * self.batch_size + self.process_index * share
+        return np.arange(first, first + share, dtype=np.int64)
+
+    def record_numbers(self, samples: np.ndarray) -> np.ndarray:
+        """int64 [b]: which record of the source each global sample number reads."""
+        if not self.train:
+            return samples % self.num_samples // self.passes * self.variants
+        epochs, positions = np.divmod(samples, self.num_records)
+        images = np.array(
+            [
+                _order(self.num_records, self.seed, int(e))[int(p)]
+                for e, p in zip(epochs, positions, strict=True)
+            ]
+        )
+        # Another version of the image each epoch: all of them are seen in `variants` epochs.
+        return images * self.variants + (images + epochs) % self.variants
+
+    def batch(self, step: int) -> Batch:
+        """This host's share of batch `step`, computed here and now.
+
+        Raises:
+          RuntimeError: so many records in a row are unreadable that the data must be broken.
+          ValueError: a label out of range.
+        """
+        batch, skipped = self._compute(step)
+        self._note(skipped)
+        return batch
+
+    def batches(self, start_step: int = 0, stop_step: int | None = None) -> Iterator[Batch]:
+        """Iterates over this host's batches from `start_step` on, computed ahead of time.
+
+        Closing the iterator (or leaving its loop) ends the threads and processes.
+
+        Args:
+          start_step: the first batch, e.g. the step that a checkpoint holds.
+          stop_step: the batch before which to stop; by default never (train) or at the end.
+        """
+        import grain
+
+        last = sys.maxsize if self.train else self.num_steps
+        stop = last if stop_step is None else min(stop_step, last)
+        if start_step >= stop:
+            return
+        dataset = grain.MapDataset.source(_Steps(self, stop))[start_step:]
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain's processes ask for flags.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self.num_workers,
+                    per_worker_buffer_size=max(1, self.prefetch // self.num_workers),
+                )
+            )
+        else:
+            dataset = dataset.to_iter_dataset(
+                grain.ReadOptions(min(self.num_threads, self.prefetch), self.prefetch)
+            )
+        iterator = iter(dataset)
+        try:
+            for item in iterator:
+                self._note(item["skipped"])
+                yield item["batch"]
+        finally:
+            iterator.close()
+
+    def _compute(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
+        samples = self.sample_numbers(step)
+        numbers = self.record_numbers(samples)
+        read_many = getattr(self.source, "__getitems__", None)
+        if read_many is not None:
+            records = read_many([int(n) for n in numbers])
+        else:
+            records = (self.source[int(n)] for n in numbers)
+        skipped: list[tuple[int, str]] = []
+        fields, good = [], np.ones(len(samples), bool)
+        for i, (sample, number, record) in enumerate(zip(samples, numbers, records, strict=True)):
+            try:
+                fields.append(self._prepare(record, int(number), int(sample)))
+            except UnreadableImage as error:
+                skipped.append((int(number), str(error)))
+                fields.append(self._replacement(int(number), int(sample), skipped))
+                good[i] = False
+        batch = {key: np.stack([f[key] for f in fields]) for key in fields[0]}
+        batch["label"] = batch["label"].astype(np.int32)
+        if "tokens" in batch:
+            batch["tokens"] = batch["tokens"].astype(np.int32)
+        batch["index"] = samples
+        if not self.train:
+            batch["mask"] = good & (samples < self.num_samples)
+        return batch, skipped
+
+    def _prepare(self, record: dict[str, Any], number: int, sample: int) -> dict[str, Any]:
+        label = record["label"]
+        if not 0 <= label < self.source.num_classes:
+            raise ValueError(
+                f"Label {label} of {self.source.name(number)} lies outside "
+                f"0..{self.source.num_classes - 1}; correct the data set."
+            )
+        if self.transform is None:
+            return record
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, sample], np.uint64)))
+        return {**self.transform(record, rng), "label": np.int32(label)}
+
+    def _replacement(
+        self, number: int, sample: int, skipped: list[tuple[int, str]]
+    ) -> dict[str, Any]:
+        """The next readable record after `number`, in the order of the source."""
+        count = len(self.source)
+        tried = min(count - 1, MAX_UNREADABLE_RUN)
+        for step in range(1, tried + 1):
+            other = (number + step) % count
+            try:
+                return self._prepare(self.source[other], other, sample)
+            except UnreadableImage as error:
+                skipped.append((other, str(error)))
+        raise RuntimeError(
+            f"{self.source.name(number)} and the {tried} records after it cannot be decoded "
+            f"({skipped[0][1]}); the data set is broken or not what the transform expects."
+        )
+
+    def _note(self, skipped: list[tuple[int, str]]) -> None:
+        for number, reason in skipped:
+            if number not in self.skipped:
+                self.skipped[number] = f"{self.source.name(number)}: {reason}"
+                logging.warning(
+                    "Skipping unreadable image %s (%d so far).",
+                    self.skipped[number],
+                    len(self.skipped),
+                )
+
+
+class _Steps:
+    """The pipeline as Grain's random-access source, one element a batch."""
+
+    def __init__(self, pipeline: Pipeline, stop: int) -> None:
+        self._pipeline = pipeline
+        self._stop = stop
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        batch, skipped = self._pipeline._compute(int(step))
+        return {"batch": batch, "skipped": skipped}
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_records: int, seed: int, epoch: int) -> Any:
+    """The epoch's permutation of range(num_records), computed entry by entry (no memory)."""
+    import grain
+
+    # One word from both numbers, so that seed s + 1 is not seed s an epoch later.
+    word = np.random.SeedSequence((seed, epoch)).generate_state(1)[0]
+    return grain.MapDataset.range(num_records).shuffle(seed=int(word))

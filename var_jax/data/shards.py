@@ -1,0 +1,224 @@
+"""ArrayRecord shards: written whole or not at all, with a table of contents written last.
+
+A directory holds shard files and `metadata.json`. The table is written when every shard is in
+place, and lists each file with its records and bytes, so a directory without it is unfinished and
+one that was copied incompletely is noticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from var_jax.data.sources import check_labels, is_remote
+
+METADATA = "metadata.json"
+_IMAGE_HEADER = struct.Struct("<iH")
+
+
+def cache_directory() -> epath.Path:
+    """Where downloaded and derived files go: $VAR_JAX_CACHE, or ~/.cache/var_jax."""
+    return epath.Path(os.environ.get("VAR_JAX_CACHE") or os.path.expanduser("~/.cache/var_jax"))
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes a JSON file atomically: a reader sees the old one or the whole new one."""
+    path = epath.Path(path)
+    text = json.dumps(value, indent=1)
+    if is_remote(path):  # Object stores show a file when it is complete.
+        path.write_text(text)
+        return
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) -> dict[str, Any]:
+    """Writes one ArrayRecord file atomically; nothing appears at `path` until it is complete.
+
+    Args:
+      path: local or gs:// file.
+      records: the records, in order.
+      compress: off for what is compressed already, such as JPEG files.
+
+    Returns:
+      The shard's entry in the table of contents: file, records, bytes.
+    """
+    from array_record.python import array_record_module
+
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    local = tempfile.gettempdir() if is_remote(path) else os.fspath(path.parent)
+    temporary = epath.Path(local) / f"{path.name}.tmp-{os.getpid()}"
+    count = 0
+    try:
+        writer = array_record_module.ArrayRecordWriter(
+            os.fspath(temporary), "group_size:1" if compress else "group_size:1,uncompressed"
+        )
+        try:
+            for record in records:
+                writer.write(record)
+                count += 1
+        finally:
+            writer.close()
+        size = os.path.getsize(temporary)
+        if is_remote(path):
+            temporary.copy(path, overwrite=True)
+        else:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"file": path.name, "records": count, "bytes": size}
+
+
+def shard_name(prefix: str, number: int, count: int) -> str:
+    """E.g. 'train-00003-of-01000.array_record'."""
+    return f"{prefix}-{number:05d}-of-{count:05d}.array_record"
+
+
+def read_table(directory: epath.PathLike, kind: str, made_by: str) -> dict[str, Any]:
+    """Reads and checks a directory's table of contents.
+
+    Args:
+      directory: local or gs:// directory.
+      kind: what it must hold, 'images' or 'tokens'.
+      made_by: the command that makes such a directory, for the messages.
+
+    Raises:
+      FileNotFoundError: no directory, no table, or a shard is missing.
+      ValueError: another kind of data, or a shard with another size than listed.
+    """
+    directory = epath.Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} does not exist; make it with {made_by}.")
+    path = directory / METADATA
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{directory} has no {METADATA}, so it is unfinished or something else; run {made_by} "
+            "to the end (it resumes)."
+        )
+    table = json.loads(path.read_text())
+    if table.get("kind") != kind:
+        raise ValueError(f"{directory} holds {table.get('kind')}, not {kind}; check the path.")
+    for shard in table["shards"]:
+        file = directory / shard["file"]
+        size = file.stat().length if file.exists() else None
+        if size != shard["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, not {shard['bytes']}"
+            raise (FileNotFoundError if size is None else ValueError)(
+                f"The shard {file} {found}; copy it again, or delete the directory and run "
+                f"{made_by}."
+            )
+    return table
+
+
+def localise(directory: epath.PathLike, table: dict[str, Any]) -> epath.Path:
+    """A local directory with the shards: remote ones are copied to the cache directory once.
+
+    ArrayRecord reads files only. Files are copied under a temporary name, so that an interrupted
+    copy is repeated; a copy that is there with the right size is used as it is.
+    """
+    directory = epath.Path(directory)
+    if not is_remote(directory):
+        return directory
+    digest = hashlib.sha256((os.fspath(directory) + json.dumps(table)).encode()).hexdigest()[:16]
+    target = cache_directory() / "shards" / digest
+    target.mkdir(parents=True, exist_ok=True)
+    for shard in table["shards"]:
+        local = target / shard["file"]
+        if local.exists() and local.stat().length == shard["bytes"]:
+            continue
+        logging.info("Copying %s to %s (%.1f MB).", shard["file"], target, shard["bytes"] / 1e6)
+        temporary = target / f"{shard['file']}.tmp-{os.getpid()}"
+        (directory / shard["file"]).copy(temporary, overwrite=True)
+        os.replace(temporary, local)
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """What ArrayRecordDataSource wants to know of a file, so that it need not open it."""
+
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
+
+
+def open_shards(directory: epath.PathLike, table: dict[str, Any]) -> Any:
+    """Random access to the raw records of all shards, in the order of the table."""
+    from array_record.python import array_record_data_source
+
+    local = localise(directory, table)
+    return array_record_data_source.ArrayRecordDataSource(
+        [_Shard(os.fspath(local / s["file"]), s["records"]) for s in table["shards"]]
+    )
+
+
+def pack_image(image: bytes, label: int, name: str) -> bytes:
+    """One image record: int32 label, uint16 length of the name, name, encoded picture."""
+    encoded = name.encode()
+    return _IMAGE_HEADER.pack(label, len(encoded)) + encoded + image
+
+
+def unpack_image(record: bytes) -> tuple[bytes, int, str]:
+    """The inverse of `pack_image`: (encoded picture, label, name)."""
+    label, length = _IMAGE_HEADER.unpack_from(record)
+    start = _IMAGE_HEADER.size
+    return record[start + length :], label, record[start : start + length].decode()
+
+
+class ImageShards:
+    """Pictures in ArrayRecord shards, as launch.prepare_imagenet writes them.
+
+    Args:
+      directory: one split's directory, local or gs:// (then copied to the cache directory).
+
+    Raises:
+      FileNotFoundError, ValueError: unfinished, incomplete or labels out of range.
+    """
+
+    channels = 3
+
+    def __init__(self, directory: epath.PathLike) -> None:
+        self.directory = os.fspath(directory)
+        table = read_table(directory, "images", "python -m launch.prepare_imagenet")
+        self.class_names = tuple(table["class_names"])
+        check_labels(np.array(table["labels"]), len(self.class_names), self.directory)
+        self._data = open_shards(directory, table)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label, _ = unpack_image(self._data[index])
+        return {"image": image, "label": label}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Records of several indices, read together."""
+        unpacked = (unpack_image(record) for record in self._data.__getitems__(indices))
+        return [{"image": image, "label": label} for image, label, _ in unpacked]
+
+    def name(self, index: int) -> str:
+        """The original file's name, and where it lies now."""
+        return f"{unpack_image(self._data[index])[2]} ({self.directory}[{index}])"

@@ -1,0 +1,123 @@
+"""Any tensorflow-datasets builder as a source, without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+class TfdsSource:
+    """A prepared tensorflow-datasets data set, read as encoded bytes through its data source.
+
+    The data set must be stored as ArrayRecord, the random-access format: prepare it once with
+    `tfds build imagenet2012 --file_format=array_record`, or with launch.prepare_imagenet.
+
+    Args:
+      split: 'train', 'val' (the builder's 'validation' or 'test' if it has no 'val'), or an
+        expression such as 'train[:10%]'.
+      name: 'imagenet2012:5.1.0', or the directory of a prepared builder (local).
+      data_dir: where prepared data sets lie; by default $TFDS_DATA_DIR or tfds' own.
+      image_key: feature that holds the picture.
+      label_key: feature that holds the class, or None for one class 'all'.
+
+    Raises:
+      FileNotFoundError: nothing prepared there.
+      ValueError: an unknown split or feature, or files of another format.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        name: str,
+        data_dir: epath.PathLike | None = None,
+        image_key: str = "image",
+        label_key: str | None = "label",
+    ) -> None:
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise ImportError(
+                "The source tfds needs the package tensorflow-datasets: pip install "
+                "'var_jax[tfds]'."
+            ) from error
+        if data_dir is None:
+            data_dir = os.environ.get("TFDS_DATA_DIR")
+        try:
+            if os.sep in name:
+                builder = tfds.builder_from_directory(name)
+            else:
+                builder = tfds.builder(name, data_dir=data_dir)
+        except (ValueError, OSError, tfds.core.DatasetNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(
+                f"There is no tensorflow-datasets builder {name!r} (data_dir {data_dir}): {reason}"
+            ) from error
+        if not builder.info.splits:
+            raise FileNotFoundError(
+                f"The data set {name!r} is not prepared in {builder.data_dir}; run `tfds build "
+                f"{name.split(':')[0]} --file_format=array_record` first."
+            )
+        file_format = builder.info.file_format
+        if file_format is not None and file_format.value != "array_record":
+            raise ValueError(
+                f"The data set {name!r} is stored as {file_format.value}, which has no random "
+                "access; prepare it again with --file_format=array_record."
+            )
+        splits = builder.info.splits
+        if split == "val" and split not in splits:
+            split = next((s for s in ("validation", "test") if s in splits), split)
+        features = builder.info.features
+        for key in (image_key, label_key):
+            if key is not None and key not in features:
+                raise ValueError(
+                    f"The data set {name!r} has no feature {key!r}; it has {', '.join(features)}."
+                )
+        shape = getattr(features[image_key], "shape", None) or (None, None, 3)
+        self.channels = 1 if shape[-1] == 1 else 3
+        if label_key is None:
+            self.class_names: tuple[str, ...] = ("all",)
+        elif getattr(features[label_key], "num_classes", None) is None:
+            raise ValueError(
+                f"Feature {label_key!r} of {name!r} has no class table; choose a ClassLabel "
+                "feature, or label_key=None for a data set without classes."
+            )
+        else:
+            self.class_names = tuple(features[label_key].names)
+        try:
+            self._data = builder.as_data_source(
+                split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+            )
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"The data set {name!r} has no split {split!r}; it has {', '.join(splits)}."
+            ) from error
+        self._image_key = image_key
+        self._label_key = label_key
+        self._title = f"{builder.info.full_name}/{split}"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def _record(self, example: dict[str, Any]) -> dict[str, Any]:
+        image = example[self._image_key]
+        label = 0 if self._label_key is None else int(example[self._label_key])
+        return {"image": image if isinstance(image, np.ndarray) else bytes(image), "label": label}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._record(self._data[index])
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Records of several indices, read together."""
+        return [self._record(example) for example in self._data.__getitems__(indices)]
+
+    def name(self, index: int) -> str:
+        """E.g. 'imagenet2012/5.1.0/train[12]'."""
+        return f"{self._title}[{index}]"
