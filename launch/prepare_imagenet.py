@@ -1,0 +1,58 @@
+"""Writes ImageNet, or any data set in class folders, as ArrayRecord shards.
+
+From the official files (nothing is unpacked; about 150 GB to write):
+  python -m launch.prepare_imagenet --train=ILSVRC2012_img_train.tar \
+    --val=ILSVRC2012_img_val.tar --output=/data/imagenet
+From class folders, made smaller on the way (about 40 GB for ImageNet):
+  python -m launch.prepare_imagenet --train=/data/raw/train --val=/data/raw/val \
+    --output=gs://bucket/imagenet288 --resize=288
+Then, in a config: source 'array_record' with path=<output>. Interrupted, run it again: it goes
+on after the last finished shard. On a TPU VM with a small disk, run it on a CPU VM and let
+--output be a bucket.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import app, flags
+
+from var_jax.data import imagenet
+
+_TRAIN = flags.DEFINE_string("train", None, "Tar file of class tars, or folder of class folders.")
+_VAL = flags.DEFINE_string("val", None, "Tar file of images, or folder of class folders.")
+_VAL_LABELS = flags.DEFINE_string(
+    "val_labels", None, "WordNet id of each validation image, one a line (for a tar file)."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to write, local or gs://.")
+_RESIZE = flags.DEFINE_integer("resize", 0, "Short side in pixels to store; 0 keeps the files.")
+_QUALITY = flags.DEFINE_integer("quality", 95, "JPEG quality with --resize.", 1, 100)
+_THREADS = flags.DEFINE_integer(
+    "num_threads", min(16, os.cpu_count() or 1), "Shards written at the same time.", 1
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown argument {argv[1]!r}.")
+    tables = imagenet.prepare(
+        _OUTPUT.value,
+        _TRAIN.value,
+        _VAL.value,
+        val_labels=_VAL_LABELS.value,
+        resize=imagenet.Resize(_RESIZE.value, _QUALITY.value) if _RESIZE.value else None,
+        num_threads=_THREADS.value,
+        report=lambda line: print(line, flush=True),
+    )
+    for split, table in tables.items():
+        count = sum(shard["records"] for shard in table["shards"])
+        size = sum(shard["bytes"] for shard in table["shards"]) / 1e9
+        print(
+            f"{_OUTPUT.value}/{split}: {count:,} images, {len(table['class_names'])} classes, "
+            f"{size:.1f} GB"
+        )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["train", "output"])
+    app.run(main)
