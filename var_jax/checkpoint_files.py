@@ -1,0 +1,271 @@
+"""What lies in a checkpoint's folder: reading it without its arrays, and checking it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+#: Packages whose versions are recorded with each checkpoint.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
+
+_SIZES = "files.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message is one sentence."""
+
+
+class StateMismatchError(ValueError):
+    """A checkpoint holds other arrays than were asked for."""
+
+
+class MissingPartError(KeyError):
+    """A checkpoint has no part of the name that was asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+#: Errors that say the question was wrong, not the files.
+MISMATCHES = (StateMismatchError, MissingPartError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A checkpoint as seen without reading its arrays.
+
+    Attributes:
+      directory: the run's folder of checkpoints.
+      steps: the complete steps there.
+      step: the one looked at.
+      metadata: config, versions, fingerprints, as saved.
+      arrays: ShapeDtypeStruct of each array, nested as the state was.
+      problem: None, or what is wrong with the step's files, in one sentence.
+    """
+
+    directory: epath.Path
+    steps: list[int]
+    step: int
+    metadata: dict[str, Any]
+    arrays: Any
+    problem: str | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays in memory."""
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.arrays))
+
+
+def inspect(path: epath.PathLike, step: int | None = None) -> Inspection:
+    """Metadata, and names, shapes and dtypes of the arrays, which stay on disk.
+
+    Args:
+      path: workdir, its `checkpoints` folder, or a step's folder; local or gs://.
+      step: None for the newest, or the one that the path names.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, or not this step.
+      CheckpointError: the step's metadata cannot be read.
+    """
+    directory, named = locate(path)
+    steps = complete_steps(directory)
+    step = next(s for s in (step, named, max(steps, default=-1)) if s is not None)
+    if step not in steps:
+        raise FileNotFoundError(
+            f"There is no checkpoint of step {step} in {directory}; there are {steps}."
+            if steps
+            else f"There is no checkpoint in {directory}."
+        )
+    folder = directory / str(step)
+    return Inspection(
+        directory, steps, step, read_metadata(folder), saved_arrays(folder), find_problem(folder)
+    )
+
+
+def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """(folder of checkpoints, step or None) from a workdir, that folder, or a step's folder."""
+    path = absolute(path)
+    if path.name.isdigit() and (path.parent.name == "checkpoints" or (path / "state").exists()):
+        return path.parent, int(path.name)
+    return (path if path.name == "checkpoints" else path / "checkpoints"), None
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path with its local part made absolute; gs:// paths as they are."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.expanduser().absolute()
+
+
+def complete_steps(directory: epath.Path) -> list[int]:
+    """The steps whose writing was finished, oldest first."""
+    if not directory.exists():
+        return []
+    names = ocp.path.step.standard_name_format()
+    return sorted(found.step for found in names.find_all(directory))
+
+
+def probe_writable(directory: epath.Path) -> None:
+    """Writes, reads and deletes a small file.
+
+    Raises:
+      CheckpointError: any of it failed.
+    """
+    probe = directory / f".probe-{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text("ok")
+        if probe.read_text() != "ok":
+            raise OSError("what was written cannot be read back")
+        probe.unlink()
+    except Exception as error:
+        raise CheckpointError(
+            f"Cannot write to {directory}: {one_line(error)}; check that the path exists, that "
+            "you may write there and that the disk has room."
+        ) from error
+
+
+def read_metadata(folder: epath.Path) -> dict[str, Any]:
+    """The metadata saved with a step.
+
+    Raises:
+      CheckpointError: it is missing or not JSON.
+    """
+    try:
+        return json.loads((folder / "metadata" / "metadata").read_text())
+    except Exception as error:
+        raise CheckpointError(f"The metadata of {folder} is gone: {one_line(error)}.") from error
+
+
+def saved_arrays(folder: epath.Path) -> Any:
+    """ShapeDtypeStructs of a step's state: nested dicts, lists for tuples, None for no leaf."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder / "state").item_metadata.tree
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), np.dtype(x.dtype)), tree)
+
+
+def find_problem(folder: epath.Path) -> str | None:
+    """What is wrong with a step's files, as far as it shows without reading the arrays."""
+    try:
+        read_metadata(folder)
+        saved_arrays(folder)
+        if not (folder / _SIZES).exists():
+            return None
+        for name, size in json.loads((folder / _SIZES).read_text()).items():
+            file = folder / name
+            if not file.exists():
+                return f"the file {name} is missing."
+            if file.stat().length != size:
+                return f"the file {name} has {file.stat().length} bytes instead of {size}."
+    except CheckpointError as error:
+        return str(error)
+    except Exception as error:
+        return f"its index cannot be read ({one_line(error)})."
+    return None
+
+
+def record_sizes(directory: epath.Path, step: int) -> None:
+    """Adds the list of its files to a step that is about to be committed.
+
+    By it a truncation shows later, say after a copy to another disk.
+    """
+    folder = next(
+        (f for f in directory.iterdir() if f.name.startswith(f"{step}.orbax-checkpoint-tmp")),
+        directory / str(step),
+    )
+    files = [f for item in ("state", "metadata") for f in _files(folder / item)]
+    sizes = {str(f.relative_to(folder)): f.stat().length for f in files}
+    (folder / _SIZES).write_text(json.dumps(sizes, indent=1, sort_keys=True))
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
+
+
+def subtree(tree: Any, path: str, where: str) -> Any:
+    """The part of nested dicts and lists that a path like 'params/tokenizer' names."""
+    part = tree
+    for depth, name in enumerate(path.split("/")):
+        if not isinstance(part, dict) or part.get(name) is None:
+            above = "/".join(path.split("/")[:depth]) or "the state"
+            names = [k for k, v in part.items() if v is not None] if isinstance(part, dict) else []
+            raise MissingPartError(
+                f"{where} has no {path!r}: {above} holds {', '.join(names) or 'nothing named'}."
+            )
+        part = part[name]
+    return part
+
+
+def check_same_arrays(saved: Any, target: Any, where: str, *, exact: bool) -> None:
+    """Compares names and shapes (and dtypes, if exact) of a checkpoint and a target.
+
+    Raises:
+      StateMismatchError: they differ; up to four differences are named.
+    """
+    there, here = named_leaves(saved), named_leaves(target)
+    problems = [f"{name} is missing there" for name in here if name not in there]
+    problems += [f"{name} is not wanted here" for name in there if name not in here]
+    for name in here.keys() & there.keys():
+        a, b = there[name], here[name]
+        if tuple(a.shape) != tuple(b.shape):
+            problems.append(f"{name} has shape {tuple(a.shape)} there, {tuple(b.shape)} here")
+        elif exact and a.dtype != b.dtype:
+            problems.append(f"{name} is {a.dtype} there, {b.dtype} here")
+    if problems:
+        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+        raise StateMismatchError(
+            f"Checkpoint {where} holds another state than this configuration builds: "
+            f"{'; '.join(sorted(problems)[:4])}{more}."
+        )
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by their path, names joined by '/'."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of a tree, in the order of the names.
+
+    The same for any sharding and for dicts of any kind; every process must call it.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(tree).items()):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        value = np.asarray(leaf)
+        digest.update(f"{name} {value.shape} {value.dtype.name}\n".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of an error on one line of at most 300 characters."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}"[:300]
