@@ -1,0 +1,68 @@
+"""The contract of an objective: what a training step minimises.
+
+One trainer serves every objective. An objective is a frozen dataclass of modules and
+settings with pure methods; parameters that do not train come in as `frozen`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax
+import jax
+
+
+@flax.struct.dataclass
+class Aux:
+    """What a loss gives beside its value.
+
+    Attributes:
+      metrics: float32 scalars or small arrays by name, means over the batch; averaged over
+        microbatches.
+      carry: a tree of arrays for `after_update`, taken from the last microbatch.
+    """
+
+    metrics: dict[str, jax.Array]
+    carry: Any = None
+
+
+class Objective(Protocol):
+    """What a training step minimises."""
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Parameters at initialisation, in the boxes that hold their logical axis names."""
+
+    def init_stats(self) -> Any:
+        """State that is not trained by gradient, such as usage counts; () for none."""
+
+    def loss(
+        self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """The loss of a batch.
+
+        Args:
+          params: what trains.
+          frozen: what does not: tokenizer, reference or teacher parameters.
+          stats: see `init_stats`.
+          batch: dict of arrays with the examples on axis 0.
+          keys: one PRNG key an example [B]; random choices come from these only.
+          step: int32 scalar, the number of updates so far.
+
+        Returns:
+          float32 scalar, Aux.
+        """
+
+    def after_update(
+        self, params: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[Any, Any]:
+        """Changes to parameters and stats that no gradient makes, after the optimizer.
+
+        Args:
+          params, stats: after the update.
+          carry: of this step's `Aux`.
+          key: one PRNG key for the step.
+          step: int32 scalar, the number of updates before this one.
+
+        Returns:
+          params, stats.
+        """
