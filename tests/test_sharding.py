@@ -1,5 +1,7 @@
 """Meshes, rules and their checks; constraints that are in force in the compiled program."""
 
+import ast
+import pathlib
 import re
 
 import flax.linen as nn
@@ -143,8 +145,8 @@ def test_unknown_and_colliding_names():
     mesh = tiny_mesh(data=1, fsdp=8)
     with pytest.raises(ValueError, match="w: dimension 1 has the logical axis name 'hidden'"):
         sharding.abstract_shardings({"w": boxed(("embed", "hidden"), 8, 8)}, mesh, "fsdp")
-    with pytest.raises(ValueError, match=r"w: dimensions 0 \('cond'\) and 1 \('embed'\)"):
-        sharding.abstract_shardings({"w": boxed(("cond", "embed"), 8, 8)}, mesh, "fsdp")
+    with pytest.raises(ValueError, match=r"w: dimensions 0 \('conv_out'\) and 1 \('embed'\)"):
+        sharding.abstract_shardings({"w": boxed(("conv_out", "embed"), 8, 8)}, mesh, "fsdp")
     with pytest.raises(ValueError, match="w has shape .* but 1 logical"):
         sharding.abstract_shardings({"w": boxed(("embed",), 8, 8)}, mesh, "fsdp")
 
@@ -282,3 +284,21 @@ def test_steps_agree_between_meshes():
         losses.append(values)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     np.testing.assert_allclose(losses[0], losses[2], rtol=1e-5)
+
+
+def test_every_name_in_the_source_is_known():
+    """Flax takes an unknown name in a constraint for 'do not shard', without a word."""
+    root = pathlib.Path(sharding.__file__).parent
+    calls = ("with_logical_constraint", "with_logical_partitioning")
+    seen = set()
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            function = getattr(node, "func", None)
+            if getattr(function, "attr", None) not in calls:
+                continue
+            names = node.args[1]
+            if isinstance(names, ast.Tuple):
+                found = {n.value for n in names.elts if isinstance(n, ast.Constant)} - {None}
+                assert found <= set(sharding.LOGICAL_NAMES), f"{file}: {found}"
+                seen |= found
+    assert {"batch", "act_embed", "heads"} <= seen

@@ -315,7 +315,8 @@ class Checkpointer:
             return steps
         if step not in steps:
             raise FileNotFoundError(
-                f"There is no checkpoint of step {step} in {self.directory}; there are {steps[::-1]}."
+                f"There is no checkpoint of step {step} in {self.directory}; there are "
+                f"{steps[::-1]}."
             )
         return [step]
 

@@ -65,20 +65,19 @@ def _preset(**assigned: MeshAxes) -> Rules:
     return tuple((name, assigned.get(name)) for name in LOGICAL_NAMES)
 
 
-#: Every preset has a rule for every logical name. Convolution kernels and the codebook stay
-#: whole: a tokenizer has fewer than 0.1 G parameters and odd channel counts (3, 32), and its
-#: memory goes into activations, which the batch axes cut.
+#: Every preset has a rule for every logical name. The modulation's kernel is (cond, adaln = 6,
+#: embed); frozen networks inside a step, such as a tokenizer, are best laid out 'replicated'.
 PRESETS: dict[str, Rules] = {
     "replicated": _preset(batch=BATCH_AXES),
-    "fsdp": _preset(batch=BATCH_AXES, embed="fsdp", cond="fsdp"),
+    "fsdp": _preset(batch=BATCH_AXES, embed="fsdp", conv_out="fsdp"),
     "fsdp_tensor": _preset(
         batch=BATCH_AXES,
         embed="fsdp",
-        cond="fsdp",
+        conv_out="fsdp",
         heads="tensor",
         mlp="tensor",
         vocab="tensor",
-        adaln="tensor",
+        cond="tensor",
         act_heads="tensor",
         act_mlp="tensor",
         act_vocab="tensor",
