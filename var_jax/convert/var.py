@@ -193,9 +193,9 @@ def _listed_patch_nums(state: Mapping[str, LazyTensor]) -> tuple[int, ...] | Non
     return tuple(int(n) for n in sides) if np.all(sides**2 == sizes) and sides.min() > 0 else None
 
 
-def buffers(shape: TransformerShape) -> dict[str, LazyTensor]:
+def buffers(patch_nums: Sequence[int], width: int, depth: int) -> dict[str, LazyTensor]:
     """What the official module registers besides its parameters."""
-    pyramid = ScalePyramid.from_patch_nums(shape.patch_nums)
+    pyramid = ScalePyramid.from_patch_nums(patch_nums)
     length, levels = pyramid.length, pyramid.level_ids
 
     def mask() -> np.ndarray:
@@ -205,9 +205,7 @@ def buffers(shape: TransformerShape) -> dict[str, LazyTensor]:
         "lvl_1L": constant((1, length), np.int64, lambda: levels),
         "attn_bias_for_masking": constant((1, 1, length, length), np.float32, mask),
         **{
-            f"blocks.{i}.attn.zero_k_bias": constant(
-                (shape.width,), np.float32, lambda: np.zeros(shape.width)
-            )
-            for i in range(shape.depth)
+            f"blocks.{i}.attn.zero_k_bias": constant((width,), np.float32, lambda: np.zeros(width))
+            for i in range(depth)
         },
     }

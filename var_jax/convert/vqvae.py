@@ -186,7 +186,7 @@ def _phi_sharing(state: Mapping[str, LazyTensor]) -> tuple[int, bool]:
     return 0, any(name.startswith("quantize.quant_resi.") for name in state)
 
 
-def buffers(shape: TokenizerShape) -> dict[str, LazyTensor]:
+def buffers(num_levels: int, vocab_size: int) -> dict[str, LazyTensor]:
     """What the official module registers besides its parameters: codebook usage, none yet."""
-    usage = (len(shape.patch_nums), shape.vocab_size)
+    usage = (num_levels, vocab_size)
     return {"quantize.ema_vocab_hit_SV": constant(usage, np.float32, lambda: np.zeros(usage))}

@@ -1,0 +1,189 @@
+"""Whole models from and to the files of FoundationVision/VAR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from var_jax.codecs.residual_vq import ResidualVQ
+from var_jax.context import BlockCausal
+from var_jax.convert import mapping, var, vqvae
+from var_jax.convert.lazy_state import LazyState, LazyTensor
+from var_jax.convert.torch_file import open_state
+from var_jax.heads.categorical import CategoricalHead
+from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.var import VAR
+
+_SIGNATURES = {"tokenizer": vqvae.SIGNATURE, "transformer": var.SIGNATURE}
+
+
+def build_tokenizer(shape: vqvae.TokenizerShape) -> VQVAE:
+    """The module that a tokenizer's file describes."""
+    codec = ResidualVQ(
+        ScalePyramid.from_patch_nums(shape.patch_nums),
+        shape.vocab_size,
+        shape.code_dim,
+        shape.phi_sharing,
+        shape.phi_ratio,
+    )
+    return VQVAE(
+        codec,
+        image_channels=shape.image_channels,
+        channels=shape.channels,
+        multipliers=shape.multipliers,
+        num_res_blocks=shape.num_res_blocks,
+        attention=shape.attention,
+    )
+
+
+def build_transformer(shape: var.TransformerShape) -> tuple[VAR, CategoricalHead]:
+    """The modules that a transformer's file describes."""
+    transformer = VAR(
+        ScalePyramid.from_patch_nums(shape.patch_nums),
+        shape.num_classes,
+        shape.code_dim,
+        shape.depth,
+        shape.width,
+        shape.num_heads,
+        mlp_ratio=shape.mlp_ratio,
+        qk_norm=shape.qk_norm,
+        shared_adaln=shape.shared_adaln,
+    )
+    return transformer, CategoricalHead(shape.vocab_size, shape.width)
+
+
+def abstract_tokenizer(tokenizer: VQVAE) -> Any:
+    """Shapes of the tokenizer's parameters, nested dicts."""
+    images = jnp.zeros((1, *tokenizer.image_shape))
+    return nn.unbox(jax.eval_shape(tokenizer.init, jax.random.key(0), images))["params"]
+
+
+def abstract_transformer(transformer: VAR, head: CategoricalHead) -> Any:
+    """Shapes of {'transformer': ..., 'head': ...}, nested dicts."""
+
+    def init(key):
+        inputs = jnp.zeros((1, transformer.pyramid.length, transformer.code_dim))
+        return {
+            "transformer": transformer.init(key, inputs, jnp.zeros((1,), jnp.int32))["params"],
+            "head": head.init(key, jnp.zeros((1, 1, transformer.width)))["params"],
+        }
+
+    return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+
+
+def tokenizer_slots(tokenizer: VQVAE) -> dict[str, mapping.Slot]:
+    """The official names of the tokenizer's parameters."""
+    return mapping.expand(vqvae.rows(tokenizer.codec.phi_sharing), abstract_tokenizer(tokenizer))
+
+
+def transformer_slots(transformer: VAR, head: CategoricalHead) -> dict[str, mapping.Slot]:
+    """The official names of the transformer's and the head's parameters."""
+    return mapping.expand(var.ROWS, abstract_transformer(transformer, head))
+
+
+def select(state: LazyState, kind: str) -> Mapping[str, LazyTensor]:
+    """The dict of a file that holds a tokenizer or a transformer.
+
+    Args:
+      state: an open file: a bare dict, or nested ones such as the official trainer's.
+      kind: 'tokenizer' or 'transformer'.
+
+    Raises:
+      ValueError: none of the dicts is one, or several are; the names that there are are listed.
+    """
+    groups = state.groups()
+    matches = {n: g for n, g in groups.items() if all(name in g for name in _SIGNATURES[kind])}
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    if matches:
+        raise ValueError(
+            f"{state.path} holds {len(matches)} dicts that are each a {kind}: "
+            f"{', '.join(sorted(matches))}; save the one to import in a file of its own."
+        )
+    found = [f"{n or 'the top'} has {', '.join(list(g)[:4])}, ..." for n, g in groups.items()]
+    raise ValueError(
+        f"{state.path} holds no official {kind}, which would have "
+        f"{' and '.join(_SIGNATURES[kind])}. {'; '.join(found[:5]) or 'There are no tensors'}."
+    )
+
+
+def read_tokenizer(
+    path: str, patch_nums: Sequence[int] | None = None
+) -> tuple[VQVAE, dict[str, Any]]:
+    """A tokenizer from an official file.
+
+    Args:
+      path: `.pth` or safetensors file, local or gs://.
+      patch_nums: side lengths of the levels; None where a published pyramid decides them.
+
+    Returns:
+      The module and its parameters, float32 numpy arrays.
+
+    Raises:
+      FileNotFoundError, ValueError: one sentence; what is missing or too much is listed.
+    """
+    with open_state(path) as state:
+        chosen = select(state, "tokenizer")
+        tokenizer = build_tokenizer(vqvae.infer(chosen, patch_nums, path))
+        slots = tokenizer_slots(tokenizer)
+        mapping.check(chosen, slots, vqvae.BUFFERS, path)
+        return tokenizer, mapping.read(chosen, slots, abstract_tokenizer(tokenizer))
+
+
+def read_transformer(
+    path: str, patch_nums: Sequence[int] | None = None, num_heads: int | None = None
+) -> tuple[VAR, CategoricalHead, dict[str, Any]]:
+    """A transformer from an official file; see `read_tokenizer` and `var.infer`.
+
+    Returns:
+      The modules and {'transformer': ..., 'head': ...}, float32 numpy arrays.
+    """
+    with open_state(path) as state:
+        chosen = select(state, "transformer")
+        transformer, head = build_transformer(var.infer(chosen, patch_nums, num_heads, path))
+        slots = transformer_slots(transformer, head)
+        mapping.check(chosen, slots, var.BUFFERS, path)
+        params = mapping.read(chosen, slots, abstract_transformer(transformer, head))
+        return transformer, head, params
+
+
+def tokenizer_tensors(tokenizer: VQVAE, params: Any) -> dict[str, LazyTensor]:
+    """The official state dict of a tokenizer, buffers included; tensors are made when read.
+
+    Args:
+      tokenizer: its module.
+      params: numpy arrays.
+
+    Raises:
+      ValueError: the official code has no such tokenizer.
+    """
+    codec = tokenizer.codec
+    slots = tokenizer_slots(tokenizer)
+    extra = vqvae.buffers(len(codec.pyramid.patch_nums), codec.vocab_size)
+    return {**mapping.tensors(params, slots), **extra}
+
+
+def transformer_tensors(
+    transformer: VAR, head: CategoricalHead, params: Any
+) -> dict[str, LazyTensor]:
+    """The official state dict of a transformer, buffers included; tensors are made when read.
+
+    Args:
+      transformer, head: its modules.
+      params: {'transformer': ..., 'head': ...}, numpy arrays.
+
+    Raises:
+      ValueError: the official code has no such transformer.
+    """
+    if transformer.context != BlockCausal():
+        raise ValueError(
+            f"The official code has block-causal attention only, not {transformer.context}."
+        )
+    slots = transformer_slots(transformer, head)
+    extra = var.buffers(transformer.pyramid.patch_nums, transformer.width, transformer.depth)
+    return {**mapping.tensors(params, slots), **extra}
