@@ -1,0 +1,131 @@
+"""LPIPS: learned perceptual distance of two images, on VGG-16 features.
+
+Used as a training loss and as a score. Weights are read from torchvision's `vgg16` file and from
+the five linear layers of the LPIPS release (version 0.1), without PyTorch.
+
+Source: Zhang et al. 2018 (arXiv 1801.03924).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from var_jax.convert.lazy_state import LazyState
+from var_jax.convert.torch_file import open_state
+
+# Channels of the convolutions between poolings; the features are taken before each pooling.
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MIN_SIZE = 16  # four halvings
+# ImageNet mean and standard deviation, for images in [-1, 1].
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+_EPSILON = 1e-10
+
+
+class LPIPS(nn.Module):
+    """Distance of images from VGG-16 features.
+
+    Attributes:
+      dtype: computation dtype of the convolutions; parameters and the distance are float32.
+      precision: of the convolutions; HIGHEST is float32 on a TPU too.
+    """
+
+    dtype: Any = jnp.float32
+    precision: jax.lax.Precision | None = jax.lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Distances.
+
+        Args:
+          x, y: float [B, H, W, 3] in [-1, 1]; H and W at least 16.
+
+        Returns:
+          float32 [B], 0 for equal images.
+        """
+        if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < MIN_SIZE:
+            raise ValueError(
+                f"LPIPS compares two [B, H, W, 3] arrays of at least {MIN_SIZE} pixels a side, not "
+                f"{x.shape} and {y.shape}."
+            )
+        batch = x.shape[0]
+        images = jnp.concatenate([x, y]).astype(jnp.float32)
+        h = ((images - jnp.array(SHIFT)) / jnp.array(SCALE)).astype(self.dtype)
+        distance = jnp.zeros((batch,), jnp.float32)
+        for stage, widths in enumerate(STAGES):
+            if stage:
+                h = nn.max_pool(h, (2, 2), (2, 2))
+            for i, width in enumerate(widths):
+                conv = nn.Conv(
+                    width,
+                    (3, 3),
+                    padding=((1, 1), (1, 1)),
+                    dtype=self.dtype,
+                    precision=self.precision,
+                    name=f"conv{stage + 1}_{i + 1}",
+                )
+                h = nn.relu(conv(h))
+            weight = self.param(f"lin{stage}", nn.initializers.ones, (widths[-1],), jnp.float32)
+            unit = normalise(h.astype(jnp.float32))
+            difference = (unit[:batch] - unit[batch:]) ** 2  # [B, h, w, C]
+            distance += jnp.sum(jnp.mean(difference, axis=(1, 2)) * weight, -1)
+        return distance
+
+
+def normalise(features: jax.Array) -> jax.Array:
+    """Unit vectors over the last axis, as LPIPS takes them; zero where every entry is."""
+    squares = jnp.sum(features**2, -1, keepdims=True)
+    # The square root's gradient at an all-zero pixel would be infinite.
+    norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return features / (norm + _EPSILON)
+
+
+def load_lpips(vgg_path: str, linear_path: str) -> dict[str, Any]:
+    """Parameters of `LPIPS` from the published files.
+
+    Args:
+      vgg_path: torchvision's vgg16 (`features.0.weight`, ...), `.pth` or safetensors.
+      linear_path: the LPIPS release's `vgg.pth` (`lin0.model.1.weight`, ...), or safetensors; may
+        be the same file as `vgg_path`.
+
+    Returns:
+      the tree for `LPIPS().apply({'params': tree}, x, y)`, float32.
+
+    Raises:
+      FileNotFoundError, ValueError: one sentence.
+    """
+    params: dict[str, Any] = {}
+    with open_state(vgg_path, legacy=True) as state:
+        index, channels = 0, 3
+        for stage, widths in enumerate(STAGES):
+            for i, width in enumerate(widths):
+                kernel = _read(state, f"features.{index}.weight", (width, channels, 3, 3))
+                params[f"conv{stage + 1}_{i + 1}"] = {
+                    "kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)),
+                    "bias": _read(state, f"features.{index}.bias", (width,)),
+                }
+                index, channels = index + 2, width  # a ReLU follows each convolution
+            index += 1  # the pooling
+    with open_state(linear_path, legacy=True) as state:
+        for stage, widths in enumerate(STAGES):
+            weight = _read(state, f"lin{stage}.model.1.weight", (1, widths[-1], 1, 1))
+            params[f"lin{stage}"] = weight.reshape(-1)
+    return params
+
+
+def _read(state: LazyState, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name not in state:
+        raise ValueError(
+            f"{state.path} lacks {name!r}; it holds {len(state)} tensors, among them "
+            f"{', '.join(list(state)[:3])}."
+        )
+    if state[name].shape != shape:
+        raise ValueError(
+            f"{state.path} holds {name!r} of shape {state[name].shape} where {shape} is due."
+        )
+    return state[name].read().astype(np.float32)
