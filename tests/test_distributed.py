@@ -1,0 +1,285 @@
+"""Roll call and stopping, with threads where that is enough and two real processes elsewhere."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from var_jax import distributed
+from var_jax.distributed import Cluster, PreflightError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def free_port():
+    """A port that is free together with the next one."""
+    while True:
+        with socket.socket() as a, socket.socket() as b:
+            a.bind(("localhost", 0))
+            port = a.getsockname()[1]
+            try:
+                b.bind(("localhost", port + 1))
+                return port
+            except (OSError, OverflowError):
+                continue
+
+
+def report(host, problem=None, **agree):
+    return {"host": host, "problem": problem, "agree": agree}
+
+
+def call_the_roll(reports, num_processes=None, workdirs=None, seconds=20.0, ids=None):
+    """Runs each process in a thread; what each ended with."""
+    coordinator = f"localhost:{free_port()}"
+    count = num_processes or len(reports)
+    hosts = tuple(f"host-{i}" for i in range(count))
+    ends = [None] * len(reports)
+
+    def run(i):
+        cluster = Cluster(coordinator, count, i if ids is None else ids[i], hosts)
+        try:
+            distributed.roll_call(cluster, reports[i], workdirs and workdirs[i], seconds)
+        except PreflightError as error:
+            ends[i] = str(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(reports))]
+    for thread in reversed(threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+def test_all_present(tmp_path):
+    reports = [report(f"h{i}", version="1") for i in range(5)]
+    assert call_the_roll(reports, workdirs=[tmp_path] * 5) == [None] * 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_processes_are_named():
+    ends = call_the_roll([report("h0"), report("h1")], num_processes=4, seconds=1.0)
+    assert ends[0] == ends[1]
+    assert "2 of 4 processes did not come" in ends[0]
+    assert "process 2 (host-2), process 3 (host-3)" in ends[0]
+
+
+def test_missing_process_0_is_named():
+    cluster = Cluster(f"localhost:{free_port()}", 2, 1, ("host-0", "host-1"))
+    with pytest.raises(PreflightError, match=r"process 0 \(host-0\) did not answer"):
+        distributed.roll_call(cluster, report("h1"), deadline_seconds=0.5)
+
+
+def test_one_odd_host_is_named():
+    reports = [report(f"h{i}", **{"version of jax": "0.10.2"}) for i in range(4)]
+    reports[2]["agree"]["version of jax"] = "0.9.0"
+    ends = call_the_roll(reports)
+    assert set(ends) == {ends[0]}
+    assert ends[0].startswith("The version of jax is 0.9.0 on process 2 (h2) but 0.10.2 on 3 of 4")
+
+
+def test_a_problem_of_one_host_ends_all():
+    ends = call_the_roll([report("h0"), report("h1", problem="Cannot write to /x: full.")])
+    assert ends == ["On process 1 (h1): Cannot write to /x: full."] * 2
+
+
+def test_two_hosts_with_one_number():
+    ends = call_the_roll([report("h0"), report("h1"), report("h2")], seconds=2.0, ids=[0, 1, 1])
+    assert all("run as process 1" in end for end in ends)
+
+
+def test_a_workdir_that_is_not_shared(tmp_path, monkeypatch):
+    exists = type(tmp_path).exists
+    monkeypatch.setattr(
+        distributed.epath, "Path", lambda p: Unseen(p) if ".roll-call" in str(p) else real(p)
+    )
+    real = pathlib.Path
+
+    class Unseen:
+        def __init__(self, path):
+            del path
+
+        def exists(self):
+            return False
+
+    assert exists(tmp_path)
+    ends = call_the_roll([report("h0"), report("h1")], workdirs=[tmp_path] * 2)
+    assert "process 1 (h1) cannot see what process 0 writes" in ends[0] and ends[0] == ends[1]
+
+
+def test_single_process_checks(tmp_path):
+    assert distributed.initialize(workdir=tmp_path / "run", data_paths=[tmp_path]) is None
+    with pytest.raises(PreflightError, match="Cannot read the data at .*missing"):
+        distributed.initialize(data_paths=[tmp_path / "missing"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match="Cannot write to"):
+        distributed.initialize(workdir=tmp_path / "file" / "run", data_paths=[tmp_path / "file"])
+    with pytest.raises(PreflightError, match="or none of them"):
+        distributed.initialize(coordinator="localhost:1")
+
+
+def test_clusters_are_read_from_the_environment(monkeypatch):
+    monkeypatch.setattr(distributed, "_has_tpu_chips", lambda: True)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
+    monkeypatch.setenv("TPU_WORKER_ID", "2")
+    cluster = distributed.detect_cluster()
+    assert cluster == Cluster("a:8482", 4, 2, ("a", "b", "c", "d"))
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+    monkeypatch.setenv("MEGASCALE_SLICE_ID", "1")
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "first:8080")
+    assert distributed.detect_cluster() == Cluster("first:8482", 8, 6, ())
+    # A TPU VM: the metadata server.
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "MEGASCALE_NUM_SLICES"):
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("MEGASCALE_SLICE_ID")
+    monkeypatch.delenv("MEGASCALE_COORDINATOR_ADDRESS")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    answers = {
+        "worker-network-endpoints": "unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2",
+        "agent-worker-number": "1",
+        "tpu-env": "ZONE: 'us-east5-a'\nMEGASCALE_NUM_SLICES: ''",
+    }
+    monkeypatch.setattr(distributed, "_instance_attribute", answers.get)
+    assert distributed.detect_cluster() == Cluster("10.0.0.1:8482", 2, 1, ("10.0.0.1", "10.0.0.2"))
+    monkeypatch.setattr(distributed, "_has_tpu_chips", lambda: False)
+    assert distributed.detect_cluster() is None
+
+
+def test_stop_signal_of_one_process():
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.StopSignal() as stop:
+        assert not stop.requested(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested(1) and stop.requested(2)
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+PREAMBLE = """
+    import os, signal, sys, time
+    import jax, jax.numpy as jnp, numpy as np
+    import flax.linen as nn
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    from var_jax import distributed, sharding
+    from var_jax.checkpoint import Checkpointer
+    process, coordinator, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+    def join(seconds=60):
+        try:
+            distributed.initialize(workdir=workdir, coordinator=coordinator, num_processes=2,
+                                   process_id=process, deadline_seconds=seconds)
+        except distributed.PreflightError as error:
+            sys.exit(str(error))
+"""
+
+
+def start(process, coordinator, workdir, code):
+    env = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        PYTHONPATH=str(ROOT),
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    text = textwrap.dedent(PREAMBLE) + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", text, str(process), coordinator, str(workdir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+
+
+def run_both(workdir, code, timeout=120):
+    coordinator = f"localhost:{free_port()}"
+    children = [start(i, coordinator, workdir, code) for i in range(2)]
+    ends = [child.communicate(timeout=timeout) for child in children]
+    return [(child.returncode, *end) for child, end in zip(children, ends, strict=True)]
+
+
+def printed(out, word):
+    return [line for line in out.splitlines() if line.startswith(word)]
+
+
+def test_a_missing_process_ends_the_run_within_the_deadline(tmp_path):
+    begin = time.monotonic()
+    child = start(0, f"localhost:{free_port()}", tmp_path, "join(seconds=3)")
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "1 of 2 processes did not come within 3 s: process 1" in err
+    assert time.monotonic() - begin < 40
+
+
+TRAIN = """
+    join()
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed", "mlp"))
+    make = lambda key: {"w": init(key, (16, 8)), "step": jnp.int32(0)}
+    state, shardings = sharding.init_sharded(make, jax.random.key(0), mesh=mesh, preset="fsdp")
+
+    def step(state, x):
+        loss, grad = jax.value_and_grad(lambda w: jnp.mean(jnp.square(x @ w)))(state["w"])
+        return {"w": state["w"] - 0.1 * grad, "step": state["step"] + 1}, loss
+
+    step = jax.jit(step, out_shardings=(shardings, None))
+    saver = Checkpointer(workdir, save_every=4)
+    first = saver.latest_step() or 0
+    if first:
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                              state, shardings)
+        state, metadata, first = saver.restore(target)
+        assert metadata["note"] == "two processes"
+    with sharding.activate(mesh, "fsdp"), distributed.StopSignal() as stop:
+        for i in range(first, LAST):
+            x = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
+            batch = sharding.global_batch(x[process * 8 : process * 8 + 8], mesh)
+            state, loss = step(state, batch)
+            print("loss", i + 1, float(loss).hex())
+            HOOK
+            saver.check()
+            stopping = stop.requested(i + 1)
+            saver.save(i + 1, state, {"note": "two processes"}, force=stopping)
+            if stopping:
+                print("stopped", i + 1)
+                break
+    saver.close()
+    print("weights", float(jnp.sum(state["w"])).hex())
+"""
+
+
+def train(last, hook=""):
+    return TRAIN.replace("LAST", str(last)).replace("HOOK", hook)
+
+
+def test_two_processes_train_save_resume_and_pass_over_damage(tmp_path):
+    whole = run_both(tmp_path / "whole", train(12))
+    assert [end[0] for end in whole] == [0, 0], whole[0][2][-2000:] + whole[1][2][-2000:]
+    losses = printed(whole[0][1], "loss")
+    assert len(losses) == 12 and losses == printed(whole[1][1], "loss")
+
+    run_both(tmp_path / "parts", train(8))
+    # The newest step is damaged: both processes take the one before.
+    newest = tmp_path / "parts" / "checkpoints" / "8"
+    largest = max((newest / "state").rglob("d/*"), key=lambda f: f.stat().st_size)
+    os.truncate(largest, 10)
+    resumed = run_both(tmp_path / "parts", train(12))
+    assert [end[0] for end in resumed] == [0, 0], resumed[0][2][-2000:] + resumed[1][2][-2000:]
+    assert printed(resumed[0][1], "loss") == losses[4:]
+    assert printed(resumed[1][1], "weights") == printed(whole[0][1], "weights")
+    assert newest.with_name("8.unreadable").is_dir()
+
+
+def test_sigterm_on_one_of_two_stops_and_saves_on_both(tmp_path):
+    hook = "time.sleep(0.05); i == 20 and process == 1 and os.kill(os.getpid(), signal.SIGTERM)"
+    ends = run_both(tmp_path, train(2000, hook))
+    assert [end[0] for end in ends] == [0, 0], ends[0][2][-2000:] + ends[1][2][-2000:]
+    stopped = [printed(end[1], "stopped") for end in ends]
+    assert stopped[0] == stopped[1] and len(stopped[0]) == 1
+    step = int(stopped[0][0].split()[1])
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
