@@ -34,27 +34,51 @@ def golden_codec(case):
         "phi_kernel": np.stack([state[f"{n}.weight"].transpose(2, 3, 1, 0) for n in names]),
         "phi_bias": np.stack([state[f"{n}.bias"] for n in names]),
     }
-    outputs = dict(np.load(GOLDENS / case / "outputs.npz"))
+    outputs = {np.load(GOLDENS / case / "outputs.npz")}
     return codec, jax.tree.map(jnp.asarray, params), outputs
 
 
 def small_codec(**changes):
-    settings = dict(
-        pyramid=ScalePyramid.from_patch_nums((1, 2, 3, 4)), vocab_size=19, code_dim=5, phi_sharing=2
-    )
+    settings = {
+        "pyramid": ScalePyramid.from_patch_nums((1, 2, 3, 4)),
+        "vocab_size": 19,
+        "code_dim": 5,
+        "phi_sharing": 2,
+    }
     codec = ResidualVQ(**{**settings, **changes})
-    params = codec.init(
-        jax.random.key(0), jnp.zeros((1, codec.pyramid.length), int), method="decode"
+    shapes = jax.eval_shape(
+        lambda key: codec.init(
+            key, jnp.zeros((1, codec.pyramid.length), jnp.int32), method="decode"
+        ),
+        jax.random.key(0),
     )
-    params = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape),
-        jax.tree.map(lambda x: x.unbox(), params["params"], is_leaf=lambda x: hasattr(x, "unbox")),
-    )
+    rng = np.random.default_rng(0)
+    params = {
+        name: jnp.asarray(rng.normal(size=box.unbox().shape) * 0.4, jnp.float32)
+        for name, box in shapes["params"].items()
+    }
+    params["phi_kernel"] = params["phi_kernel"].at[:, 1, 1].add(jnp.eye(codec.code_dim))
     return codec, params
 
 
+def random_tokens(codec, batch=2):
+    shape = (batch, codec.pyramid.length)
+    return jnp.asarray(np.random.default_rng(1).integers(codec.vocab_size, size=shape))
+
+
+def random_features(codec, batch=2):
+    shape = (batch, *codec.pyramid.grid, codec.code_dim)
+    return jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)
+
+
 def run(codec, params, *args, method, **kwargs):
-    return codec.apply({"params": params}, *args, method=method, **kwargs)
+    # One program a call: eager operations would each be compiled alone.
+    def apply(params, *arrays):
+        filled = iter(arrays)
+        full = [next(filled) if isinstance(a, (jax.Array, np.ndarray)) else a for a in args]
+        return codec.apply({"params": params}, *full, method=method, **kwargs)
+
+    return jax.jit(apply)(params, *[a for a in args if isinstance(a, (jax.Array, np.ndarray))])
 
 
 def assert_close(actual, expected, tolerance=1e-4):
@@ -87,7 +111,7 @@ def test_phi_table(levels, sharing, expected):
 def test_teacher_inputs_are_a_fold_of_advance(changes):
     codec, params = small_codec(**changes)
     pyramid = codec.pyramid
-    tokens = jax.random.randint(jax.random.key(2), (3, pyramid.length), 0, codec.vocab_size)
+    tokens = random_tokens(codec, 3)
     inputs = run(codec, params, tokens, method="teacher_inputs")
     assert inputs.shape == (3, pyramid.length, codec.code_dim)
     assert inputs.dtype == jnp.float32
@@ -103,7 +127,7 @@ def test_teacher_inputs_are_a_fold_of_advance(changes):
 
 def test_teacher_inputs_see_only_coarser_levels():
     codec, params = small_codec()
-    tokens = jax.random.randint(jax.random.key(2), (2, codec.pyramid.length), 0, codec.vocab_size)
+    tokens = random_tokens(codec)
     before = run(codec, params, tokens, method="teacher_inputs")
     for k in range(codec.pyramid.num_levels):
         part = codec.pyramid.level(k)
@@ -114,8 +138,8 @@ def test_teacher_inputs_see_only_coarser_levels():
 
 def test_a_distribution_adds_the_expected_code():
     codec, params = small_codec()
-    tokens = jax.random.randint(jax.random.key(2), (2, 4), 0, codec.vocab_size)
-    carry = jax.random.normal(jax.random.key(3), (2, 4, 4, codec.code_dim))
+    tokens = random_tokens(codec)[:, :4]
+    carry = random_features(codec)
     hard = run(codec, params, carry, 1, tokens, method="advance")
     one_hot = jax.nn.one_hot(tokens, codec.vocab_size)
     soft = run(codec, params, carry, 1, one_hot, method="advance")
@@ -125,7 +149,7 @@ def test_a_distribution_adds_the_expected_code():
 @pytest.mark.parametrize("normalize", [False, True])
 def test_encode_repeats_itself_and_agrees_with_quantize(normalize):
     codec, params = small_codec(normalize_codes=normalize)
-    features = jax.random.normal(jax.random.key(4), (2, 4, 4, codec.code_dim))
+    features = random_features(codec)
     tokens = run(codec, params, features, method="encode")
     assert tokens.shape == (2, codec.pyramid.length) and tokens.dtype == jnp.int32
     quantized = run(codec, params, features, method="quantize")
@@ -157,7 +181,7 @@ def test_encoding_what_was_decoded_gives_the_same_tokens():
 
 def test_features_by_level_add_up():
     codec, params = small_codec()
-    tokens = jax.random.randint(jax.random.key(2), (2, codec.pyramid.length), 0, codec.vocab_size)
+    tokens = random_tokens(codec)
     by_level = run(codec, params, tokens, method="features_by_level")
     carry = None
     for k, target in enumerate(codec.pyramid.split(tokens)):
@@ -178,7 +202,7 @@ def test_exact_codes_rebuild_the_features_at_no_loss():
     codec, params = small_codec()
     params = {**params, "phi_bias": jnp.zeros((2, 5))}
     params["phi_kernel"] = jnp.zeros((2, 3, 3, 5, 5)).at[:, 1, 1].set(jnp.eye(5))
-    features = jax.random.normal(jax.random.key(4), (2, 4, 4, codec.code_dim))
+    features = random_features(codec)
     quantized = run(codec, params, features, method="quantize", exact=True)
     assert_close(quantized.features, features, 1e-6)
     assert quantized.loss == 0
@@ -205,7 +229,7 @@ def test_a_feature_map_of_another_size_is_refused():
 
 def test_rectangles_work():
     codec, params = small_codec(pyramid=ScalePyramid(((1, 1), (1, 3), (2, 6))))
-    features = jax.random.normal(jax.random.key(4), (2, 2, 6, codec.code_dim))
+    features = random_features(codec)
     tokens = run(codec, params, features, method="encode")
     assert tokens.shape == (2, 16)
     assert run(codec, params, tokens, method="teacher_inputs").shape == (2, 16, codec.code_dim)
@@ -215,9 +239,7 @@ def test_rectangles_work():
 def test_agrees_with_the_official_quantizer(case):
     codec, params, golden = golden_codec(case)
     features = nhwc(golden["features"])
-    tokens = np.concatenate(
-        [golden[f"tokens_{k}"] for k in range(codec.pyramid.num_levels)], 1
-    )
+    tokens = np.concatenate([golden[f"tokens_{k}"] for k in range(codec.pyramid.num_levels)], 1)
     np.testing.assert_array_equal(run(codec, params, features, method="encode"), tokens)
     by_level = run(codec, params, tokens, method="features_by_level")
     assert_close(by_level[0], nhwc(golden["f_hat_0"]))
@@ -239,5 +261,3 @@ def test_agrees_with_the_official_quantizer(case):
     assert_close(grad_features, nhwc(golden["quantizer_grad_features"]))
     norm = np.linalg.norm(grads["codebook"])
     assert_close(norm, golden["quantizer_grad_codebook_norm"].reshape(()))
-
-

@@ -17,7 +17,7 @@ from var_jax.resample import resize
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def phi_indices(num_levels: int, phi_sharing: int) -> tuple[int, ...]:
     """Which phi convolution each level uses.
 
@@ -124,9 +124,7 @@ class ResidualVQ(nn.Module):
             raise ValueError(f"phi_ratio must be in [0, 1], got {self.phi_ratio}.")
         self.codebook = self.param(
             "codebook",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.code_dim**-0.5), (None, None)
-            ),
+            nn.with_logical_partitioning(nn.initializers.normal(self.code_dim**-0.5), (None, None)),
             (self.vocab_size, self.code_dim),
             jnp.float32,
         )

@@ -184,9 +184,9 @@ class Stage(nn.Module):
         """float [B, H, W, C] -> [B, H', W', features], H' = H, H / 2 or 2 H."""
         block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for i in range(self.num_blocks):
-            x = block(
-                self.features, self.norm_groups, self.dropout, self.dtype, name=f"block_{i}"
-            )(x, train)
+            x = block(self.features, self.norm_groups, self.dropout, self.dtype, name=f"block_{i}")(
+                x, train
+            )
             if self.attention:
                 x = AttentionBlock(self.norm_groups, self.dtype, name=f"attn_{i}")(x)
         if self.resample == "down":
@@ -258,9 +258,7 @@ class Encoder(nn.Module):
             )(h, train)
         h = Middle(self.attention, self.norm_groups, self.dropout, self.dtype, name="mid")(h, train)
         h = nn.silu(GroupNorm(self.norm_groups, self.dtype, name="norm_out")(h))
-        return conv(
-            self.out_channels, axes=("conv_in", None), dtype=self.dtype, name="conv_out"
-        )(h)
+        return conv(self.out_channels, axes=("conv_in", None), dtype=self.dtype, name="conv_out")(h)
 
 
 class Decoder(nn.Module):

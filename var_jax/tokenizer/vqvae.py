@@ -58,20 +58,20 @@ class VQVAE(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        settings = dict(
-            channels=self.channels,
-            multipliers=tuple(self.multipliers),
-            num_res_blocks=self.num_res_blocks,
-            attention=self.attention,
-            norm_groups=self.norm_groups,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            remat=self.remat,
-        )
+        settings = {
+            "channels": self.channels,
+            "multipliers": tuple(self.multipliers),
+            "num_res_blocks": self.num_res_blocks,
+            "attention": self.attention,
+            "norm_groups": self.norm_groups,
+            "dropout": self.dropout,
+            "dtype": self.dtype,
+            "remat": self.remat,
+        }
         self.encoder = Encoder(self.codec.code_dim, **settings)
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
-        exact = dict(axes=(None, None), precision=jax.lax.Precision.HIGHEST, dtype=jnp.float32)
+        exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
         self.quant_conv = conv(self.codec.code_dim, **exact)
         self.post_quant_conv = conv(self.codec.code_dim, **exact)
 

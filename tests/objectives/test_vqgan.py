@@ -1,0 +1,315 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from var_jax.codecs.residual_vq import ResidualVQ
+from var_jax.objectives.vqgan import VQGAN, CodeStats, count_codes, kmeans_init, spread_sample
+from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.discriminator import PatchDiscriminator
+from var_jax.tokenizer.vqvae import VQVAE
+
+
+def tiny_tokenizer(patch_nums=(1, 2, 4), vocab_size=16, channels=8, multipliers=(1, 2), dim=4):
+    codec = ResidualVQ(ScalePyramid.from_patch_nums(patch_nums), vocab_size, dim, 1)
+    return VQVAE(
+        codec,
+        image_channels=1,
+        channels=channels,
+        multipliers=multipliers,
+        num_res_blocks=1,
+        attention=False,
+        norm_groups=4,
+    )
+
+
+def init_params(objective):
+    return nn.unbox(jax.jit(objective.init_params)(jax.random.key(0)))
+
+
+def blobs(count, side, seed=0):
+    """Grey images [count, side, side, 1] in [-1, 1]: a few soft spots each."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    images = np.zeros((count, side, side))
+    for _ in range(3):
+        cy, cx = rng.uniform(0.1, 0.9, (2, count, 1, 1))
+        images += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 0.02)
+    return jnp.asarray(np.clip(images, 0, 1)[..., None] * 2 - 1, jnp.float32)
+
+
+class MeanColor(nn.Module):
+    """A stand-in for a perceptual distance."""
+
+    @nn.compact
+    def __call__(self, x, y):
+        assert x.shape[-1] == 3
+        scale = self.param("scale", nn.initializers.ones, ())
+        return scale * jnp.square(x.mean((1, 2)) - y.mean((1, 2))).sum(-1)
+
+
+@functools.cache
+def adversarial_case():
+    tokenizer = tiny_tokenizer()
+    objective = VQGAN(
+        tokenizer,
+        PatchDiscriminator(4, 1),
+        MeanColor(),
+        adversarial_start=10,
+        adversarial_ramp=4,
+    )
+    params = init_params(objective)
+    frozen = {"perceptual": {"scale": jnp.float32(1.5)}}
+    batch = {"image": blobs(4, 8)}
+
+    @jax.jit
+    def value_and_grad(params, step):
+        def loss(params):
+            return objective.loss(params, frozen, objective.init_stats(), batch, None, step)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return objective, params, frozen, batch, value_and_grad
+
+
+def test_adversary_starts_and_ramps():
+    *_, params, _, _, value_and_grad = adversarial_case()
+    weights, active = [], []
+    for step in (0, 9, 10, 12, 14, 100):
+        (_, aux), grads = value_and_grad(params, step)
+        metrics = aux.metrics
+        weights.append(metrics["adversarial_weight"] / (0.4 * metrics["adaptive_weight"]))
+        active.append(float(optax.global_norm(grads["discriminator"])) > 0)
+    np.testing.assert_allclose(weights, [0, 0, 0, 0.5, 1, 1], atol=1e-6)
+    assert active == [False, False, True, True, True, True]
+
+
+def test_adaptive_weight_and_gradients_equal_brute_force():
+    objective, params, frozen, batch, value_and_grad = adversarial_case()
+    tokenizer, discriminator = objective.tokenizer, objective.discriminator
+    images = batch["image"]
+
+    def reconstruction(p):
+        return tokenizer.apply({"params": p}, images)
+
+    def distance(p):
+        x = reconstruction(p).reconstruction
+        perceptual = MeanColor().apply(
+            {"params": frozen["perceptual"]}, *[jnp.repeat(y, 3, -1) for y in (images, x)]
+        )
+        return 0.2 * jnp.abs(x - images).mean() + jnp.square(x - images).mean() + perceptual.mean()
+
+    def fooling(p):
+        x = reconstruction(p).reconstruction
+        return -discriminator.apply({"params": params["discriminator"]}, x).mean()
+
+    @jax.jit
+    def brute_force(p):
+        (_, grad_distance), (_, grad_fooling) = (
+            jax.value_and_grad(distance)(p),
+            jax.value_and_grad(fooling)(p),
+        )
+        norms = [
+            jnp.linalg.norm(g["decoder"]["conv_out"]["kernel"])
+            for g in (grad_distance, grad_fooling)
+        ]
+        weight = norms[0] / norms[1]
+        grad_vq = jax.grad(lambda p: reconstruction(p).quantized.loss)(p)
+        total = jax.tree.map(
+            lambda a, b, c: a + 0.4 * weight * b + c, grad_distance, grad_fooling, grad_vq
+        )
+        return weight, total
+
+    weight, expected = brute_force(params["tokenizer"])
+    (_, aux), grads = value_and_grad(params, 100)
+    np.testing.assert_allclose(aux.metrics["adaptive_weight"], weight, rtol=1e-3)
+    for actual, wanted in zip(
+        jax.tree.leaves(grads["tokenizer"]), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(actual, wanted, atol=1e-4 * float(jnp.abs(wanted).max()) + 1e-7)
+
+
+def test_loss_is_the_sum_of_its_parts():
+    objective, params, _, _, value_and_grad = adversarial_case()
+    (value, aux), _ = value_and_grad(params, 100)
+    m = aux.metrics
+    expected = (0.2 * m["l1"] + m["l2"] + m["perceptual"] + m["vq"] + m["discriminator"]) + m[
+        "adversarial_weight"
+    ] * m["adversarial"]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_counts_are_exact():
+    pyramid = ScalePyramid.from_patch_nums((1, 2))
+    tokens = jnp.array([[3, 0, 0, 1, 3], [3, 2, 2, 2, 2]])
+    counts = count_codes(tokens, pyramid, 4)
+    np.testing.assert_array_equal(counts, [[0, 0, 0, 2], [2, 1, 4, 1]])
+
+
+def test_usage_average_is_plain_at_first_and_counts_levels_apart():
+    objective = VQGAN(tiny_tokenizer((1, 4), vocab_size=4), usage_decay=0.9)
+    stats = objective.init_stats()
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 5, (30, 2, 4)).astype(np.float32)
+    for i in range(5):
+        stats = objective._count(stats, counts[i])
+    np.testing.assert_allclose(stats.usage, counts[:5].mean(0), rtol=1e-5)
+    for i in range(5, 30):
+        before, stats = stats, objective._count(stats, counts[i])
+    np.testing.assert_allclose(stats.usage, 0.9 * before.usage + 0.1 * counts[29], rtol=1e-5)
+
+    uneven = CodeStats(jnp.array([[8.0, 0, 0, 0], [1, 1, 1, 1]]), jnp.int32(50))
+    metrics = objective._usage_metrics(uneven, jnp.array(False))
+    np.testing.assert_allclose(metrics["usage_level"], [0.25, 1])
+    np.testing.assert_allclose(metrics["perplexity_level"], [1, 4], rtol=1e-5)
+    assert metrics["usage"] == 1
+
+
+def test_kmeans_finds_separated_clusters():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(12, 3)) * 10
+    vectors = jnp.asarray(np.repeat(centres, 40, 0) + 0.01 * rng.normal(size=(480, 3)), jnp.float32)
+    codes = jax.jit(lambda key: kmeans_init(key, vectors, 12, iterations=20))(jax.random.key(0))
+    distance = np.linalg.norm(np.asarray(codes)[:, None] - centres[None], axis=-1)
+    assert distance.min(0).max() < 0.1
+
+
+def test_spread_sample_takes_distinct_rows():
+    rows = spread_sample(jax.random.key(0), jnp.arange(50.0)[:, None], 40)
+    assert len(np.unique(rows)) == 40
+
+
+def make_step(objective, learning_rate):
+    optimizer = optax.adam(learning_rate)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, images, index):
+        params, opt_state, stats = state
+
+        def loss(params):
+            return objective.loss(params, {}, stats, {"image": images}, None, index)
+
+        (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+        key = jax.random.fold_in(jax.random.key(1), index)
+        params, stats = objective.after_update(params, stats, aux.carry, key, index)
+        return (params, opt_state, stats), aux.metrics
+
+    def start(params):
+        return params, optimizer.init(params), objective.init_stats()
+
+    return start, step
+
+
+def test_overfits_64_images():
+    objective = VQGAN(
+        tiny_tokenizer((1, 2, 4), vocab_size=256, channels=32, multipliers=(1, 2, 2), dim=8),
+        warmup_steps=100,
+        restart_every=40,
+        restart_until=500,
+    )
+    images = blobs(64, 16)
+    start, step = make_step(objective, optax.cosine_decay_schedule(2e-3, 700))
+    state = start(init_params(objective))
+    for i in range(700):
+        state, metrics = step(state, images, i)
+        if i % 50 == 49 and metrics["psnr"] > 30 and i > objective.warmup_steps:
+            break
+    assert metrics["psnr"] >= 30
+    assert np.all(metrics["collapsed_level"] == 0)
+
+
+def test_a_planted_collapse_is_reported_and_restart_cures_it():
+    tokenizer = tiny_tokenizer(vocab_size=64)
+    images = blobs(64, 8)
+    usage = {}
+    for restart_every in (0, 20):
+        objective = VQGAN(
+            tokenizer, restart_every=restart_every, restart_until=1000, usage_decay=0.9
+        )
+        params = init_params(objective)
+        # All codes but one are so far away that nothing ever chooses them.
+        codebook = 100 + params["tokenizer"]["codec"]["codebook"]
+        params["tokenizer"]["codec"]["codebook"] = codebook.at[0].set(0.0)
+        start, step = make_step(objective, 1e-3)
+        state = start(params)
+        reported = []
+        for i in range(120):
+            state, metrics = step(state, images, i)
+            reported.append(np.asarray(metrics["collapsed_level"]))
+        assert not reported[0].any() or objective.tokenizer.codec.pyramid.sizes[0] * 64 >= 256
+        assert np.any(np.stack(reported[:20]), 0).all()
+        usage[restart_every] = np.asarray(metrics["usage_level"])
+        assert np.all(reported[-1] == (restart_every == 0))
+    assert np.all(usage[0] == 1 / 64)
+    assert usage[20].min() > 0.1 and usage[20].max() > 0.5
+
+
+def test_warmup_is_a_plain_autoencoder_and_then_kmeans_makes_the_codebook():
+    objective = VQGAN(tiny_tokenizer(vocab_size=16), warmup_steps=3)
+    start, step = make_step(objective, 1e-3)
+    params = init_params(objective)
+    first = np.asarray(params["tokenizer"]["codec"]["codebook"])
+    state = start(params)
+    images = blobs(8, 8)
+    for i in range(4):
+        state, metrics = step(state, images, i)
+        codebook = np.asarray(state[0]["tokenizer"]["codec"]["codebook"])
+        if i < 2:
+            np.testing.assert_array_equal(codebook, first)
+        if i < 3:
+            assert metrics["vq"] == 0 and state[2].updates == 0
+    assert metrics["vq"] > 0 and state[2].updates == 1
+    assert not np.isin(codebook, first).any()
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_eight_devices_agree_with_one(step):
+    # Step 1 ends the warm-up (k-means); step 5 restarts dead codes.
+    objective = VQGAN(
+        tiny_tokenizer(vocab_size=32), warmup_steps=2, restart_every=4, restart_until=100
+    )
+    params = init_params(objective)
+    images = blobs(16, 8)
+
+    @jax.jit
+    def run(params, images):
+        loss, aux = objective.loss(
+            params, {}, objective.init_stats(), {"image": images}, None, step
+        )
+        params, stats = objective.after_update(
+            params, objective.init_stats(), aux.carry, jax.random.key(0), jnp.int32(step)
+        )
+        return loss, aux.metrics, aux.carry.counts, params["tokenizer"]["codec"]["codebook"]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
+    sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+    replicated = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    one, eight = run(params, images), run(replicated, sharded)
+    np.testing.assert_array_equal(one[2], eight[2])
+    assert np.sum(one[2]) == 16 * 21
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
+
+
+def test_uint8_and_float_images_are_the_same():
+    objective = VQGAN(tiny_tokenizer())
+    params = init_params(objective)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    run = jax.jit(
+        lambda image: objective.loss(params, {}, objective.init_stats(), {"image": image}, None, 0)[
+            0
+        ]
+    )
+    scaled = jnp.asarray(pixels, jnp.float32) / 127.5 - 1
+    np.testing.assert_allclose(run(pixels), run(scaled), rtol=1e-6)
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(ValueError, match="Unknown augmentation"):
+        VQGAN(tiny_tokenizer(), augmentations=("blur",))
