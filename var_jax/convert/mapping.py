@@ -139,15 +139,24 @@ def read(state: Mapping[str, LazyTensor], slots: Mapping[str, Slot], abstract: A
     """Our parameters from a checked file, one tensor at a time.
 
     Returns:
-      nested dicts of float32 numpy arrays like `abstract`.
+      nested dicts of float32 numpy arrays like `abstract`, aligned so that JAX can take them
+      on the CPU without a copy.
     """
-    arrays = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(abstract).items()}
+    arrays = {path: _aligned(leaf.shape) for path, leaf in flatten(abstract).items()}
     for name, slot in slots.items():
         target = arrays[slot.path]
         if slot.index is not None:
             target = target[slot.index]
         np.copyto(target, slot.to_ours(state[name].read()), casting="unsafe")
     return unflatten(arrays)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An uninitialised float32 array that begins at a multiple of 64 bytes."""
+    nbytes = 4 * math.prod(shape)
+    buffer = np.empty(nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + nbytes].view(np.float32).reshape(shape)
 
 
 def tensors(params: Any, slots: Mapping[str, Slot]) -> dict[str, LazyTensor]:

@@ -135,6 +135,38 @@ def read_tokenizer(
         return tokenizer, mapping.read(chosen, slots, abstract_tokenizer(tokenizer))
 
 
+def describe_transformer(
+    path: str, patch_nums: Sequence[int] | None = None, num_heads: int | None = None
+) -> var.TransformerShape:
+    """The configuration of a transformer's file, checked against all of its names and shapes."""
+    with open_state(path) as state:
+        chosen = select(state, "transformer")
+        shape = var.infer(chosen, patch_nums, num_heads, path)
+        mapping.check(chosen, transformer_slots(*build_transformer(shape)), var.BUFFERS, path)
+        return shape
+
+
+def check_match(
+    tokenizer: VQVAE, shape: var.TransformerShape, tokenizer_path: str, transformer_path: str
+) -> None:
+    """Refuses a tokenizer that the transformer cannot have been trained with.
+
+    Raises:
+      ValueError: another vocabulary, code width or pyramid.
+    """
+    codec = tokenizer.codec
+    for name, there, here in (
+        ("codes", codec.vocab_size, shape.vocab_size),
+        ("channels a code", codec.code_dim, shape.code_dim),
+        ("levels", codec.pyramid.patch_nums, shape.patch_nums),
+    ):
+        if there != here:
+            raise ValueError(
+                f"The tokenizer {tokenizer_path} does not belong to the transformer "
+                f"{transformer_path}: it has {there} {name}, the transformer {here}."
+            )
+
+
 def read_transformer(
     path: str, patch_nums: Sequence[int] | None = None, num_heads: int | None = None
 ) -> tuple[VAR, CategoricalHead, dict[str, Any]]:
