@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_reads_encoded_bytes(data_dir):
-    source = make_source("tfds", "train", name="toy_pictures:1.0.0", data_dir=data_dir)
+    source = make_source("tfds", "train", builder="toy_pictures:1.0.0", data_dir=data_dir)
     assert len(source) == 10 and source.class_names == ("cat", "dog") and source.channels == 3
     assert isinstance(source[0]["image"], bytes)
     batch = Pipeline(source, make_transform(source, 8, True), 10).batch(0)
@@ -56,21 +56,21 @@ def test_reads_encoded_bytes(data_dir):
 
 def test_directory_splits_and_missing_labels(data_dir):
     path = str(data_dir / "toy_pictures" / "1.0.0")
-    assert len(make_source("tfds", "val", name=path)) == 4
-    assert len(make_source("tfds", "train[:30%]", name=path)) == 3
-    unlabelled = make_source("tfds", "train", name=path, label_key=None)
+    assert len(make_source("tfds", "val", builder=path)) == 4
+    assert len(make_source("tfds", "train[:30%]", builder=path)) == 3
+    unlabelled = make_source("tfds", "train", builder=path, label_key=None)
     assert unlabelled.class_names == ("all",) and unlabelled[3]["label"] == 0
 
 
 def test_errors(data_dir, tmp_path):
     path = str(data_dir / "toy_pictures" / "1.0.0")
     with pytest.raises(ValueError, match="no split 'exam'"):
-        make_source("tfds", "exam", name=path)
+        make_source("tfds", "exam", builder=path)
     with pytest.raises(ValueError, match="no feature 'picture'; it has image, label, number"):
-        make_source("tfds", "train", name=path, image_key="picture")
+        make_source("tfds", "train", builder=path, image_key="picture")
     with pytest.raises(ValueError, match="no class table"):
-        make_source("tfds", "train", name=path, label_key="number")
-    with pytest.raises(FileNotFoundError, match="no tensorflow-datasets builder 'no_such_set'"):
-        make_source("tfds", "train", name="no_such_set", data_dir=tmp_path)
+        make_source("tfds", "train", builder=path, label_key="number")
+    with pytest.raises(FileNotFoundError, match="no tensorflow-datasets builder no_such_set"):
+        make_source("tfds", "train", builder="no_such_set", data_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="is not prepared in"):
-        make_source("tfds", "train", name="toy_pictures", data_dir=tmp_path)
+        make_source("tfds", "train", builder="toy_pictures", data_dir=tmp_path)

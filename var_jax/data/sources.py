@@ -418,12 +418,12 @@ REGISTRY: dict[str, Callable[..., Source]] = {
 }
 
 
-def make_source(name: str, split: str, **options: Any) -> Source:
+def make_source(name: str, split: str, /, **options: Any) -> Source:
     """Builds a source by name.
 
     Args:
       name: 'mnist5k'; 'emoji' (size=64); 'folder' (path, held_out=0, class_names=None); 'tfds'
-        (name='imagenet2012:5.1.0' or a builder's directory, data_dir=None, image_key='image',
+        (builder='imagenet2012:5.1.0' or its directory, data_dir=None, image_key='image',
         label_key='label'); 'array_record' (path: what launch.prepare_imagenet wrote); 'tokens'
         (path: what launch.cache_tokens wrote, fingerprint=None); 'synthetic' (num_records, size,
         channels, num_classes).

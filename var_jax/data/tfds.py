@@ -18,7 +18,8 @@ class TfdsSource:
     Args:
       split: 'train', 'val' (the builder's 'validation' or 'test' if it has no 'val'), or an
         expression such as 'train[:10%]'.
-      name: 'imagenet2012:5.1.0', or the directory of a prepared builder (local).
+      builder: 'imagenet2012:5.1.0', 'imagenet_resized/64x64', or the directory of a prepared
+        builder, such as '/data/imagenet2012/5.1.0'.
       data_dir: where prepared data sets lie; by default $TFDS_DATA_DIR or tfds' own.
       image_key: feature that holds the picture.
       label_key: feature that holds the class, or None for one class 'all'.
@@ -31,7 +32,7 @@ class TfdsSource:
     def __init__(
         self,
         split: str,
-        name: str,
+        builder: str,
         data_dir: epath.PathLike | None = None,
         image_key: str = "image",
         label_key: str | None = "label",
@@ -43,37 +44,38 @@ class TfdsSource:
                 "The source tfds needs the package tensorflow-datasets: pip install "
                 "'var_jax[tfds]'."
             ) from error
+        name = os.fspath(builder)
         if data_dir is None:
             data_dir = os.environ.get("TFDS_DATA_DIR")
         try:
-            if os.sep in name:
-                builder = tfds.builder_from_directory(name)
+            if epath.Path(name).is_dir():
+                prepared = tfds.builder_from_directory(name)
             else:
-                builder = tfds.builder(name, data_dir=data_dir)
+                prepared = tfds.builder(name, data_dir=data_dir)
         except (ValueError, OSError, tfds.core.DatasetNotFoundError) as error:
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
-                f"There is no tensorflow-datasets builder {name!r} (data_dir {data_dir}): {reason}"
+                f"There is no tensorflow-datasets builder {name} (data_dir {data_dir}): {reason}"
             ) from error
-        if not builder.info.splits:
+        if not prepared.info.splits:
             raise FileNotFoundError(
-                f"The data set {name!r} is not prepared in {builder.data_dir}; run `tfds build "
+                f"The data set {name} is not prepared in {prepared.data_dir}; run `tfds build "
                 f"{name.split(':')[0]} --file_format=array_record` first."
             )
-        file_format = builder.info.file_format
+        file_format = prepared.info.file_format
         if file_format is not None and file_format.value != "array_record":
             raise ValueError(
-                f"The data set {name!r} is stored as {file_format.value}, which has no random "
+                f"The data set {name} is stored as {file_format.value}, which has no random "
                 "access; prepare it again with --file_format=array_record."
             )
-        splits = builder.info.splits
+        splits = prepared.info.splits
         if split == "val" and split not in splits:
             split = next((s for s in ("validation", "test") if s in splits), split)
-        features = builder.info.features
+        features = prepared.info.features
         for key in (image_key, label_key):
             if key is not None and key not in features:
                 raise ValueError(
-                    f"The data set {name!r} has no feature {key!r}; it has {', '.join(features)}."
+                    f"The data set {name} has no feature {key!r}; it has {', '.join(features)}."
                 )
         shape = getattr(features[image_key], "shape", None) or (None, None, 3)
         self.channels = 1 if shape[-1] == 1 else 3
@@ -81,22 +83,22 @@ class TfdsSource:
             self.class_names: tuple[str, ...] = ("all",)
         elif getattr(features[label_key], "num_classes", None) is None:
             raise ValueError(
-                f"Feature {label_key!r} of {name!r} has no class table; choose a ClassLabel "
+                f"Feature {label_key!r} of {name} has no class table; choose a ClassLabel "
                 "feature, or label_key=None for a data set without classes."
             )
         else:
             self.class_names = tuple(features[label_key].names)
         try:
-            self._data = builder.as_data_source(
+            self._data = prepared.as_data_source(
                 split=split, decoders={image_key: tfds.decode.SkipDecoding()}
             )
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"The data set {name!r} has no split {split!r}; it has {', '.join(splits)}."
+                f"The data set {name} has no split {split!r}; it has {', '.join(splits)}."
             ) from error
         self._image_key = image_key
         self._label_key = label_key
-        self._title = f"{builder.info.full_name}/{split}"
+        self._title = f"{prepared.info.full_name}/{split}"
 
     @property
     def num_classes(self) -> int:
