@@ -3,6 +3,7 @@ import pytest
 from pictures import EncodedSource, numbered_source
 
 from var_jax.data import ImageTransform, Pipeline, RandomAffine
+from var_jax.data import pipeline as pipeline_module
 from var_jax.data.transforms import UnreadableImage
 
 PLAIN = ImageTransform(4, channels=1, resize="pad")
@@ -25,7 +26,10 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-def test_each_epoch_holds_every_record_once_across_batch_boundaries():
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_each_epoch_holds_every_record_once_across_batch_boundaries(in_memory, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "MAX_ORDER_IN_MEMORY", 100 if in_memory else 0)
+    pipeline_module._order.cache_clear()
     pipeline = Pipeline(numbered_source(23), PLAIN, 8, seed=5)
     seen = records_of(take(pipeline.batches(), 12))[: 4 * 23]
     epochs = seen.reshape(4, 23)
@@ -35,6 +39,15 @@ def test_each_epoch_holds_every_record_once_across_batch_boundaries():
     assert not np.array_equal(epochs[0], np.arange(23))
     other = records_of(take(Pipeline(numbered_source(23), PLAIN, 8, seed=6).batches(), 3))
     assert not np.array_equal(other, seen[:24])
+    pipeline_module._order.cache_clear()
+
+
+def test_the_order_never_changes():
+    # A run resumed with another version of NumPy must go on in the same order.
+    order = Pipeline(numbered_source(10), PLAIN, 10, seed=7).record_numbers(np.arange(20))
+    np.testing.assert_array_equal(
+        order, [8, 4, 3, 6, 2, 1, 0, 5, 9, 7, 7, 9, 6, 1, 4, 8, 3, 2, 5, 0]
+    )
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

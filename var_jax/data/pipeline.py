@@ -9,6 +9,7 @@ nothing in what comes out.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray
 
 #: So many unreadable records in a row mean that the data set is broken, not one picture.
 MAX_UNREADABLE_RUN = 1000
+#: Up to so many records an epoch's order is kept as an array (8 bytes each).
+MAX_ORDER_IN_MEMORY = 2**22
 
 
 class Pipeline:
@@ -187,11 +190,14 @@ class Pipeline:
                 grain.ReadOptions(min(self.num_threads, self.prefetch), self.prefetch)
             )
         iterator = iter(dataset)
+        # A loop left open must not outlive the modules that its workers need.
+        atexit.register(iterator.close)
         try:
             for item in iterator:
                 self._note(item["skipped"])
-                yield item["batch"]
+                yield item.pop("batch")
         finally:
+            atexit.unregister(iterator.close)
             iterator.close()
 
     def _compute(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
@@ -277,9 +283,13 @@ class _Steps:
 
 @functools.lru_cache(maxsize=4)
 def _order(num_records: int, seed: int, epoch: int) -> Any:
-    """The epoch's permutation of range(num_records), computed entry by entry (no memory)."""
+    """The epoch's permutation of range(num_records), as something to index."""
+    # Hashed, so that seed s + 1 is not seed s an epoch later.
+    key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
+    if num_records <= MAX_ORDER_IN_MEMORY:
+        # Raw words and a stable sort: the same for every version of NumPy.
+        return np.argsort(np.random.Philox(key=key).random_raw(num_records), kind="stable")
     import grain
 
-    # One word from both numbers, so that seed s + 1 is not seed s an epoch later.
-    word = np.random.SeedSequence((seed, epoch)).generate_state(1)[0]
-    return grain.MapDataset.range(num_records).shuffle(seed=int(word))
+    # Computed entry by entry: takes no memory, but is slow for few records.
+    return grain.MapDataset.range(num_records).shuffle(seed=int(key[0] >> np.uint64(32)))
