@@ -75,7 +75,8 @@ class TfdsSource:
         for key in (image_key, label_key):
             if key is not None and key not in features:
                 raise ValueError(
-                    f"The data set {name} has no feature {key!r}; it has {', '.join(sorted(features))}."
+                    f"The data set {name} has no feature {key!r}; it has "
+                    f"{', '.join(sorted(features))}."
                 )
         shape = getattr(features[image_key], "shape", None) or (None, None, 3)
         self.channels = 1 if shape[-1] == 1 else 3
