@@ -21,11 +21,13 @@ import collections
 import importlib.util
 import io
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
+
+from launch import offline
 
 
 def patch_nums(text: str) -> tuple[int, ...]:
@@ -37,11 +39,7 @@ def patch_nums(text: str) -> tuple[int, ...]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.convert_torch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = offline.parser("launch.convert_torch", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("import", help="official files -> checkpoint")
     reading.add_argument("--vae", help="the tokenizer's file")
@@ -179,7 +177,9 @@ def write(path: epath.Path, tensors: Mapping[str, Any]) -> None:
         return
     import torch
 
-    state = collections.OrderedDict((n, torch.from_numpy(t.read())) for n, t in tensors.items())
+    # PyTorch wants arrays of its own; those that need no rearranging are views of ours.
+    arrays = ((name, np.require(t.read(), requirements="W")) for name, t in tensors.items())
+    state = collections.OrderedDict((name, torch.from_numpy(x)) for name, x in arrays)
     target = path.parent / f"{path.name}.pth"
     buffer = io.BytesIO() if "://" in str(target) else os.fspath(target)
     torch.save(state, buffer)
@@ -188,19 +188,9 @@ def write(path: epath.Path, tensors: Mapping[str, Any]) -> None:
     print(f"Wrote the same to {target}.", flush=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parses the command line; expected errors end with one line and exit status 2."""
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    from var_jax.checkpoint_files import CheckpointError
-
-    try:
-        import_files(args) if args.command == "import" else export_files(args)
-    except (ValueError, OSError, CheckpointError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(args: argparse.Namespace) -> None:
+    import_files(args) if args.command == "import" else export_files(args)
 
 
 if __name__ == "__main__":
-    main()
+    offline.run(make_parser(), main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,10 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
-_SIGNATURES = {"tokenizer": vqvae.SIGNATURE, "transformer": var.SIGNATURE}
+_KINDS = {
+    "tokenizer": (vqvae.SIGNATURE, vqvae.infer, vqvae.BUFFERS),
+    "transformer": (var.SIGNATURE, var.infer, var.BUFFERS),
+}
 
 
 def build_tokenizer(shape: vqvae.TokenizerShape) -> VQVAE:
@@ -97,7 +102,8 @@ def select(state: LazyState, kind: str) -> Mapping[str, LazyTensor]:
       ValueError: none of the dicts is one, or several are; the names that there are are listed.
     """
     groups = state.groups()
-    matches = {n: g for n, g in groups.items() if all(name in g for name in _SIGNATURES[kind])}
+    signature = _KINDS[kind][0]
+    matches = {n: g for n, g in groups.items() if all(name in g for name in signature)}
     if len(matches) == 1:
         return next(iter(matches.values()))
     if matches:
@@ -108,7 +114,7 @@ def select(state: LazyState, kind: str) -> Mapping[str, LazyTensor]:
     found = [f"{n or 'the top'} has {', '.join(list(g)[:4])}, ..." for n, g in groups.items()]
     raise ValueError(
         f"{state.path} holds no official {kind}, which would have "
-        f"{' and '.join(_SIGNATURES[kind])}. {'; '.join(found[:5]) or 'There are no tensors'}."
+        f"{' and '.join(signature)}. {'; '.join(found[:5]) or 'There are no tensors'}."
     )
 
 
@@ -219,3 +225,27 @@ def transformer_tensors(
     slots = transformer_slots(transformer, head)
     extra = var.buffers(transformer.pyramid.patch_nums, transformer.width, transformer.depth)
     return {**mapping.tensors(params, slots), **extra}
+
+
+def describe(group: Mapping[str, LazyTensor], what: str) -> list[str]:
+    """What a dict of tensors is, by names and shapes alone: kind, size and configuration.
+
+    Returns:
+      One line each; none if it is neither an official tokenizer nor a transformer. Where the
+      configuration cannot be told, the reason stands there instead.
+    """
+    for kind, (signature, infer, buffers) in _KINDS.items():
+        if not all(name in group for name in signature):
+            continue
+        learned = [
+            tensor.size
+            for name, tensor in group.items()
+            if not any(re.fullmatch(pattern, name) for pattern in buffers)
+        ]
+        lines = [f"kind: {kind}", f"parameters: {sum(learned):,}"]
+        try:
+            shape = infer(group, what=what)
+            return lines + [f"{k}: {v}" for k, v in dataclasses.asdict(shape).items()]
+        except ValueError as error:
+            return [*lines, f"configuration: {error}"]
+    return []
