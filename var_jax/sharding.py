@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 #: data: whole copies of the parameters; fsdp: parameters and batch cut together (ZeRO-3);
@@ -346,6 +346,13 @@ def global_batch(local: Any, mesh: Mesh) -> Any:
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """A global array as numpy, whole on every process."""
+    if x.is_fully_addressable:
+        return np.asarray(jax.device_get(x))
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from var_jax import sharding
 from var_jax.data.pipeline import Pipeline
@@ -19,13 +18,6 @@ from var_jax.sampling.generate import Sampler, generate
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluation
 from var_jax.train.state import TrainState
-
-
-def _to_host(x: jax.Array) -> np.ndarray:
-    """A global array as numpy on every process."""
-    if x.is_fully_addressable:
-        return np.asarray(jax.device_get(x))
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 class ValidationLoss:
@@ -79,7 +71,7 @@ class SampleGrid:
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         images = self._generate(state.evaluation_params(), self._labels, self._keys)
-        picture = grid(to_uint8(_to_host(images)), self._columns)
+        picture = grid(to_uint8(sharding.to_host(images)), self._columns)
         return Evaluation(images={"samples": picture})
 
 
@@ -127,9 +119,9 @@ class Reconstruction:
         batches = prefetch_to_device(self._pipeline.batches(), sharding.batch_sharding(self._mesh))
         for batch, _ in batches:
             output, values = self._run(params, batch["image"])
-            psnr.append(_to_host(values)[_to_host(batch["mask"])])
+            psnr.append(sharding.to_host(values)[sharding.to_host(batch["mask"])])
             if picture is None:
-                before = _to_host(batch["image"])[: self._shown]
-                after = to_uint8(_to_host(output))[: self._shown]
+                before = sharding.to_host(batch["image"])[: self._shown]
+                after = to_uint8(sharding.to_host(output))[: self._shown]
                 picture = grid(np.concatenate([before, after]), columns=len(before))
         return Evaluation({"psnr": np.concatenate(psnr).mean()}, {"reconstructions": picture})

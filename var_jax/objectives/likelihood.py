@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,13 @@ from var_jax.transformer.var import VAR
 class Likelihood:
     """Mean cross entropy over the L tokens of the pyramid.
 
-    `params` is {'transformer': ..., 'head': ...}; `frozen` is {'codec': ...}, the codec's
-    parameters. A batch holds 'tokens' int32 [B, L] and 'label' int32 [B].
+    `params` is {'transformer': ..., 'head': ...}. A batch holds 'label' int32 [B] and
+    'tokens' int32 [B, L]; then `frozen` is {'codec': ...}, the codec's parameters. Or it holds
+    'image' uint8 [B, H, W, c], which the step encodes; then `frozen` is all of the tokenizer's.
 
     Attributes:
       var, head, codec: modules.
+      tokenizer: encodes images; not needed for tokens.
       num_levels: train on the first levels only (progressive training); 0 is all.
       ramp_start, ramp_steps: the loss of the last of these levels is weighted by
         (step - ramp_start + 1) / ramp_steps, between 0.01 and 1; ramp_steps 0 is no ramp.
@@ -28,7 +31,8 @@ class Likelihood:
 
     var: VAR
     head: CategoricalHead
-    codec: object
+    codec: Any
+    tokenizer: Any = None
     num_levels: int = 0
     ramp_start: int = 0
     ramp_steps: int = 0
@@ -46,10 +50,23 @@ class Likelihood:
     def init_stats(self):
         return ()
 
-    def loss(self, params, frozen, stats, batch, keys, step):
-        """See `Objective.loss`; without keys (None) nothing is dropped, for evaluation."""
-        pyramid = self.var.pyramid.prefix(self.num_levels or self.var.pyramid.num_levels)
-        tokens = batch["tokens"][:, : pyramid.length]
+    def per_token(self, params, frozen, batch, keys=None):
+        """Smoothed loss, negative log likelihood and hits of each token.
+
+        Args:
+          params, frozen, batch: see the class.
+          keys: one PRNG key an example [B] for class dropout and drop path; None in evaluation.
+
+        Returns:
+          float32 [B, L], float32 [B, L] in nats, bool [B, L].
+        """
+        pyramid = self._pyramid()
+        if "tokens" in batch:
+            tokens = batch["tokens"]
+        else:
+            images = batch["image"].astype(jnp.float32) / 127.5 - 1
+            tokens = self.tokenizer.apply({"params": frozen}, images, method="encode")
+        tokens = tokens[:, : pyramid.length]
         inputs = self.codec.apply({"params": frozen["codec"]}, tokens, method="teacher_inputs")
         hidden = self.var.apply(
             {"params": params["transformer"]},
@@ -58,30 +75,51 @@ class Likelihood:
             keys,
             num_levels=pyramid.num_levels,
         )
-        loss, nll, correct = self.head.apply(
+        return self.head.apply(
             {"params": params["head"]}, hidden, tokens, method="loss_and_correct"
         )
+
+    def loss(self, params, frozen, stats, batch, keys, step):
+        """See `Objective.loss`."""
+        pyramid = self._pyramid()
+        loss, nll, correct = self.per_token(params, frozen, batch, keys)
         weight = jnp.full((pyramid.length,), 1 / self.var.pyramid.length, jnp.float32)
         if self.ramp_steps:
             ramp = jnp.clip((step - self.ramp_start + 1) / self.ramp_steps, 0.01, 1.0)
             weight = weight.at[pyramid.level(pyramid.num_levels - 1)].multiply(ramp)
         value = (loss * weight).sum(-1).mean()
-
-        nll, correct = nll.mean(0), correct.astype(jnp.float32).mean(0)
-        metrics = {
-            "loss": value,
-            "loss_mean": nll.mean(),
-            "accuracy_mean": correct.mean(),
-            "loss_level": jnp.stack([x.mean() for x in pyramid.split(nll, axis=0)]),
-            "accuracy_level": jnp.stack([x.mean() for x in pyramid.split(correct, axis=0)]),
-        }
-        if pyramid.num_levels == self.var.pyramid.num_levels:
-            metrics["loss_last"] = metrics["loss_level"][-1]
-            metrics["accuracy_last"] = metrics["accuracy_level"][-1]
-        return value, Aux(metrics)
+        metrics = summarise(pyramid, nll.mean(0), correct.astype(jnp.float32).mean(0))
+        return value, Aux({"loss": value, **metrics})
 
     def after_update(self, params, stats, carry, key, step):
         return params, stats
+
+    def _pyramid(self):
+        return self.var.pyramid.prefix(self.num_levels or self.var.pyramid.num_levels)
+
+
+def summarise(pyramid, nll, correct):
+    """Means of per-token numbers over all tokens, the last level, and each level.
+
+    Args:
+      pyramid: of the tokens.
+      nll: float [L], nats.
+      correct: float [L], fraction of right predictions.
+
+    Returns:
+      loss_mean, accuracy_mean, loss_last, accuracy_last (`Lm`, `Accm`, `Lt`, `Acct`
+      officially) as scalars, loss_level and accuracy_level [K].
+    """
+    loss_level = jnp.stack([x.mean() for x in pyramid.split(nll, axis=0)])
+    accuracy_level = jnp.stack([x.mean() for x in pyramid.split(correct, axis=0)])
+    return {
+        "loss_mean": nll.mean(),
+        "accuracy_mean": correct.mean(),
+        "loss_last": loss_level[-1],
+        "accuracy_last": accuracy_level[-1],
+        "loss_level": loss_level,
+        "accuracy_level": accuracy_level,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,6 +135,6 @@ def make_group_optimizer(
     transforms = {name: make_optimizer(config, num_steps) for name, config in configs.items()}
 
     def labels(params):
-        return {name: jax.tree.map(lambda _: name, tree) for name, tree in params.items()}
+        return {group: jax.tree.map(lambda _, g=group: g, params[group]) for group in params}
 
     return optax.multi_transform(transforms, labels)

@@ -1,0 +1,110 @@
+"""Encodes a data set once, so that training reads tokens and the step holds no tokenizer.
+
+python -m launch.cache_tokens --tokenizer runs/mnist/tokenizer --output runs/mnist/tokens \
+    --crops 4
+
+Writes OUTPUT/train (`crops` random crops an image) and OUTPUT/val (the central crop). An
+interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+
+from absl import flags, logging
+
+from launch import cli
+
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Workdir of the tokenizer.")
+_OUTPUT = flags.DEFINE_string("output", None, "Local or gs:// directory of the cache.")
+_CROPS = flags.DEFINE_integer("crops", 1, "Random crops (and augmentations) an image.", 1)
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images encoded at once, over all devices.", 1)
+_SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Splits to encode.")
+flags.mark_flags_as_required(["tokenizer", "output"])
+
+
+def main() -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from etils import epath
+    from jax.experimental import multihost_utils
+
+    from var_jax import build, sharding
+    from var_jax.data.prefetch import prefetch_to_device
+    from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+
+    with cli.session(_OUTPUT.value):
+        loaded = build.load_tokenizer(_TOKENIZER.value)
+        config = loaded.config
+        mesh = sharding.make_mesh()
+        everywhere = sharding.replicated_sharding(mesh)
+        params = jax.device_put(loaded.params, everywhere)
+        sharding.check_batch(_BATCH.value, mesh)
+
+        def encode(params, images):
+            images = images.astype(jnp.float32) / 127.5 - 1
+            return loaded.module.apply({"params": params}, images, method="encode")
+
+        encode = jax.jit(encode, out_shardings=everywhere)
+        for split in _SPLITS.value:
+            source = build.source(config, split)
+            crops = _CROPS.value if split == "train" else 1
+            images = build.pipeline(
+                config,
+                source,
+                _BATCH.value,
+                train=False,
+                augment=split == "train" and crops > 1,
+                passes=crops,
+            )
+            settings = TokenCacheSettings(
+                fingerprint=loaded.fingerprint,
+                shapes=loaded.module.codec.pyramid.shapes,
+                vocab_size=loaded.module.codec.vocab_size,
+                num_images=len(source),
+                crops=crops,
+                class_names=tuple(source.class_names),
+                source=f"{config.data.source}:{split}",
+                image_size=config.data.image_size,
+                seed=config.seed,
+            )
+            writer = None
+            if jax.process_index() == 0:
+                writer = TokenCacheWriter(epath.Path(_OUTPUT.value) / split, settings)
+            start = np.int64(writer.next_sample if writer else 0)
+            if jax.process_count() > 1:
+                start = multihost_utils.broadcast_one_to_all(start)
+            if start >= settings.num_samples:
+                logging.info("%s: %d samples are there already.", split, settings.num_samples)
+                if writer:
+                    writer.close()
+                continue
+            shown = began = time.monotonic()
+            host_batches = images.batches(start_step=int(start) // _BATCH.value)
+            batches = prefetch_to_device(host_batches, sharding.batch_sharding(mesh))
+            for batch, _ in batches:
+                tokens = np.asarray(encode(params, batch["image"]))
+                labels, index = (sharding.to_host(batch[k]) for k in ("label", "index"))
+                if writer:
+                    writer.write(tokens, labels, index)
+                if writer and time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    speed = (int(index[-1]) + 1 - start) / (shown - began)
+                    logging.info(
+                        "%s %d/%d  %.4g images/s  to go %d s",
+                        split,
+                        index[-1] + 1,
+                        settings.num_samples,
+                        speed,
+                        (settings.num_samples - index[-1] - 1) / speed,
+                    )
+            if writer:
+                writer.close()
+            if images.skipped:
+                logging.warning("%s: %d unreadable images.", split, len(images.skipped))
+            logging.info("%s: %d samples in %s.", split, settings.num_samples, _OUTPUT.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""What every entry point does around its work: flags, logging, one-sentence errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging as std_logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; found by itself on Cloud TPU."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", 0)
+_SINGLE_HOST = flags.DEFINE_bool("single_host", False, "Do not join other hosts.")
+
+#: Errors whose message is meant for the user; anything else is a bug and shows its traceback.
+_USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`; expected errors end with one line and exit status 2."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown argument {argv[1]!r}; every option is a --flag.")
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.INFO)
+        logging.get_absl_handler().setFormatter(
+            std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+        )
+        # Orbax and the compiler report every file at INFO; keep the run's own lines readable.
+        for noisy in ("orbax", "jax", "tensorstore"):
+            std_logging.getLogger(noisy).setLevel(std_logging.WARNING)
+        try:
+            main()
+        except _user_errors() as error:
+            if _TRACEBACK.value:
+                raise
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            print(f"Error: {message}", file=sys.stderr)
+            sys.exit(2)
+
+    # Without an accelerator the TPU plugin prints pages about its absence.
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    app.run(guarded)
+
+
+@contextlib.contextmanager
+def session(workdir: str, data_paths: Sequence[str] = ()) -> Iterator[Callable[[int], bool]]:
+    """Joins all hosts, checks them, and yields what tells after each step whether to stop.
+
+    Args:
+      workdir: every host must be able to write there.
+      data_paths: every host must be able to read them.
+    """
+    from var_jax import distributed
+
+    distributed.initialize(
+        workdir=workdir,
+        data_paths=data_paths,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        skip=_SINGLE_HOST.value,
+    )
+    with distributed.StopSignal() as signal:
+        yield signal.requested
+
+
+def record_run(config: ConfigDict, workdir: str) -> None:
+    """Writes config.json and adds the command to commands.txt in the workdir, on process 0."""
+    import jax
+    from etils import epath
+
+    if jax.process_index():
+        return
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    commands = folder / "commands.txt"
+    before = commands.read_text() if commands.exists() else ""
+    commands.write_text(before + shlex.join([sys.executable, *sys.argv]) + "\n")
+
+
+def metadata(config: ConfigDict, kind: str, ema: bool) -> dict[str, Any]:
+    """What a checkpoint says about itself beside its state; see `build.load_params`."""
+    return {"kind": kind, "config": json.loads(json.dumps(config.to_dict())), "ema": ema}
+
+
+def copy_tokenizer(tokenizer: Any, workdir: str) -> None:
+    """Puts the tokenizer's parameters into workdir/tokenizer, so that the run is whole."""
+    from etils import epath
+
+    from var_jax.checkpoint import Checkpointer
+
+    folder = epath.Path(workdir) / "tokenizer"
+    with Checkpointer(folder) as checkpointer:
+        if checkpointer.latest_step() is None:
+            state = {"params": {"tokenizer": tokenizer.params}}
+            values = metadata(tokenizer.config, "tokenizer", ema=False)
+            checkpointer.save(0, state, values, force=True)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from var_jax.checkpoint_files import CheckpointError
+    from var_jax.distributed import PreflightError
+    from var_jax.train.loop import TrainingDiverged
+
+    return (*_USER_ERRORS, CheckpointError, PreflightError, TrainingDiverged)
