@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.linalg
 from flax import struct
 
 _ROWS = 512  # rows that one update of the covariance takes
@@ -100,9 +101,9 @@ def statistics(features: np.ndarray) -> GaussianStatistics:
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """Squared Frechet (Wasserstein-2) distance of two Gaussians.
 
-    |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)). The trace of the root is the sum of the roots of
-    the eigenvalues of A^(1/2) B A^(1/2), which is symmetric and has no negative eigenvalues but
-    by rounding: exact also where covariances are singular (fewer samples than features).
+    |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)). With A = F F^T and B = G G^T the trace of the root
+    is the sum of the singular values of F^T G: no root of a matrix that is not symmetric, no
+    imaginary parts, and sound where covariances are singular (fewer samples than features).
 
     Raises:
       ValueError: different numbers of features, or numbers that are not finite.
@@ -117,13 +118,24 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     difference = a.mean.astype(np.float64) - b.mean.astype(np.float64)
     covariance_a = a.covariance.astype(np.float64)
     covariance_b = b.covariance.astype(np.float64)
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    product = root @ covariance_b @ root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    mixed = _factor(covariance_a).T @ _factor(covariance_b)
+    if mixed.shape[0] > mixed.shape[1]:
+        mixed = mixed.T
+    eigenvalues = np.linalg.eigvalsh(mixed @ mixed.T)
     trace_root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     trace = np.trace(covariance_a) + np.trace(covariance_b) - 2 * trace_root
     return float(difference @ difference + trace)
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """F [D, rank] with F F^T = covariance: Cholesky's with pivoting, which reveals the rank."""
+    size = len(covariance)
+    lower, pivots, rank, info = scipy.linalg.lapack.dpstrf((covariance + covariance.T) / 2, lower=1)
+    if info < 0:
+        raise ValueError("A covariance could not be factored.")
+    factor = np.empty((size, rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor
 
 
 class InceptionScoreAccumulator:
