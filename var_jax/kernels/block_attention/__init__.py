@@ -1,0 +1,143 @@
+"""Attention of each query over one static interval of keys.
+
+The one attention of this project: block-causal (VAR), own-scale (HMAR, MVAR) and previous
+scales differ only in their key intervals, which come from `context.key_segments`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from var_jax.context import KeySegment
+from var_jax.kernels.block_attention import cudnn, pallas_tpu, tiling, xla
+
+IMPLEMENTATIONS = {
+    "cudnn": cudnn.block_attention,
+    "pallas_tpu": pallas_tpu.block_attention,
+    "xla": xla.block_attention,
+}
+#: Mesh axes that carry the batch and the heads.
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXIS = "tensor"
+
+
+def best_implementation(platform: str, dtype: jnp.dtype) -> str:
+    """The implementation that None stands for.
+
+    Args:
+      platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
+      dtype: of q.
+    """
+    if platform == "tpu":
+        return "pallas_tpu"
+    if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    return "xla"
+
+
+def _platform() -> str:
+    """Where the computation will run: the abstract mesh's device if it names one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.device_kind.startswith("TPU"):
+        return "tpu"
+    return jax.default_backend()
+
+
+def _spec(batch: int, num_heads: int) -> PartitionSpec | None:
+    """How q, k and v lie on the mesh in force, or None if there is nothing to map over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    free = [a for a in mesh.axis_names if types[a] != AxisType.Manual and mesh.shape[a] > 1]
+    if not free:
+        return None
+    rows: tuple[str, ...] = tuple(a for a in BATCH_AXES if a in free)
+    if batch % functools.reduce(lambda n, a: n * mesh.shape[a], rows, 1):
+        rows = ()
+    tensor = HEAD_AXIS if HEAD_AXIS in free else None
+    if tensor and num_heads % mesh.shape[tensor]:
+        raise ValueError(
+            f"{num_heads} attention heads cannot be split over the {mesh.shape[tensor]} devices "
+            f"of mesh axis {tensor!r}; choose a tensor size that divides {num_heads}."
+        )
+    return PartitionSpec(rows or None, None, tensor, None)
+
+
+def block_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: tuple[KeySegment, ...],
+    *,
+    scale: float = 1.0,
+    log_scale: jax.Array | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """softmax(logits) v, where a query sees only the keys of its segment.
+
+    Under a mesh (`jax.set_mesh` or `use_abstract_mesh`) with the axes data, fsdp and tensor,
+    the kernels that the partitioner cannot split run under shard_map, the batch over data and
+    fsdp (replicated if it does not divide by them), the heads over tensor. Inside of a
+    shard_map the arguments are the device's share already.
+
+    Args:
+      q: [B, Lq, N, H].
+      k, v: [B, Lk, N, H].
+      segments: static; consecutive queries and the keys [lo, hi) they see. Rows sum to Lq.
+      scale: logits = scale * q . k; ignored if log_scale is given.
+      log_scale: f32 [N]. If given, q and k are L2-normalised over H in float32 (norms below
+        1e-12 count as 1e-12) and logits = exp(min(log_scale, ln 100)) * q . k.
+      implementation: "pallas_tpu" (bfloat16 or float32), "cudnn" (NVIDIA GPU; bfloat16 or
+        float16), "xla" (anywhere), or None for the best on the backend. A named one never
+        falls back to another.
+
+    Returns:
+      [B, Lq, N, H] in v's dtype; logits and softmax are float32 inside.
+
+    Raises:
+      ValueError: unknown implementation; shapes or segments that do not fit together; a
+        number of heads that the mesh's tensor axis does not divide.
+      TypeError: a dtype the implementation does not take.
+    """
+    if (
+        q.ndim != 4
+        or k.shape != v.shape
+        or q.shape[::2] != k.shape[::2]
+        or q.shape[3] != k.shape[3]
+    ):
+        raise ValueError(
+            "Block attention takes q [B, Lq, N, H] and k, v [B, Lk, N, H], got "
+            f"{q.shape}, {k.shape} and {v.shape}."
+        )
+    if log_scale is not None and log_scale.shape != q.shape[2:3]:
+        raise ValueError(
+            f"log_scale needs one entry for each of the {q.shape[2]} heads, got {log_scale.shape}."
+        )
+    tiling.check_segments(segments, q.shape[1], k.shape[1])
+    name = implementation or best_implementation(_platform(), q.dtype)
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"There is no block attention implementation {name!r}; choose one of "
+            f"{sorted(IMPLEMENTATIONS)} or None."
+        )
+    attend = functools.partial(IMPLEMENTATIONS[name], segments=segments, scale=scale)
+    spec = None if name == "xla" else _spec(q.shape[0], q.shape[2])
+    if spec is None:
+        return attend(q, k, v, log_scale=log_scale)
+    heads = PartitionSpec(spec[2])
+    if log_scale is None:
+        mapped = jax.shard_map(attend, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+        return mapped(q, k, v)
+
+    def attend_normalized(q, k, v, log_scale):
+        return attend(q, k, v, log_scale=log_scale)
+
+    mapped = jax.shard_map(
+        attend_normalized, in_specs=(spec, spec, spec, heads), out_specs=spec, check_vma=False
+    )
+    return mapped(q, k, v, log_scale)
