@@ -116,3 +116,73 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from var_jax.train.loop import TrainingDiverged
 
     return (*_USER_ERRORS, CheckpointError, PreflightError, TrainingDiverged)
+
+
+def define_sampling_flags() -> None:
+    """--cfg, --cfg_schedule, --top_k, --top_p, --temperature, --smooth over a run's settings."""
+    flags.DEFINE_list("cfg", None, "Guidance: one number, or one weight a level.")
+    flags.DEFINE_enum(
+        "cfg_schedule", None, ["linear", "constant"], "linear: cfg * k / (K - 1) at level k."
+    )
+    flags.DEFINE_list("top_k", None, "Most likely tokens kept, 0 for all; or one number a level.")
+    flags.DEFINE_list("top_p", None, "Probability kept, 0 or 1 for all; or one number a level.")
+    flags.DEFINE_list("temperature", None, "Divides the logits; or one number a level.")
+    flags.DEFINE_bool("smooth", None, "Gumbel-softmax average of codes, for looks only.")
+
+
+def sampler(config: ConfigDict) -> Any:
+    """The checkpoint's sampling settings with the flags over them, printed level by level."""
+    from var_jax import build
+
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, kind in (
+            ("cfg", float),
+            ("top_k", int),
+            ("top_p", float),
+            ("temperature", float),
+        ):
+            given = flags.FLAGS[name].value
+            if given is not None:
+                config.sampling[name] = _numbers(name, given, kind)
+        for name in ("cfg_schedule", "smooth"):
+            if flags.FLAGS[name].value is not None:
+                config.sampling[name] = flags.FLAGS[name].value
+    settings = build.sampler(config)
+    pyramid = build.pyramid(config)
+    policies = [settings.policy(k, pyramid) for k in range(pyramid.num_levels)]
+    logging.info(
+        "Guidance by level %s, top_k %s, top_p %s.",
+        ", ".join(
+            f"{settings.guidance.weight(k, pyramid.num_levels):.3g}"
+            for k in range(pyramid.num_levels)
+        ),
+        settings.top_k if not isinstance(settings.top_k, tuple) else [p.top_k for p in policies],
+        settings.top_p if not isinstance(settings.top_p, tuple) else [p.top_p for p in policies],
+    )
+    return settings
+
+
+def parse_labels(values: list[str], num_classes: int) -> Any:
+    """Labels int32 [n] from text; -1 becomes num_classes, 'no class'."""
+    import numpy as np
+
+    numbers = _numbers("labels", values, int)
+    numbers = numbers if isinstance(numbers, tuple) else (numbers,)
+    for label in numbers:
+        if not -1 <= label < num_classes:
+            raise ValueError(
+                f"--labels has {label}, but the classes are 0..{num_classes - 1}, and -1 for 'no "
+                "class'."
+            )
+    return np.array([num_classes if label < 0 else label for label in numbers], np.int32)
+
+
+def _numbers(name: str, values: list[str], kind: type) -> Any:
+    try:
+        numbers = tuple(kind(v) for v in values)
+    except ValueError:
+        raise ValueError(
+            f"--{name} takes numbers separated by commas, got {','.join(values)!r}."
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers

@@ -21,13 +21,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
-    import jax.numpy as jnp
+    import numpy as np
 
     from var_jax import build
-    from var_jax.evaluation.during_training import SampleGrid, ValidationLoss, image_generator
+    from var_jax.evaluation.during_training import SampleGrid, ValidationLoss
+    from var_jax.sampling.images import ImageSampler
     from var_jax.train import optim
     from var_jax.train.loop import train
-    from var_jax.train.step import example_keys
 
     config, workdir = _CONFIG.value, _WORKDIR.value
     with cli.session(workdir) as stop:
@@ -50,9 +50,8 @@ def main() -> None:
         held_out = build.pipeline(config, sources["val"], settings.batch_size, train=False)
 
         classes = min(evaluated.var.num_classes, 10)
-        labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), 4)
         samples = SampleGrid(
-            image_generator(
+            ImageSampler(
                 evaluated.var,
                 evaluated.head,
                 tokenizer.module,
@@ -60,8 +59,8 @@ def main() -> None:
                 build.sampler(config),
                 mesh,
             ),
-            labels,
-            example_keys(config.seed, jnp.arange(len(labels))),
+            np.tile(np.arange(classes), 4),
+            config.seed,
             columns=classes,
         )
         optimizer = build.optimizer_config(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.evaluation.pictures import grid, to_uint8
 from var_jax.objectives.likelihood import Likelihood, summarise
-from var_jax.sampling.generate import Sampler, generate
+from var_jax.sampling.images import ImageSampler
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluation
 from var_jax.train.state import TrainState
@@ -57,39 +56,21 @@ class SampleGrid:
     """A grid of samples from the same path that inference takes; one column a class.
 
     Args:
-      generate_images: params, labels, keys -> images float [n, H, W, c] in [-1, 1]; compiled.
-      labels: int32 [n].
-      keys: [n].
+      sampler: draws the images.
+      labels: int [n].
+      seed: of the samples; the same ones at each evaluation, to watch them improve.
       columns: of the picture.
     """
 
-    def __init__(
-        self, generate_images: Callable, labels: jax.Array, keys: jax.Array, columns: int
-    ) -> None:
-        self._generate, self._labels, self._keys = generate_images, labels, keys
+    def __init__(self, sampler: ImageSampler, labels: np.ndarray, seed: int, columns: int) -> None:
+        self._sampler, self._labels, self._seed = sampler, labels, seed
         self._columns = columns
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
-        images = self._generate(state.evaluation_params(), self._labels, self._keys)
-        picture = grid(to_uint8(sharding.to_host(images)), self._columns)
+        index = np.arange(len(self._labels))
+        found = self._sampler(state.evaluation_params(), self._labels, self._seed, index)
+        picture = grid(to_uint8(sharding.to_host(found.images)), self._columns)
         return Evaluation(images={"samples": picture})
-
-
-def image_generator(var, head, tokenizer: VQVAE, tokenizer_params: Any, sampler: Sampler, mesh):
-    """Compiles params, labels, keys -> images float32 [n, H, W, c] in [-1, 1]."""
-    everywhere = sharding.replicated_sharding(mesh)
-    frozen = jax.device_put(tokenizer_params, everywhere)
-
-    def run(params, frozen, labels, keys):
-        result = generate(
-            var, head, tokenizer.codec, params, frozen["codec"], labels, keys, sampler
-        )
-        return tokenizer.apply({"params": frozen}, result.features, method="decode")
-
-    compiled = jax.jit(run, out_shardings=everywhere)
-    return lambda params, labels, keys: compiled(
-        params, frozen, jax.device_put(labels, everywhere), jax.device_put(keys, everywhere)
-    )
 
 
 class Reconstruction:

@@ -8,8 +8,8 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from var_jax.pyramid import ScalePyramid
 from var_jax.heads.filters import LevelPolicy
+from var_jax.pyramid import ScalePyramid
 from var_jax.sampling.guidance import Guidance, LinearGuidance
 from var_jax.transformer.var import VAR, StepCache
 

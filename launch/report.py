@@ -1,0 +1,109 @@
+"""Writes report.html and metrics.json of a quickstart folder; its last stage.
+
+python -m launch.report --workdir runs/quickstart
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import flags
+
+from launch import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder with tokenizer/, transformer/, scores/.")
+flags.mark_flags_as_required(["workdir"])
+
+_EXPLAINED = {
+    "label_accuracy": "generated images that the classifier takes for their label",
+    "classifier_accuracy_real": "real held-out images that the classifier gets right",
+    "frechet_distance": "generated against real held-out images, classifier features",
+    "frechet_distance_untrained": "the same before training",
+    "frechet_distance_reconstructed": "reconstructed training images: the tokenizer's share",
+    "frechet_distance_real": "real training images: the floor",
+    "diversity": "pixel deviation within a class, generated over real",
+    "reconstruction_psnr": "held-out images, dB",
+    "reconstruction_ssim": "held-out images",
+}
+
+
+def main() -> None:
+    import numpy as np
+
+    from var_jax.evaluation.pictures import grid
+    from var_jax.evaluation.report import Report, curves, encode_png
+    from var_jax.train.metrics import read_metrics
+
+    workdir = pathlib.Path(_WORKDIR.value)
+    scores = json.loads((workdir / "scores" / "scores.json").read_text())
+    config = json.loads((workdir / "transformer" / "config.json").read_text())
+    seconds_file = workdir / "seconds.json"
+    seconds = json.loads(seconds_file.read_text()) if seconds_file.exists() else {}
+    pictures = np.load(workdir / "scores" / "images.npz")
+    generated, labels = pictures["generated"], pictures["generated_labels"]
+    classes = np.unique(labels)
+
+    report = Report(
+        "var_jax quickstart",
+        "A multi-scale tokenizer and a scale-wise transformer, trained from nothing on "
+        f"{config['data']['source']}. Every picture and number below comes from this run.",
+    )
+    by_class = np.concatenate([generated[labels == c][:10] for c in classes])
+    samples = encode_png(grid(by_class, columns=10))
+    (workdir / "samples.png").write_bytes(samples)
+    report.heading("Samples, one row a class")
+    report.picture(samples, "Drawn at random, not selected.", width=700)
+
+    levels = pictures["levels"]
+    shown = levels[:, : len(classes)].swapaxes(0, 1).reshape(-1, *levels.shape[2:])
+    growing = encode_png(grid(shown, columns=len(levels)))
+    (workdir / "levels.png").write_bytes(growing)
+    report.heading("One image growing level by level")
+    side = ", ".join(f"{n}x{n}" for n in config["patch_nums"])
+    report.picture(growing, f"Left to right: after the token maps {side}.", width=70 * len(levels))
+
+    report.heading("Reconstructions of held-out images")
+    pairs = np.concatenate([pictures["held_out"], pictures["reconstructed"]])
+    report.picture(
+        encode_png(grid(pairs, columns=len(pictures["held_out"]))),
+        "Originals above, reconstructions below.",
+        width=900,
+    )
+
+    report.heading("Scores")
+    report.table(
+        ["score", "value", "of what"],
+        [(name, scores[name], text) for name, text in _EXPLAINED.items()],
+    )
+    report.text("Share of the codebook that each level uses, and the perplexity of its codes:")
+    usage = zip(config["patch_nums"], scores["code_usage"], scores["code_perplexity"], strict=True)
+    report.table(["level", "usage", "perplexity"], [(f"{n}x{n}", u, p) for n, u, p in usage])
+
+    report.heading("Training")
+    tokenizer = read_metrics(workdir / "tokenizer")
+    transformer = read_metrics(workdir / "transformer")
+    report.picture(
+        curves({"tokenizer": tokenizer}, {"psnr": "PSNR of training batches"}, "dB"),
+        "Tokenizer.",
+    )
+    report.picture(
+        curves(
+            {"transformer": transformer},
+            {"loss_mean": "all levels", "loss_last": "last level", "eval/loss_mean": "held out"},
+            "nats a token",
+        ),
+        "Transformer: cross entropy.",
+    )
+    report.table(["stage", "seconds"], [(k, float(v)) for k, v in seconds.items()])
+    report.heading("Config")
+    report.preformatted(json.dumps(config, indent=2))
+
+    (workdir / "report.html").write_text(report.render())
+    temporary = workdir / "metrics.json.tmp"
+    temporary.write_text(json.dumps({**scores, "seconds": seconds}, indent=2) + "\n")
+    temporary.replace(workdir / "metrics.json")
+
+
+if __name__ == "__main__":
+    cli.run(main)

