@@ -119,10 +119,14 @@ def test_synthetic():
     np.testing.assert_array_equal(np.sort(batch["label"]), np.sort(np.arange(100) % 7))
 
 
+@pytest.mark.parametrize("name", ["mnist5k", "emoji", "folder", "tfds", "array_record", "tokens"])
+def test_unknown_options(name):
+    with pytest.raises(ValueError, match=f"Wrong options for the data source '{name}'"):
+        make_source(name, "train", heldout=3)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="Unknown data source 'mnist'"):
         make_source("mnist", "train")
-    with pytest.raises(ValueError, match="Wrong options for the data source 'mnist5k'"):
-        make_source("mnist5k", "train", heldout=3)
     with pytest.raises(ValueError, match="splits train and val, got 'test'"):
         make_source("mnist5k", "test")

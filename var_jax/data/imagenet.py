@@ -20,7 +20,8 @@ from etils import epath
 from PIL import Image
 
 from var_jax.data import shards
-from var_jax.data.sources import FolderSource, is_remote
+from var_jax.data.folder import FolderSource
+from var_jax.data.sources import is_remote
 
 #: Images of the official splits.
 COUNTS = {"train": 1_281_167, "val": 50_000}

@@ -222,3 +222,8 @@ class ImageShards:
     def name(self, index: int) -> str:
         """The original file's name, and where it lies now."""
         return f"{unpack_image(self._data[index])[2]} ({self.directory}[{index}])"
+
+
+def image_shards(split: str, path: epath.PathLike) -> ImageShards:
+    """The split's directory below `path`, which launch.prepare_imagenet wrote."""
+    return ImageShards(epath.Path(path) / split)
