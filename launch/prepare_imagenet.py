@@ -3,12 +3,13 @@
 From the official files (nothing is unpacked; about 150 GB to write):
   python -m launch.prepare_imagenet --train=ILSVRC2012_img_train.tar \
     --val=ILSVRC2012_img_val.tar --output=/data/imagenet
-From class folders, made smaller on the way (about 40 GB for ImageNet):
+From class folders, made smaller on the way (288 = 1.125 * 256 px; fewer bytes to read and decode):
   python -m launch.prepare_imagenet --train=/data/raw/train --val=/data/raw/val \
     --output=gs://bucket/imagenet288 --resize=288
 Then, in a config: source 'array_record' with path=<output>. Interrupted, run it again: it goes
 on after the last finished shard. On a TPU VM with a small disk, run it on a CPU VM and let
---output be a bucket.
+--output be a bucket. A gs:// path in the config is copied to each host's cache directory
+($VAR_JAX_CACHE) first; mount the bucket (gcsfuse) where it does not fit on the disk.
 """
 
 from __future__ import annotations
