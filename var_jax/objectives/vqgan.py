@@ -54,10 +54,15 @@ def count_codes(tokens: jax.Array, pyramid, vocab_size: int) -> jax.Array:
 
 
 def spread_sample(key: jax.Array, vectors: jax.Array, count: int) -> jax.Array:
-    """Random rows of [N, C], one from each of `count` equal spans: distinct while count <= N."""
-    position = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
-    index = jnp.minimum((position * vectors.shape[0]).astype(jnp.int32), vectors.shape[0] - 1)
-    return vectors[index]
+    """Random rows of [N, C], spread over all of them and distinct if N >= count."""
+    total = vectors.shape[0]
+    if total < count:
+        return vectors[jax.random.randint(key, (count,), 0, total)]
+    # One row from each of `count` equal spans, which begin anywhere.
+    start_key, row_key = jax.random.split(key)
+    start = jax.random.randint(start_key, (), 0, total)
+    row = jax.random.randint(row_key, (count,), 0, total // count)
+    return vectors[(start + jnp.arange(count) * (total // count) + row) % total]
 
 
 def kmeans_init(

@@ -17,7 +17,8 @@ class TokenizerOutput:
 
     Attributes:
       reconstruction: float32 [B, H, W, c], not clipped.
-      hidden: float [B, H, W, channels], what the decoder's last convolution read.
+      hidden: float [B, H / p, W / p, channels] (p = patch_size), what the
+        decoder's last convolution read.
       quantized: the codec's output.
     """
 
@@ -30,7 +31,7 @@ class VQVAE(nn.Module):
     """Multi-scale vector-quantised autoencoder (VAR, arXiv 2404.02905, section 3.2).
 
     The defaults are the released tokenizer. Image sides must be stride * pyramid.grid, where
-    stride = 2 ** (len(multipliers) - 1).
+    stride = patch_size * 2 ** (len(multipliers) - 1).
 
     Attributes:
       codec: between feature maps and tokens; it sets the feature channels. Its parameters are
@@ -40,6 +41,8 @@ class VQVAE(nn.Module):
       multipliers: width of each stage in units of `channels`, full resolution first.
       num_res_blocks: residual blocks a stage (the decoder has one more).
       attention: attention at the lowest resolution.
+      patch_size: pixels of a square of this side are the input channels of the first convolution;
+        1 is the official network, 2 or 4 one that computes far less.
       norm_groups: groups of the normalisation; must divide every width.
       dropout: rate inside the residual blocks.
       dtype: computing type of encoder and decoder; parameters and the codec are float32.
@@ -52,6 +55,7 @@ class VQVAE(nn.Module):
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attention: bool = True
+    patch_size: int = 1
     norm_groups: int = 32
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -63,6 +67,7 @@ class VQVAE(nn.Module):
             "multipliers": tuple(self.multipliers),
             "num_res_blocks": self.num_res_blocks,
             "attention": self.attention,
+            "patch_size": self.patch_size,
             "norm_groups": self.norm_groups,
             "dropout": self.dropout,
             "dtype": self.dtype,
@@ -78,7 +83,7 @@ class VQVAE(nn.Module):
     @property
     def stride(self) -> int:
         """Pixels of an image side for one cell of the feature map."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.multipliers) - 1)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -122,7 +127,7 @@ class VQVAE(nn.Module):
         return self.decode_tokens(self.encode(images))
 
     def pixels(self, hidden: jax.Array) -> jax.Array:
-        """The decoder's last convolution, [B, H, W, channels] -> [B, H, W, c] float32."""
+        """The decoder's last convolution, `hidden` -> images float32 [B, H, W, c]."""
         return self.decoder.pixels(hidden).astype(jnp.float32)
 
     def __call__(
