@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import gc
 import importlib.util
 import io
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +30,9 @@ import numpy as np
 from etils import epath
 
 from launch import offline
+
+_CHUNK_BYTES = 32 * 2**20
+_FILE_BYTES = 64 * 2**20
 
 
 def patch_nums(text: str) -> tuple[int, ...]:
@@ -63,14 +68,38 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def save(folder: epath.Path, params: Any, metadata: dict[str, Any]) -> None:
-    """Writes step 0 of a new run; the parameters are handed over without a copy."""
-    import jax
+    """Writes step 0 of a new run in the layout of `var_jax.checkpoint`.
 
-    from var_jax.checkpoint import Checkpointer
+    By itself Orbax would hold the encoded arrays until all are written, as much memory again as
+    the parameters. Here they leave in small chunks, and the parameters are not copied.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    from var_jax import checkpoint_files
 
     state = {"params": jax.tree.map(lambda x: jax.device_put(x, may_alias=True), params)}
-    with Checkpointer(folder) as checkpointer:
-        checkpointer.save(0, state, metadata, force=True)
+    directory, _ = checkpoint_files.locate(folder)
+    checkpoint_files.probe_writable(directory)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), state)
+    metadata = {
+        "step": 0,
+        "wall_time": time.time(),
+        "packages": checkpoint_files.package_versions(),
+        **metadata,
+    }
+    with ocp.CheckpointManager(directory, item_names=("state", "metadata")) as manager:
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(
+                    state, save_args=chunks, ocdbt_target_data_file_size=_FILE_BYTES
+                ),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+        )
+        manager.wait_until_finished()
+    checkpoint_files.record_sizes(directory, 0)
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"Wrote {metadata['kind']} with {count:,} parameters to {folder}.", flush=True)
 
@@ -121,9 +150,11 @@ def import_files(args: argparse.Namespace) -> None:
             "source": args.vae or args.tokenizer,
         },
     )
-    del params
     if not args.transformer:
         return
+    # Orbax's manager is part of a reference cycle that keeps the arrays alive.
+    del params
+    gc.collect()
     transformer, _, params = official.read_transformer(args.transformer, levels, args.num_heads)
     save(
         output,
