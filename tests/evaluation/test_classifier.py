@@ -20,7 +20,7 @@ def bars():
 def classifier(bars):
     images, labels = bars
     return train_classifier(
-        images[:256], labels[:256], num_classes=4, steps=60, batch_size=32, width=8
+        images[:256], labels[:256], num_classes=4, steps=80, batch_size=32, width=8, shift=1
     )
 
 

@@ -25,35 +25,29 @@ _BATCH = 256
 
 
 class SmallClassifier(nn.Module):
-    """Three convolutional stages, mean over the picture, one hidden layer.
+    """Three strided convolutions and one hidden layer; no normalisation, so that it is cheap.
 
     Attributes:
       num_classes: classes.
-      width: channels of the first stage; doubled at each following one.
+      width: channels of the first stage; twice as many in the others.
     """
 
     num_classes: int
-    width: int = 16
+    width: int = 32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and features.
 
         Args:
-          images: float32 [B, H, W, C] in [-1, 1]; H and W at least 8.
+          images: float32 [B, H, W, C] in [-1, 1].
 
         Returns:
           float32 [B, num_classes] and [B, 64].
         """
-        x = images
-        for stage in range(3):
-            x = nn.Conv(self.width << stage, (3, 3), name=f"conv{stage}")(x)
-            x = nn.relu(nn.GroupNorm(num_groups=4, name=f"norm{stage}")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        # What is left of the position matters for digits: a 3 is not a mirrored 3.
-        height, width = x.shape[1:3]
-        window = (-(-height // 2), -(-width // 2))
-        x = nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
+        x = nn.relu(nn.Conv(self.width, (5, 5), (2, 2), name="conv0")(images))
+        x = nn.relu(nn.Conv(2 * self.width, (3, 3), (2, 2), name="conv1")(x))
+        x = nn.relu(nn.Conv(2 * self.width, (3, 3), (2, 2), name="conv2")(x))
         features = nn.relu(nn.Dense(FEATURES, name="hidden")(x.reshape(len(x), -1)))
         return nn.Dense(self.num_classes, name="classes")(features), features
 
@@ -101,11 +95,11 @@ def train_classifier(
     labels: np.ndarray,
     *,
     num_classes: int,
-    steps: int = 600,
+    steps: int = 800,
     batch_size: int = 128,
-    learning_rate: float = 3e-3,
-    shift: int = 1,
-    width: int = 16,
+    learning_rate: float = 2e-3,
+    shift: int = 2,
+    width: int = 32,
     seed: int = 0,
 ) -> Classifier:
     """Trains a classifier with Adam, a cosine schedule and random shifts.
@@ -144,13 +138,14 @@ def train_classifier(
 
     rng = np.random.default_rng(seed)
     height, width_px = images.shape[1:3]
+    edges = [(0, 0), (shift, shift), (shift, shift), (0, 0)]
     for _ in range(steps):
         chosen = rng.integers(0, len(images), batch_size)
-        batch = np.pad(
-            as_float(images[chosen]), [(0, 0), (shift, shift), (shift, shift), (0, 0)], "edge"
-        )
-        top, left = rng.integers(0, 2 * shift + 1, 2)
-        batch = batch[:, top : top + height, left : left + width_px]
+        padded = np.pad(as_float(images[chosen]), edges, "edge")
+        # [B, 2 shift + 1, 2 shift + 1, C, H, W]: every position of the picture in its border.
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width_px), (1, 2))
+        top, left = rng.integers(0, 2 * shift + 1, (2, batch_size))
+        batch = windows[np.arange(batch_size), top, left].transpose(0, 2, 3, 1)
         params, state = step(params, state, batch, jnp.asarray(labels[chosen], jnp.int32))
     return Classifier(jax.device_get(params), num_classes, width)
 
