@@ -37,9 +37,8 @@ def run(main: Callable[[], None]) -> None:
         logging.get_absl_handler().setFormatter(
             std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
         )
-        # Orbax and the compiler report every file at INFO; keep the run's own lines readable.
-        for noisy in ("orbax", "jax", "tensorstore"):
-            std_logging.getLogger(noisy).setLevel(std_logging.WARNING)
+        # Orbax reports every file at INFO through the same logger; keep the run's own lines.
+        logging.get_absl_handler().addFilter(_is_worth_reading)
         try:
             main()
         except _user_errors() as error:
@@ -108,6 +107,11 @@ def copy_tokenizer(tokenizer: Any, workdir: str) -> None:
             state = {"params": {"tokenizer": tokenizer.params}}
             values = metadata(tokenizer.config, "tokenizer", ema=False)
             checkpointer.save(0, state, values, force=True)
+
+
+def _is_worth_reading(record: std_logging.LogRecord) -> bool:
+    ours = f"{os.sep}var_jax{os.sep}", f"{os.sep}launch{os.sep}"
+    return record.levelno > std_logging.INFO or any(part in record.pathname for part in ours)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
