@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import re
+import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+
+from var_jax import chips, hlo, sharding
+from var_jax.chips import Chip
+from var_jax.flops import program_flops
 
 #: What libtpu wants to be told where no TPU is attached. It must stand in the environment
 #: before libtpu is loaded. The last one lets two processes compile at the same time.
@@ -21,7 +30,7 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     """The devices of a TPU topology, to build a mesh from and compile for.
 
     Args:
-      name: such as 'v5e:16x16' or 'v5p:4x4x4'.
+      name: such as 'v5e:16x16' or 'v5p:4x4x4'; chips, not cores.
       num_slices: that many of these topologies, joined by the data centre's network.
 
     Raises:
@@ -32,7 +41,10 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     if os.environ.get("JAX_PLATFORMS") == "cpu" or jax.default_backend() != "tpu":
         for key, value in TOPOLOGY_ENVIRONMENT.items():
             os.environ.setdefault(key, value)
-    options = {} if num_slices == 1 else {"num_slices": num_slices}
+    options: dict[str, Any] = {} if num_slices == 1 else {"num_slices": num_slices}
+    if name.startswith("v4:"):
+        # Both cores of a chip as one device, as Cloud TPU v4 has them.
+        options["chip_config_name"] = "megacore"
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
@@ -41,3 +53,163 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
             "is libtpu installed, and is the name like v5e:4x4 or v5p:2x2x4?"
         ) from error
     return list(topology.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one run of a program needs of each chip, and the least time it can take.
+
+    Attributes:
+      chip: the kind of chip.
+      num_chips: of all slices.
+      mesh: axis sizes.
+      fits: whether it compiled within the chip's memory.
+      argument_bytes: of what stays between runs, such as the state.
+      temporary_bytes: of what the program needs beside it.
+      peak_bytes: most that is in use at once; if it does not fit, what it would need.
+      model_flops: useful operations a chip, by the model's formula.
+      program_flops: operations a chip that the program does, rematerialisation included.
+      memory_traffic: bytes to and from main memory a chip.
+      link_traffic: bytes a chip sends to other chips of its slice, by kind of collective.
+      network_traffic: bytes a chip sends to other slices.
+      compile_seconds: on this machine.
+    """
+
+    chip: Chip
+    num_chips: int
+    mesh: dict[str, int]
+    fits: bool
+    argument_bytes: float = 0.0
+    temporary_bytes: float = 0.0
+    peak_bytes: float = 0.0
+    model_flops: float = 0.0
+    program_flops: float = 0.0
+    memory_traffic: float = 0.0
+    link_traffic: dict[str, float] = dataclasses.field(default_factory=dict)
+    network_traffic: float = 0.0
+    compile_seconds: float = 0.0
+
+    @property
+    def compute_seconds(self) -> float:
+        """Floor by arithmetic at the chip's peak."""
+        return self.program_flops / self.chip.flops
+
+    @property
+    def memory_seconds(self) -> float:
+        """Floor by main memory."""
+        return self.memory_traffic / self.chip.hbm_bandwidth
+
+    @property
+    def link_seconds(self) -> float:
+        """Floor by the links between chips, all of them in use."""
+        return sum(self.link_traffic.values()) / self.chip.link_bandwidth
+
+    @property
+    def network_seconds(self) -> float:
+        """Floor by the network between slices."""
+        return self.network_traffic / self.chip.network_bandwidth
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The floors in seconds by what sets them."""
+        return {
+            "compute": self.compute_seconds,
+            "memory": self.memory_seconds,
+            "links": self.link_seconds,
+            "network": self.network_seconds,
+        }
+
+    @property
+    def floor_seconds(self) -> float:
+        """No run is faster: everything overlaps perfectly with the slowest."""
+        return max(self.floors.values())
+
+    @property
+    def serial_seconds(self) -> float:
+        """The time if nothing overlapped and each part still ran at its full speed."""
+        return sum(self.floors.values())
+
+    @property
+    def bound_by(self) -> str:
+        """Which of the floors is the highest."""
+        return max(self.floors, key=self.floors.get)
+
+    def utilisation(self, seconds: float) -> float:
+        """Useful operations over the chip's peak, if a run takes that long."""
+        return self.model_flops / self.chip.flops / seconds
+
+    def chip_hours(self, num_steps: int, seconds: float) -> float:
+        """What that many runs of that length cost."""
+        return num_steps * seconds * self.num_chips / 3600
+
+
+def make_plan(
+    jitted: Any, args: tuple[Any, ...], mesh: Mesh, preset: Any, model_flops: float = 0.0
+) -> Plan:
+    """Compiles a function for the devices of a mesh and reads the program.
+
+    Args:
+      jitted: `jax.jit(...)` of the function.
+      args: its arguments, ShapeDtypeStructs with shardings on the mesh.
+      mesh: of topology devices, see `topology_devices`.
+      preset: sharding rules to be in force.
+      model_flops: useful operations of one run, over all devices.
+
+    Returns:
+      The plan; a program that needs too much memory has fits=False and no traffic.
+
+    Raises:
+      ValueError: there is no table entry for this kind of chip.
+    """
+    device = mesh.devices.flat[0]
+    chip = chips.of_kind(device.device_kind)
+    if chip is None:
+        raise ValueError(f"No table entry for chips of the kind {device.device_kind!r}.")
+    shape = dict(mesh.shape)
+    count = math.prod(shape.values())
+    with sharding.activate(mesh, preset):
+        traced = jitted.trace(*args)
+        flops = program_flops(traced.jaxpr)
+        lowered = traced.lower()
+    base = Plan(
+        chip, count, shape, True, model_flops=model_flops / count, program_flops=flops / count
+    )
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _needed_bytes(str(error))
+        if needed is None:
+            raise
+        seconds = time.perf_counter() - start
+        return dataclasses.replace(base, fits=False, peak_bytes=needed, compile_seconds=seconds)
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    program = hlo.Program(compiled.as_text())
+    traffic: dict[str, float] = {}
+    for collective in program.collectives():
+        traffic[collective.kind] = traffic.get(collective.kind, 0.0) + collective.sent_bytes
+    # Donated arguments become results in place.
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return dataclasses.replace(
+        base,
+        argument_bytes=float(memory.argument_size_in_bytes),
+        temporary_bytes=float(memory.temp_size_in_bytes),
+        peak_bytes=float(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes),
+        memory_traffic=program.memory_bytes(),
+        link_traffic=traffic,
+        network_traffic=program.network_bytes(),
+        compile_seconds=seconds,
+    )
+
+
+def _needed_bytes(message: str) -> float | None:
+    """Bytes that the compiler says a program needs of main memory, if that is the trouble."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message) or re.search(
+        r"\(([\d.]+)([KMGT])\) exceeds available HBM", message
+    )
+    if found is None:
+        return math.nan if "hbm" in message.lower() else None
+    return float(found.group(1)) * 1024.0 ** ("KMGT".index(found.group(2)) + 1)

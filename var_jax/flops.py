@@ -1,0 +1,96 @@
+"""Floating-point operations: of the model by its formula, of a program by its trace."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from var_jax.context import key_segments
+from var_jax.transformer.var import VAR
+
+
+def forward_flops(var: VAR, vocab_size: int) -> float:
+    """Multiplications and additions of one image's teacher-forced pass, head included.
+
+    Counts matrix products only, two operations for each multiply-add; attention counts the
+    keys that a query sees and no others. A training step is three times that (the usual
+    convention: rematerialisation does not count as work done).
+
+    Args:
+      var: gives depth, width, MLP ratio, tokens and context.
+      vocab_size: of the head.
+    """
+    width, tokens = var.width, var.pyramid.length
+    pairs = sum(s.rows * (s.hi - s.lo) for s in key_segments(var.pyramid, var.context))
+    dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
+    attention = 4 * pairs * width
+    modulation = 0 if var.shared_adaln else 2 * 6 * width * width
+    block = dense + attention + modulation
+    once = 2 * 6 * width * width if var.shared_adaln else 0
+    code = 2 * (tokens - var.pyramid.sizes[0]) * var.code_dim * width
+    head = 2 * tokens * width * vocab_size + 2 * 2 * width * width
+    return var.depth * block + once + code + head
+
+
+def program_flops(jaxpr: Any) -> float:
+    """Matrix-product operations of a traced program, over all devices.
+
+    Loops count as often as they run, rematerialised parts as often as they are computed. A
+    Pallas kernel counts as its cost estimate if it has one, else as its body for each program
+    of its grid.
+
+    Args:
+      jaxpr: `jax.jit(f).trace(*args).jaxpr`.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
+
+
+def _equation_flops(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contract, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return (
+            2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
+        )
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features
+    if name == "cond":
+        return max(program_flops(branch) for branch in params["branches"])
+    inner = sum(program_flops(p) for p in _inner_programs(params))
+    if name == "scan":
+        return inner * params["length"]
+    if name == "shard_map":
+        mesh = params["mesh"]
+        manual = params.get("manual_axes", mesh.axis_names)
+        return inner * math.prod(mesh.shape[axis] for axis in manual)
+    if name == "pallas_call":
+        estimate = params.get("cost_estimate")
+        if estimate is not None:
+            return float(estimate.flops)
+        grid = [n for n in params["grid_mapping"].grid if isinstance(n, int)]
+        return inner * math.prod(grid)
+    return inner
+
+
+def _inner_programs(params: dict[str, Any]) -> list[Any]:
+    """The jaxprs among an equation's parameters, each once."""
+    found: list[Any] = []
+    for key, value in params.items():
+        if key in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"):
+            continue
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if hasattr(item, "eqns") or hasattr(getattr(item, "jaxpr", None), "eqns"):
+                found.append(item)
+    return found
+
+
+def num_parameters(tree: Any) -> int:
+    """Elements of all arrays of a tree."""
+    return int(sum(np.prod(x.shape, dtype=np.int64) for x in jax.tree.leaves(tree)))
