@@ -46,7 +46,7 @@ def block_attention(
             lax.slice_in_dim(ks, lo, hi, axis=1),
             lax.slice_in_dim(v, lo, hi, axis=1),
         )
-        if len(set((s.lo, s.hi) for s in group)) == 1:
+        if len({(s.lo, s.hi) for s in group}) == 1:
             outputs.append(jax.nn.dot_product_attention(*part, scale=1.0, implementation="cudnn"))
         else:
             local = tuple(KeySegment(s.rows, s.lo - lo, s.hi - lo) for s in group)

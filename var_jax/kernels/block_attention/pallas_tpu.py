@@ -18,8 +18,9 @@ from var_jax.kernels.block_attention.whole_row import LOG2_E, Layout
 SMALLEST_VMEM = 16 * 2**20
 #: (query, key) pairs beyond which equal tiles become a loop instead of being unrolled.
 MAX_UNROLLED = 256 * 1024
-#: Streaming tiles.
-BLOCK_Q, BLOCK_K, SUB_Q = 512, 1024, 256
+#: Streaming tiles (queries, keys, queries in flight together), and those of the smallest TPU.
+STREAMING_TILES = (512, 1024, 256)
+SMALL_STREAMING_TILES = (512, 512, 128)
 
 
 def vmem_bytes() -> int:
@@ -55,9 +56,11 @@ class _Call:
 
     def grid(self) -> streaming.Grid:
         num_queries = sum(s.rows for s in self.segments)
-        block_q = min(BLOCK_Q, tiling.round_up(num_queries, tiling.LANES))
-        block_k = min(BLOCK_K, tiling.round_up(self.num_keys, tiling.LANES))
-        sub_q = SUB_Q if block_q % SUB_Q == 0 else tiling.LANES
+        small = vmem_bytes() <= SMALLEST_VMEM
+        block_q, block_k, sub_q = SMALL_STREAMING_TILES if small else STREAMING_TILES
+        block_q = min(block_q, tiling.round_up(num_queries, tiling.LANES))
+        block_k = min(block_k, tiling.round_up(self.num_keys, tiling.LANES))
+        sub_q = sub_q if block_q % sub_q == 0 else tiling.LANES
         return streaming.Grid(self.segments, self.num_keys, block_q, block_k, sub_q)
 
     def params(self, *semantics: str) -> pltpu.CompilerParams:
