@@ -15,7 +15,9 @@ from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.vqvae import VQVAE
 
 
-def tiny_tokenizer(patch_nums=(1, 2, 4), vocab_size=16, channels=8, multipliers=(1, 2), dim=4):
+def tiny_tokenizer(
+    patch_nums=(1, 2, 4), vocab_size=16, channels=8, multipliers=(1, 2), dim=4, patch_size=1
+):
     codec = ResidualVQ(ScalePyramid.from_patch_nums(patch_nums), vocab_size, dim, 1)
     return VQVAE(
         codec,
@@ -24,12 +26,18 @@ def tiny_tokenizer(patch_nums=(1, 2, 4), vocab_size=16, channels=8, multipliers=
         multipliers=multipliers,
         num_res_blocks=1,
         attention=False,
+        patch_size=patch_size,
         norm_groups=4,
     )
 
 
 def init_params(objective):
-    return nn.unbox(jax.jit(objective.init_params)(jax.random.key(0)))
+    return nn.unbox(
+        # Random numbers take most of the compile time; they need no optimised code.
+        jax.jit(objective.init_params, compiler_options={"xla_backend_optimization_level": 0})(
+            jax.random.key(0)
+        )
+    )
 
 
 def blobs(count, side, seed=0):
@@ -209,17 +217,17 @@ def make_step(objective, learning_rate):
 
 def test_overfits_64_images():
     objective = VQGAN(
-        tiny_tokenizer((1, 2, 4), vocab_size=256, channels=32, multipliers=(1, 2, 2), dim=8),
-        warmup_steps=100,
+        tiny_tokenizer(vocab_size=256, channels=32, dim=8, patch_size=2),
+        warmup_steps=60,
         restart_every=40,
-        restart_until=500,
+        restart_until=300,
     )
     images = blobs(64, 16)
-    start, step = make_step(objective, optax.cosine_decay_schedule(2e-3, 700))
+    start, step = make_step(objective, optax.cosine_decay_schedule(2e-3, 500))
     state = start(init_params(objective))
-    for i in range(700):
+    for i in range(500):
         state, metrics = step(state, images, i)
-        if i % 50 == 49 and metrics["psnr"] > 30 and i > objective.warmup_steps:
+        if i % 25 == 24 and metrics["psnr"] > 30 and i > objective.warmup_steps:
             break
     assert metrics["psnr"] >= 30
     assert np.all(metrics["collapsed_level"] == 0)
@@ -243,7 +251,7 @@ def test_a_planted_collapse_is_reported_and_restart_cures_it():
         for i in range(120):
             state, metrics = step(state, images, i)
             reported.append(np.asarray(metrics["collapsed_level"]))
-        assert not reported[0].any() or objective.tokenizer.codec.pyramid.sizes[0] * 64 >= 256
+        assert not reported[0][0], "64 tokens are too few to call the first level collapsed"
         assert np.any(np.stack(reported[:20]), 0).all()
         usage[restart_every] = np.asarray(metrics["usage_level"])
         assert np.all(reported[-1] == (restart_every == 0))

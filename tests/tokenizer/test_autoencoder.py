@@ -6,6 +6,9 @@ import pytest
 
 from var_jax.tokenizer.autoencoder import Decoder, Encoder, GroupNorm, Upsample
 
+# Random numbers take most of the compile time of initialisation and need no optimised code.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
 
 def test_group_norm_agrees_with_flax_where_the_mean_is_large():
     x = jnp.asarray(np.random.default_rng(0).normal(50, 2, (2, 3, 5, 8)), jnp.float32)
@@ -17,7 +20,9 @@ def test_group_norm_agrees_with_flax_where_the_mean_is_large():
 
 def test_upsample_is_nearest_doubling_and_a_convolution():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
-    variables = nn.unbox(jax.jit(Upsample().init)(jax.random.key(0), x))
+    variables = nn.unbox(
+        jax.jit(Upsample().init, compiler_options=FAST_COMPILE)(jax.random.key(0), x)
+    )
     doubled = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
     conv = variables["params"]["conv"]
     expected = conv["bias"] + jax.lax.conv_general_dilated(
@@ -30,7 +35,7 @@ def test_upsample_is_nearest_doubling_and_a_convolution():
 def test_dropout_and_remat(remat):
     decoder = Decoder(1, 8, (1, 2), 1, attention=True, norm_groups=4, dropout=0.5, remat=remat)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 4)), jnp.float32)
-    variables = nn.unbox(jax.jit(decoder.init)(jax.random.key(0), z))
+    variables = nn.unbox(jax.jit(decoder.init, compiler_options=FAST_COMPILE)(jax.random.key(0), z))
 
     @jax.jit
     def loss(variables, key):

@@ -6,9 +6,16 @@ import pytest
 
 from var_jax.tokenizer.discriminator import PatchDiscriminator, hinge_loss, spectral_norm
 
+# Random numbers take most of the compile time of initialisation and need no optimised code.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
 
 def init(discriminator, shape):
-    return nn.unbox(jax.jit(discriminator.init)(jax.random.key(0), jnp.zeros(shape)))
+    return nn.unbox(
+        jax.jit(discriminator.init, compiler_options=FAST_COMPILE)(
+            jax.random.key(0), jnp.zeros(shape)
+        )
+    )
 
 
 @pytest.mark.parametrize("norm", ["group", "instance", "none"])

@@ -14,6 +14,9 @@ from var_jax.tokenizer.vqvae import VQVAE
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
+# Random numbers take most of the compile time of initialisation and need no optimised code.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
 
 def load_fill():
     spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
@@ -86,7 +89,9 @@ def tiny(patch_nums=(1, 2, 4), **changes):
 
 def init(tokenizer):
     images = jnp.zeros((1, *tokenizer.image_shape))
-    return nn.unbox(jax.jit(tokenizer.init)(jax.random.key(0), images))["params"]
+    return nn.unbox(
+        jax.jit(tokenizer.init, compiler_options=FAST_COMPILE)(jax.random.key(0), images)
+    )["params"]
 
 
 def nhwc(x):

@@ -35,7 +35,7 @@ def conv(
         strides=stride,
         padding=kernel_size // 2 if padding is None else padding,
         kernel_init=nn.with_logical_partitioning(
-            nn.initializers.lecun_normal(), (None, None, *axes)
+            nn.initializers.lecun_uniform(), (None, None, *axes)
         ),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
         **kwargs,
