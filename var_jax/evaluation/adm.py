@@ -248,7 +248,7 @@ def evaluate_npz(
     reference_path: str,
     inception: InceptionWeights | str,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Scores:
     """Scores an npz of images against a reference file.
@@ -257,7 +257,7 @@ def evaluate_npz(
       samples_path: npz with `arr_0`, uint8 NHWC (or floating point in [-1, 1]).
       reference_path: the same, or an ADM reference file.
       inception: weights, or the path of their file.
-      batch_size: images a step, over all devices.
+      batch_size: images a step, over all devices; see FeatureExtractor.
       progress: called with 'reference' or 'samples', images done, images in all.
 
     Raises:
@@ -267,7 +267,8 @@ def evaluate_npz(
     npz_images.member_names(reference_path)
     if not isinstance(inception, InceptionWeights):
         inception = load_inception(inception)
-    scores, messages = _evaluate(samples, reference_path, inception, batch_size, progress)
+    extractor = FeatureExtractor(inception, batch_size=batch_size)
+    scores, messages = _evaluate(samples, reference_path, extractor, progress)
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return scores
@@ -276,8 +277,7 @@ def evaluate_npz(
 def _evaluate(
     samples: NpzImages,
     reference_path: str,
-    inception: InceptionWeights,
-    batch_size: int,
+    extractor: FeatureExtractor,
     progress: Progress,
 ) -> tuple[Scores, list[str]]:
     """Scores, and what the reader of the scores must be told."""
@@ -289,7 +289,6 @@ def _evaluate(
             f"{samples.path} holds {samples.dtype} images, which were taken to be in "
             f"{samples.value_range} and rounded to 8 bits."
         )
-    extractor = FeatureExtractor(inception, batch_size=batch_size)
     reference = read_reference(reference_path, extractor, progress=progress)
     summary = summarise(
         samples.batches(extractor.batch_size),
@@ -315,7 +314,7 @@ def score_files(
     *,
     inception_sha256: str | None = None,
     inception_cache: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """`evaluate_npz` with a record of what was compared with what, ready for JSON.
@@ -333,7 +332,8 @@ def score_files(
     samples = NpzImages(samples_path)
     npz_images.member_names(reference_path)
     weights = load_inception(inception_path, sha256=inception_sha256, cache=inception_cache)
-    scores, messages = _evaluate(samples, reference_path, weights, batch_size, progress)
+    extractor = FeatureExtractor(weights, batch_size=batch_size)
+    scores, messages = _evaluate(samples, reference_path, extractor, progress)
     if not weights.published:
         messages.append(
             f"{inception_path} is not the published Inception file, so these scores cannot be "
@@ -351,7 +351,7 @@ def score_files(
         "samples_range": samples.value_range,
         "reference": str(reference_path),
         "reference_sha256": file_sha256(reference_path),
-        "batch_size": batch_size,
+        "batch_size": extractor.batch_size,
         "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         "warnings": messages,
     }

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.evaluation.inception import FEATURE_SIZES, Inception
 from var_jax.evaluation.inception_weights import InceptionWeights
 
+BATCH_SIZE = 32
 SCORE_FEATURES = ("2048", "spatial", "logits_unbiased")
 
 
@@ -24,7 +25,8 @@ class FeatureExtractor:
     Attributes:
       weights: the network's parameters and the hash of their file.
       features: names of the features (see Inception).
-      batch_size: images a step, over all devices.
+      batch_size: images a step, over all devices; by default 32, for each device where they are
+        accelerators (on a CPU that keeps memory under 2 GB).
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class FeatureExtractor:
         weights: InceptionWeights,
         features: Sequence[str] = SCORE_FEATURES,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         devices = list(devices or jax.local_devices())
+        if batch_size is None:
+            batch_size = BATCH_SIZE * (1 if devices[0].platform == "cpu" else len(devices))
         mesh = Mesh(np.array(devices), ("batch",))
         self.weights = weights
         self.features = tuple(features)
