@@ -177,24 +177,22 @@ def export_files(args: argparse.Namespace) -> None:
     from var_jax.checkpoint_files import inspect
     from var_jax.convert import official
 
-    kind = inspect(args.checkpoint).metadata.get("kind")
-    output = epath.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    if kind == "transformer":
+    if inspect(args.checkpoint).metadata.get("kind") == "transformer":
         loaded = build.load_transformer(args.checkpoint)
-        params = jax.device_get(loaded.params)
-        write(
-            output / f"var_d{loaded.var.depth}",
-            official.transformer_tensors(loaded.var, loaded.head, params),
-        )
         tokenizer = loaded.tokenizer
     else:
-        tokenizer = build.load_tokenizer(args.checkpoint)
-    codec = tokenizer.module.codec
-    write(
-        output / f"vae_ch{tokenizer.module.channels}v{codec.vocab_size}z{codec.code_dim}",
-        official.tokenizer_tensors(tokenizer.module, jax.device_get(tokenizer.params)),
-    )
+        loaded, tokenizer = None, build.load_tokenizer(args.checkpoint)
+    module, files = tokenizer.module, {}
+    name = f"vae_ch{module.channels}v{module.codec.vocab_size}z{module.codec.code_dim}"
+    files[name] = official.tokenizer_tensors(module, jax.device_get(tokenizer.params))
+    if loaded:
+        files[f"var_d{loaded.var.depth}"] = official.transformer_tensors(
+            loaded.var, loaded.head, jax.device_get(loaded.params)
+        )
+    output = epath.Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files.items():
+        write(output / name, tensors)
 
 
 def write(path: epath.Path, tensors: Mapping[str, Any]) -> None:

@@ -26,6 +26,16 @@ _KINDS = {
     "transformer": (var.SIGNATURE, var.infer, var.BUFFERS),
 }
 
+#: What the official tokenizer's constructor leaves no choice about.
+_FIXED = {
+    "image_channels": 3,
+    "multipliers": (1, 1, 2, 2, 4),
+    "num_res_blocks": 2,
+    "attention": True,
+    "norm_groups": 32,
+    "patch_size": 1,
+}
+
 
 def build_tokenizer(shape: vqvae.TokenizerShape) -> VQVAE:
     """The module that a tokenizer's file describes."""
@@ -200,8 +210,23 @@ def tokenizer_tensors(tokenizer: VQVAE, params: Any) -> dict[str, LazyTensor]:
     Raises:
       ValueError: the official code has no such tokenizer.
     """
-    codec = tokenizer.codec
-    slots = tokenizer_slots(tokenizer)
+    for name, official in _FIXED.items():
+        here = getattr(tokenizer, name)
+        if here != official:
+            raise ValueError(
+                f"The official tokenizer always has {name} {official}, this one has {here}; it "
+                "cannot be exported."
+            )
+    codec = codec_tensors(tokenizer.codec, params["codec"])
+    rest = {name: part for name, part in params.items() if name != "codec"}
+    slots = mapping.expand(vqvae.rows(tokenizer.codec.phi_sharing), rest)
+    return {**mapping.tensors(rest, slots), **codec}
+
+
+def codec_tensors(codec: ResidualVQ, params: Any) -> dict[str, LazyTensor]:
+    """The part of the tokenizer's official state dict below 'quantize.', as above."""
+    params = {"codec": params}
+    slots = mapping.expand(vqvae.rows(codec.phi_sharing), params)
     extra = vqvae.buffers(len(codec.pyramid.patch_nums), codec.vocab_size)
     return {**mapping.tensors(params, slots), **extra}
 
@@ -222,7 +247,7 @@ def transformer_tensors(
         raise ValueError(
             f"The official code has block-causal attention only, not {transformer.context}."
         )
-    slots = transformer_slots(transformer, head)
+    slots = mapping.expand(var.ROWS, params)
     extra = var.buffers(transformer.pyramid.patch_nums, transformer.width, transformer.depth)
     return {**mapping.tensors(params, slots), **extra}
 
