@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import reference, streaming, tiling, whole_row
-from var_jax.kernels.block_attention.whole_row import LOG2_E, Layout
+from var_jax.kernels.block_attention.layout import LOG2_E, Layout
 
 #: VMEM a core of the smallest supported TPU (v4) has.
 SMALLEST_VMEM = 16 * 2**20

@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import tiling
-from var_jax.kernels.block_attention.whole_row import LN_2, MASKED, Layout, pipeline
+from var_jax.kernels.block_attention.layout import LN_2, MASKED, Layout, cost, pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,10 @@ class Grid:
         change = outer[1:] != outer[:-1]
         first, last = np.r_[True, change], np.r_[change, True]
         return np.stack([q, k, first, last]).astype(np.int32)
+
+    def num_scores(self, pairs: np.ndarray) -> int:
+        """(query, key) pairs computed for one head."""
+        return pairs.shape[1] * self.block_q * self.block_k
 
 
 def _valid_rows(x: jax.Array, tile: jax.Array, block: int, length: int) -> jax.Array:
@@ -275,6 +279,7 @@ def forward(q, k, v, layout: Layout, grid: Grid, params, interpret=False):
             jax.ShapeDtypeStruct((q.shape[0], layout.groups, grid.tiles_q, *tall), jnp.float32),
         ],
         compiler_params=params,
+        cost_estimate=cost(layout, q.shape[0], grid.num_scores(pairs), 2, q, k, v, q),
         interpret=interpret,
         name="block_attention_streaming_forward",
     )(jnp.asarray(pairs), jnp.asarray(grid.bounds()), q, k, v)
@@ -316,6 +321,7 @@ def backward(q, k, v, o, lse, do, layout: Layout, grid: Grid, params, interpret=
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
         compiler_params=params,
+        cost_estimate=cost(layout, q.shape[0], grid.num_scores(pairs), 5, *(q, k, v, o) * 2),
         interpret=interpret,
         name="block_attention_streaming_backward",
     )(jnp.asarray(pairs), jnp.asarray(grid.bounds()), q, k, v, o, do, lse)

@@ -148,3 +148,8 @@ def row_tiles(
 def num_tiles(tiles: tuple[RowTile, ...]) -> int:
     """All tiles, the repeated ones counted."""
     return sum(t.count for t in tiles)
+
+
+def num_scores(tiles: tuple[RowTile, ...]) -> int:
+    """(query, key) pairs computed for one head."""
+    return sum(t.count * t.rows * (t.hi - t.lo) for t in tiles)
