@@ -27,6 +27,7 @@ _REFERENCE = flags.DEFINE_string("reference", None, "npz of images, or an ADM re
 _INCEPTION = flags.DEFINE_string("inception", None, "pt_inception weights (.pth).")
 _JSON = flags.DEFINE_string("json", None, "File for the scores.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Generated images.", 1)
+_CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 800, "Updates of --classifier.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 cli.define_sampling_flags()
@@ -90,7 +91,9 @@ def _score_small_set() -> None:
     train, held_out = real("train"), real("val")
     num_classes = loaded.var.num_classes
     logging.info("Training the classifier on %d real images.", len(train.images))
-    classifier = train_classifier(train.images, train.labels, num_classes=num_classes)
+    classifier = train_classifier(
+        train.images, train.labels, num_classes=num_classes, steps=_CLASSIFIER_STEPS.value
+    )
 
     sampler = ImageSampler(
         loaded.var,

@@ -27,6 +27,9 @@ _WORKDIR = flags.DEFINE_string(
 _CONFIG = flags.DEFINE_string("config", "configs/mnist5k.py", "Config of all stages.")
 _CROPS = flags.DEFINE_integer("crops", 8, "Augmented copies of each image in the token cache.", 1)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Images to score.", 1)
+_CLASSIFIER_STEPS = flags.DEFINE_integer(
+    "classifier_steps", 800, "Updates of the classifier that scores.", 1
+)
 
 
 def stages(workdir: pathlib.Path) -> dict[str, list[str]]:
@@ -55,6 +58,7 @@ def stages(workdir: pathlib.Path) -> dict[str, list[str]]:
             f"--checkpoint={transformer}",
             f"--output={scores}",
             f"--num_samples={_NUM_SAMPLES.value}",
+            f"--classifier_steps={_CLASSIFIER_STEPS.value}",
         ],
         "report": ["launch.report", f"--workdir={workdir}"],
     }

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from var_jax.heads.categorical import CategoricalHead
+from var_jax.heads.filters import LevelPolicy, filter_logits
+
+
+def reference(logits, top_k, top_p):
+    """The official filter, with sorting, in float64 (where no two logits are equal)."""
+    logits = logits.astype(np.float64)
+    if top_k:
+        kth = np.sort(logits, -1)[..., -top_k][..., None]
+        logits = np.where(logits < kth, -np.inf, logits)
+    if top_p:
+        order = np.argsort(logits, -1)
+        ranked = np.take_along_axis(logits, order, -1)
+        p = np.exp(ranked - ranked.max(-1, keepdims=True))
+        drop = np.cumsum(p / p.sum(-1, keepdims=True), -1) <= 1 - top_p
+        drop[..., -1] = False
+        removed = np.zeros_like(drop)
+        np.put_along_axis(removed, order, drop, -1)
+        logits = np.where(removed, -np.inf, logits)
+    return np.isfinite(logits)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 99, 100])
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.96, 1e-6])
+def test_the_kept_tokens_are_those_of_the_sorting_filter(top_k, top_p):
+    logits = np.random.default_rng(0).normal(size=(4, 7, 100)).astype(np.float32) * 3
+    kept = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p))
+    np.testing.assert_array_equal(kept, reference(logits, top_k, top_p))
+
+
+def test_ties_with_the_last_kept_stay():
+    logits = jnp.array([3.0, 1.0, 1.0, 1.0, 0.0])
+    np.testing.assert_array_equal(
+        np.isfinite(filter_logits(logits, top_k=2)), [True, True, True, True, False]
+    )
+    same = jnp.zeros(6)
+    assert np.isfinite(filter_logits(same, top_k=1, top_p=0.5)).all()
+
+
+def test_signs_zeros_and_infinities_keep_their_order():
+    logits = jnp.array([-jnp.inf, -2.0, -0.0, 0.0, 1e-30, 5.0, 1e30])
+    kept = np.isfinite(filter_logits(logits, top_k=3))
+    np.testing.assert_array_equal(kept, [0, 0, 0, 0, 1, 1, 1])
+
+
+def test_loss_is_cross_entropy_and_smoothing_spreads_it():
+    hidden = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    target = jnp.array([[0, 1, 2], [3, 4, 5]])
+    plain = CategoricalHead(6, 8, init_factor=10.0)
+    variables = plain.init(jax.random.key(1), hidden)
+    logits = plain.apply(variables, hidden)
+    log_p = jax.nn.log_softmax(logits)
+    nll = -jnp.take_along_axis(log_p, target[..., None], -1)[..., 0]
+    np.testing.assert_allclose(
+        plain.apply(variables, hidden, target, method="loss"), nll, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        plain.apply(variables, hidden, target, method="log_prob"), -nll, rtol=1e-5
+    )
+    smooth = CategoricalHead(6, 8, label_smoothing=0.1, init_factor=10.0)
+    expected = 0.9 * nll - 0.1 * log_p.mean(-1)
+    np.testing.assert_allclose(
+        smooth.apply(variables, hidden, target, method="loss"), expected, rtol=1e-5
+    )
+
+
+def test_sampling_follows_the_guided_distribution():
+    head = CategoricalHead(4, 2, init_factor=30.0)
+    hidden = jnp.tile(jnp.array([[[1.0, 0.5]]]), (4000, 1, 1))
+    uncond = jnp.tile(jnp.array([[[-0.5, 1.0]]]), (4000, 1, 1))
+    variables = head.init(jax.random.key(0), hidden[:1])
+    keys = jax.random.split(jax.random.key(1), 4000)
+    tokens, code = head.apply(variables, hidden, uncond, 1.5, keys, LevelPolicy(), method="sample")
+    logits = 2.5 * head.apply(variables, hidden[:1]) - 1.5 * head.apply(variables, uncond[:1])
+    expected = np.asarray(jax.nn.softmax(logits)[0, 0])
+    counts = np.bincount(np.asarray(tokens[:, 0]), minlength=4) / 4000
+    np.testing.assert_allclose(counts, expected, atol=0.03)
+    np.testing.assert_array_equal(tokens, code)
+
+
+def test_smooth_codes_are_distributions_that_sharpen():
+    head = CategoricalHead(16, 8, init_factor=10.0)
+    hidden = jax.random.normal(jax.random.key(0), (3, 5, 8))
+    variables = head.init(jax.random.key(1), hidden)
+    keys = jax.random.split(jax.random.key(2), 3)
+    peaks = []
+    for progress in (0.0, 1.0):
+        policy = LevelPolicy(top_k=8, smooth=True, progress=progress)
+        _, code = head.apply(variables, hidden, None, 0.0, keys, policy, method="sample")
+        np.testing.assert_allclose(code.sum(-1), 1, rtol=1e-5)
+        assert ((code > 0).sum(-1) <= 8).all()
+        peaks.append(float(code.max(-1).mean()))
+    assert peaks[1] > peaks[0]
+    assert LevelPolicy(progress=0.0).smooth_temperature == pytest.approx(0.27)
+    assert LevelPolicy(progress=1.0).smooth_temperature == pytest.approx(0.0135)

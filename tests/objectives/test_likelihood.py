@@ -1,0 +1,74 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from var_jax import sharding
+from var_jax.codecs.residual_vq import ResidualVQ
+from var_jax.heads.categorical import CategoricalHead
+from var_jax.objectives.likelihood import Likelihood, Stage, progressive_stages
+from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.var import VAR
+
+PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def setup():
+    codec = ResidualVQ(PYRAMID, 16, 4)
+    var = VAR(PYRAMID, 5, 4, depth=1, width=32, num_heads=2)
+    objective = Likelihood(var, CategoricalHead(16, 32, init_factor=5.0), codec)
+
+    def init():
+        features = jnp.zeros((1, 3, 3, 4))
+        frozen = codec.init(jax.random.key(0), features, method="encode")["params"]
+        return sharding.unbox((objective.init_params(jax.random.key(1)), {"codec": frozen}))
+
+    params, frozen = jax.jit(init)()
+    batch = {
+        "tokens": jax.random.randint(jax.random.key(2), (4, PYRAMID.length), 0, 16),
+        "label": jnp.array([0, 1, 2, 5]),
+    }
+    return objective, params, frozen, batch
+
+
+def evaluate(objective, params, frozen, batch, step=0):
+    return jax.jit(objective.loss)(params, frozen, (), batch, None, jnp.int32(step))
+
+
+def test_the_levels_add_up_to_the_mean(setup):
+    objective, *rest = setup
+    value, aux = evaluate(objective, *rest)
+    sizes = np.array(PYRAMID.sizes) / PYRAMID.length
+    np.testing.assert_allclose((aux.metrics["loss_level"] * sizes).sum(), value, rtol=1e-5)
+    np.testing.assert_allclose(aux.metrics["loss_mean"], value, rtol=1e-5)
+    assert aux.metrics["loss_last"] == aux.metrics["loss_level"][-1]
+    weighted = (aux.metrics["accuracy_level"] * sizes).sum()
+    np.testing.assert_allclose(aux.metrics["accuracy_mean"], weighted, rtol=1e-5)
+
+
+def test_a_progressive_stage_weighs_its_levels_as_the_whole_does(setup):
+    objective, *rest = setup
+    _, full = evaluate(objective, *rest)
+    stage = dataclasses.replace(objective, num_levels=2)
+    value, aux = evaluate(stage, *rest)
+    levels = np.asarray(full.metrics["loss_level"])
+    np.testing.assert_allclose(aux.metrics["loss_level"], levels[:2], rtol=1e-4)
+    np.testing.assert_allclose(value, (levels[0] + 4 * levels[1]) / 14, rtol=1e-4)
+    ramped = dataclasses.replace(stage, ramp_start=10, ramp_steps=4)
+    value, _ = evaluate(ramped, *rest, step=11)
+    np.testing.assert_allclose(value, (levels[0] + 0.5 * 4 * levels[1]) / 14, rtol=1e-4)
+
+
+def test_stages_of_the_official_schedule():
+    assert progressive_stages(10, 100, 5, 0.0, 4) == (Stage(0, 10),)
+    stages = progressive_stages(10, 1000, 20, 0.8, 4)
+    assert stages[0] == Stage(0, 5) and stages[-1].num_levels == 10
+    assert [s.num_levels for s in stages] == [5, 6, 7, 8, 9, 10]
+    assert stages[-1].start <= 800
+    with pytest.raises(ValueError, match="until"):
+        progressive_stages(10, 100, 5, 1.5, 4)
+    with pytest.raises(ValueError, match="first"):
+        progressive_stages(10, 100, 5, 0.5, 10)

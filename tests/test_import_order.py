@@ -1,0 +1,49 @@
+"""Imports only go down the layers of the package."""
+
+import ast
+import pathlib
+
+import var_jax
+
+#: Lowest first; a module may import its own layer and those above it in this list.
+LAYERS = [
+    {"pyramid", "resample", "chips"},
+    {"context", "kernels", "sharding", "checkpoint_files", "checkpoint", "hlo"},
+    {"data"},
+    {"codecs"},
+    {"tokenizer", "transformer"},
+    {"heads"},
+    {"sampling", "objectives", "adapters", "convert", "flops"},
+    {"train"},
+    {"evaluation"},
+    {"roll_call", "distributed", "compile_plan", "build"},
+]
+ROOT = pathlib.Path(var_jax.__file__).parent
+
+
+def _layer(name: str) -> int:
+    for i, names in enumerate(LAYERS):
+        if name in names:
+            return i
+    raise AssertionError(f"var_jax.{name} is in no layer; add it to LAYERS where it belongs.")
+
+
+def _imports(path: pathlib.Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def test_imports_only_go_down():
+    wrong = []
+    for path in sorted(ROOT.rglob("*.py")):
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for name, line in _imports(path):
+            parts = name.split(".")
+            if parts[0] == "launch" or (parts[0] == "var_jax" and _layer(parts[1]) > _layer(own)):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,183 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from var_jax import sharding
+from var_jax.context import BlockCausal, RecentLevels
+from var_jax.heads.categorical import CategoricalHead
+from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.var import VAR, StepCache
+
+PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
+BATCH, CODE_DIM = 2, 4
+
+
+def make(context=None, **settings):
+    fields = dict(depth=2, width=32, num_heads=2, num_classes=5)
+    var = VAR(PYRAMID, code_dim=CODE_DIM, context=context or BlockCausal(), **fields | settings)
+    inputs = jax.random.normal(jax.random.key(0), (BATCH, PYRAMID.length, CODE_DIM))
+    labels = jnp.array([3, 5])
+    params = sharding.unbox(var.init(jax.random.key(1), inputs, labels)["params"])
+    # At initialisation the gates are nearly shut; open them, or nothing would be tested.
+    noise = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(params))))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), params)
+    return var, params, inputs, labels
+
+
+def apply(var, params, *args, **kwargs):
+    return var.apply({"params": params}, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "context, settings",
+    [
+        (BlockCausal(), dict()),
+        (BlockCausal(), dict(qk_norm=False, shared_adaln=True)),
+        (RecentLevels(0), dict()),
+        (RecentLevels(1), dict()),
+    ],
+)
+def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
+    var, params, inputs, labels = make(context, **settings)
+    full = apply(var, params, inputs, labels)
+    cache = StepCache()
+    for k in range(PYRAMID.num_levels):
+        level_inputs = None if k == 0 else inputs[:, PYRAMID.level(k)]
+        hidden, cache = apply(var, params, k, level_inputs, labels, cache, method="step")
+        np.testing.assert_allclose(hidden, full[:, PYRAMID.level(k)], rtol=2e-4, atol=2e-5)
+    assert not cache.levels  # Nothing is kept once nobody will look at it.
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_no_level_sees_a_finer_one(level):
+    var, params, inputs, labels = make()
+    changed = inputs.at[:, PYRAMID.offsets[level] :].add(1.0)
+    before, after = (apply(var, params, x, labels) for x in (inputs, changed))
+    coarser = slice(0, PYRAMID.offsets[level])
+    np.testing.assert_array_equal(before[:, coarser], after[:, coarser])
+    moved = np.abs(before - after)[:, PYRAMID.level(level)]
+    assert (moved.max(-1) > 1e-3).all()  # Every token of the level reads its input.
+
+
+def test_a_level_sees_all_of_itself():
+    var, params, inputs, labels = make()
+    last = PYRAMID.length - 1
+    before, after = (apply(var, params, x, labels) for x in (inputs, inputs.at[:, last].add(1.0)))
+    moved = np.abs(before - after)[:, PYRAMID.level(2)].max(-1)
+    assert (moved > 1e-5).all()
+
+
+def test_own_scale_context_sees_nothing_else():
+    var, params, inputs, labels = make(RecentLevels(0))
+    changed = inputs.at[:, PYRAMID.level(1)].add(1.0)
+    before, after = (apply(var, params, x, labels) for x in (inputs, changed))
+    np.testing.assert_array_equal(before[:, PYRAMID.level(2)], after[:, PYRAMID.level(2)])
+
+
+def test_a_prefix_of_levels_gives_the_same_numbers():
+    var, params, inputs, labels = make()
+    full = apply(var, params, inputs, labels)
+    prefix = apply(var, params, inputs[:, :5], labels, num_levels=2)
+    np.testing.assert_allclose(prefix, full[:, :5], rtol=2e-5, atol=2e-6)
+
+
+def test_remat_and_unrolling_change_nothing():
+    var, params, inputs, labels = make()
+    keys = jax.random.split(jax.random.key(3), BATCH)
+
+    def gradient(var):
+        return jax.grad(lambda p: jnp.square(apply(var, p, inputs, labels, keys)).mean())(params)
+
+    expected = gradient(var)
+    for settings in (dict(remat="full"), dict(remat="dots", scan_unroll=2)):
+        got = gradient(make(**settings)[0])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected
+        )
+
+
+def test_class_dropout_and_drop_path_follow_the_examples_key():
+    var, params, inputs, labels = make(class_drop_rate=0.5, drop_path_rate=0.5)
+    keys = jax.random.split(jax.random.key(4), 8)
+    inputs, labels = jnp.tile(inputs, (4, 1, 1)), jnp.tile(labels, 4)
+    together = apply(var, params, inputs, labels, keys)
+    alone = jnp.concatenate(
+        [
+            apply(var, params, inputs[i : i + 1], labels[i : i + 1], keys[i : i + 1])
+            for i in range(8)
+        ]
+    )
+    np.testing.assert_allclose(together, alone, rtol=2e-4, atol=2e-5)
+    plain = apply(var, params, inputs, labels)
+    changed = np.abs(together - plain).max((1, 2)) > 1e-3
+    assert changed.any()
+    # Without any rate the keys do nothing.
+    still = make(class_drop_rate=0.0, drop_path_rate=0.0)[0]
+    np.testing.assert_allclose(apply(still, params, inputs, labels, keys), plain, rtol=1e-5)
+
+
+def test_a_dropped_class_is_the_class_after_the_last():
+    var, params, inputs, _ = make(class_drop_rate=1.0)
+    keys = jax.random.split(jax.random.key(5), BATCH)
+    dropped = apply(var, params, inputs, jnp.array([0, 1]), keys)
+    np.testing.assert_allclose(dropped, apply(var, params, inputs, jnp.array([5, 5])), rtol=1e-5)
+
+
+def test_initialisation_has_the_official_scales():
+    var = VAR(PYRAMID, num_classes=50, code_dim=8, depth=3, width=192, num_heads=3)
+    init = var.init(jax.random.key(0), jnp.zeros((1, PYRAMID.length, 8)), jnp.zeros((1,), int))
+    params = sharding.unbox(init["params"])
+    std = (1 / 3 / 192) ** 0.5
+    blocks = params["blocks"]
+    expected = {
+        "class": (params["class_embedding"], std),
+        "qkv": (blocks["attention"]["qkv_kernel"], std),
+        "out": (blocks["attention"]["out"]["kernel"], std / 6**0.5),
+        "up": (blocks["mlp"]["up"]["kernel"], std),
+        "down": (blocks["mlp"]["down"]["kernel"], std / 6**0.5),
+        "gamma": (blocks["adaln"]["kernel"][..., :2, :], std * 1e-3),
+        "scale": (blocks["adaln"]["kernel"][..., 2:, :], std * 0.5),
+        "final": (params["final_adaln"]["modulation"]["kernel"], std * 0.5),
+    }
+    for name, (value, deviation) in expected.items():
+        np.testing.assert_allclose(np.std(value), deviation, rtol=0.05, err_msg=name)
+    np.testing.assert_allclose(blocks["attention"]["log_scale"], np.log(4.0), rtol=1e-6)
+    # No two layers start alike.
+    assert np.abs(np.diff(blocks["mlp"]["up"]["kernel"], axis=0)).max() > 0
+
+
+def count_parameters(var, head):
+    inputs = jnp.zeros((1, var.pyramid.length, var.code_dim))
+
+    def init():
+        return (
+            var.init(jax.random.key(0), inputs, jnp.zeros((1,), int)),
+            head.init(jax.random.key(0), jnp.zeros((1, 1, var.width))),
+        )
+
+    return sum(x.size for x in jax.tree.leaves(jax.eval_shape(init)))
+
+
+@pytest.mark.parametrize(
+    "image_size, depth, shared, millions",
+    [
+        (256, 16, False, 310.3),
+        (256, 20, False, 600.9),
+        (256, 24, False, 1033.4),
+        (256, 30, False, 2010.0),
+        (512, 36, True, 2353.9),
+    ],
+)
+def test_published_sizes(image_size, depth, shared, millions):
+    width = 64 * depth
+    pyramid = ScalePyramid.for_image_size(image_size)
+    var = VAR(pyramid, 1000, 32, depth, width, depth, shared_adaln=shared)
+    assert round(count_parameters(var, CategoricalHead(4096, width)) / 1e6, 1) == millions
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="100 is not divisible by num_heads 3"):
+        VAR(PYRAMID, 10, 4, 2, 100, 3)
+    with pytest.raises(ValueError, match="sometimes"):
+        VAR(PYRAMID, 10, 4, 2, 96, 3, remat="sometimes")
