@@ -1,0 +1,162 @@
+"""Compiles the published recipes for TPU slices and writes docs/topologies.md.
+
+python -m launch.topology_table                      # every row that is not there yet: hours
+python -m launch.topology_table --models d16,d30 --topologies v5e:16x16 --redo
+
+Rows are kept in docs/topologies.json, one after the other, so that the command can be ended and
+started again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+
+from absl import flags
+
+from launch import cli, compile_for_tpu
+
+_MODELS = flags.DEFINE_list("models", ["d16", "d20", "d24", "d30", "d36"], "Which models.")
+_TOPOLOGIES = flags.DEFINE_list("topologies", [], "Which topologies; all by default.")
+_REDO = flags.DEFINE_bool("redo", False, "Compile rows anew that are there already.")
+_FOLDER = flags.DEFINE_string("folder", "docs", "Where topologies.json and topologies.md lie.")
+
+#: Slices from 8 to 256 chips.
+TOPOLOGIES = (
+    *("v4:2x2x2", "v4:2x4x4", "v4:4x4x4", "v4:4x4x8", "v4:4x8x8"),
+    *("v5e:2x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
+    *("v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8"),
+    *("v6e:2x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
+)
+
+#: What the compiler may keep for the backward pass, most first: the first that fits is taken.
+REMAT = ("none", "dots", "full")
+
+#: Part of a chip's memory that parameters and optimizer may take before they are cut further.
+STATE_SHARE = 0.2
+
+HEADER = """# The published recipes on TPU slices
+
+Written by `python -m launch.topology_table`; no TPU was used. Each row is the real training step
+(tokens from a cache, bfloat16 compute, float32 parameters and AdamW, Pallas attention) compiled by
+the TPU compiler. `remat` is the first of none, dots, full that fits; `fsdp` the smallest size that
+leaves at most a fifth of the memory to parameters and optimizer. The floors are what arithmetic,
+memory traffic and traffic between chips take at the published peaks, each by itself; a real step
+takes at least the largest and, if nothing overlaps, their sum. The last two columns give both
+ends: the utilisation (useful operations over peak) and the chip hours of the whole recipe.
+
+| model | slice | chips | data x fsdp | images/chip | remat | GiB/chip | compute ms | memory ms \
+| links ms | utilisation | chip hours |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def load_config(model: str):
+    """The recipe of a model: d36 is the 512 px one."""
+    if model == "d36":
+        return importlib.import_module("configs.var_imagenet512").get_config()
+    return importlib.import_module("configs.var_imagenet256").get_config(model)
+
+
+def choose_fsdp(width: int, parameters: float, num_chips: int, hbm_bytes: float) -> int:
+    """The smallest size that divides width and chips and leaves the state its share of memory.
+
+    Args:
+      width: of the model.
+      parameters: their number; 12 bytes each with AdamW's moments.
+      num_chips: of the slice.
+      hbm_bytes: of a chip.
+    """
+    sizes = [n for n in range(1, num_chips + 1) if num_chips % n == 0 and width % n == 0]
+    enough = [n for n in sizes if 12 * parameters / n <= STATE_SHARE * hbm_bytes]
+    return min(enough, default=max(sizes))
+
+
+def make_row(model: str, topology: str) -> dict:
+    """Compiles one row; the first remat that fits."""
+    from var_jax import build, chips, compile_plan
+    from var_jax.flops import forward_flops
+
+    devices = compile_plan.topology_devices(topology)
+    chip = chips.of_kind(devices[0].device_kind)
+    row = {"model": model, "topology": topology, "chips": len(devices)}
+    for remat in REMAT:
+        config = load_config(model)
+        config.model.remat = remat
+        var = build.var(config)
+        # Matrix products of a token, two operations a parameter, are nearly all parameters.
+        parameters = forward_flops(var, config.tokenizer.vocab_size) / 2 / var.pyramid.length
+        parameters += 6 * var.width**2 * (1 if var.shared_adaln else var.depth)
+        fsdp = choose_fsdp(var.width, parameters, len(devices), chip.hbm_bytes)
+        config.mesh.update(data=-1, fsdp=fsdp, tensor=1)
+        share = config.train.batch_size / len(devices)
+        row |= {"fsdp": fsdp, "images": share, "remat": remat, "fits": False}
+        try:
+            plan = compile_for_tpu.plan_train(config, devices)
+        except ValueError as error:
+            return row | {"problem": str(error)}
+        row["needs"] = plan.peak_bytes
+        if plan.fits:
+            steps = config.train.num_steps
+            ends = (plan.floor_seconds, plan.serial_seconds)
+            return row | {
+                "fits": True,
+                "floors": plan.floors,
+                "utilisation": [plan.utilisation(s) for s in ends],
+                "chip_hours": [plan.chip_hours(steps, s) for s in ends],
+                "compile_seconds": plan.compile_seconds,
+            }
+    return row
+
+
+def render(rows: list[dict]) -> str:
+    """The page."""
+    lines = [HEADER.rstrip("\n")]
+    models = {m: i for i, m in enumerate(("d16", "d20", "d24", "d30", "d36"))}
+    order = {t: i for i, t in enumerate(TOPOLOGIES)}
+    for row in sorted(rows, key=lambda r: (models[r["model"]], order.get(r["topology"], 99))):
+        cells = [
+            row["model"],
+            row["topology"],
+            str(row["chips"]),
+            f"{row['chips'] // row['fsdp']} x {row['fsdp']}",
+            f"{row['images']:g}",
+        ]
+        if row["fits"]:
+            floors = row["floors"]
+            low, high = row["utilisation"][1], row["utilisation"][0]
+            least, most = row["chip_hours"]
+            cells += [
+                row["remat"],
+                f"{row['needs'] / 2**30:.1f}",
+                *(f"{1e3 * floors[k]:.0f}" for k in ("compute", "memory", "links")),
+                f"{low:.0%} to {high:.0%}",
+                f"{least:,.0f} to {most:,.0f}",
+            ]
+        else:
+            needs = row.get("problem") or f"does not fit: {row['needs'] / 2**30:.0f} GiB"
+            cells += [row["remat"], needs, "", "", "", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    folder = pathlib.Path(_FOLDER.value)
+    store = folder / "topologies.json"
+    rows = json.loads(store.read_text()) if store.exists() else []
+    for model in _MODELS.value:
+        for topology in _TOPOLOGIES.value or TOPOLOGIES:
+            old = [r for r in rows if (r["model"], r["topology"]) == (model, topology)]
+            if old and not _REDO.value:
+                continue
+            row = make_row(model, topology)
+            rows = [r for r in rows if r not in old] + [row]
+            store.write_text(json.dumps(rows, indent=1) + "\n")
+            (folder / "topologies.md").write_text(render(rows))
+            print(render([row]).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    compile_for_tpu.reexecute("launch.topology_table")
+    cli.run(main)
