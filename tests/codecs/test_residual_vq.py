@@ -34,7 +34,7 @@ def golden_codec(case):
         "phi_kernel": np.stack([state[f"{n}.weight"].transpose(2, 3, 1, 0) for n in names]),
         "phi_bias": np.stack([state[f"{n}.bias"] for n in names]),
     }
-    outputs = {np.load(GOLDENS / case / "outputs.npz")}
+    outputs = dict(np.load(GOLDENS / case / "outputs.npz"))
     return codec, jax.tree.map(jnp.asarray, params), outputs
 
 

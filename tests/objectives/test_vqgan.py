@@ -102,36 +102,22 @@ def test_adaptive_weight_and_gradients_equal_brute_force():
     tokenizer, discriminator = objective.tokenizer, objective.discriminator
     images = batch["image"]
 
-    def reconstruction(p):
-        return tokenizer.apply({"params": p}, images)
-
-    def distance(p):
-        x = reconstruction(p).reconstruction
+    def losses(p):
+        output = tokenizer.apply({"params": p}, images)
+        x = output.reconstruction
         perceptual = MeanColor().apply(
             {"params": frozen["perceptual"]}, *[jnp.repeat(y, 3, -1) for y in (images, x)]
         )
-        return 0.2 * jnp.abs(x - images).mean() + jnp.square(x - images).mean() + perceptual.mean()
-
-    def fooling(p):
-        x = reconstruction(p).reconstruction
-        return -discriminator.apply({"params": params["discriminator"]}, x).mean()
+        distance = 0.2 * jnp.abs(x - images).mean() + jnp.square(x - images).mean()
+        fooling = -discriminator.apply({"params": params["discriminator"]}, x).mean()
+        return jnp.stack([distance + perceptual.mean(), fooling, output.quantized.loss])
 
     @jax.jit
     def brute_force(p):
-        (_, grad_distance), (_, grad_fooling) = (
-            jax.value_and_grad(distance)(p),
-            jax.value_and_grad(fooling)(p),
-        )
-        norms = [
-            jnp.linalg.norm(g["decoder"]["conv_out"]["kernel"])
-            for g in (grad_distance, grad_fooling)
-        ]
-        weight = norms[0] / norms[1]
-        grad_vq = jax.grad(lambda p: reconstruction(p).quantized.loss)(p)
-        total = jax.tree.map(
-            lambda a, b, c: a + 0.4 * weight * b + c, grad_distance, grad_fooling, grad_vq
-        )
-        return weight, total
+        grads = jax.jacrev(losses)(p)
+        kernel = grads["decoder"]["conv_out"]["kernel"]
+        weight = jnp.linalg.norm(kernel[0]) / jnp.linalg.norm(kernel[1])
+        return weight, jax.tree.map(lambda g: g[0] + 0.4 * weight * g[1] + g[2], grads)
 
     weight, expected = brute_force(params["tokenizer"])
     (_, aux), grads = value_and_grad(params, 100)

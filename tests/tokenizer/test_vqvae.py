@@ -65,7 +65,7 @@ def golden_tokenizer(case):
         return array
 
     params = jax.tree_util.tree_map_with_path(load, abstract_params(tokenizer))
-    outputs = {np.load(GOLDENS / case / "outputs.npz")}
+    outputs = dict(np.load(GOLDENS / case / "outputs.npz"))
     return tokenizer, params, outputs
 
 
