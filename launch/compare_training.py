@@ -74,8 +74,8 @@ def train_there(likelihood: Any, codec_params: Any, params: Any, settings: Any, 
     from models.quant import VectorQuantizer2
     from models.var import VAR
     from trainer import VARTrainer
+    from utils import lr_control
     from utils.amp_sc import AmpOptimizer
-    from utils.lr_control import filter_params, lr_wd_annealing
 
     from var_jax.convert import official
 
@@ -122,7 +122,9 @@ def train_there(likelihood: Any, codec_params: Any, params: Any, settings: Any, 
     )
     tensors = official.transformer_tensors(var, likelihood.head, params)
     model.load_state_dict({name: torch.tensor(t.read()) for name, t in tensors.items()})
-    names, weights, groups = filter_params(model, nowd_keys=_NO_DECAY)
+    # It prints with a keyword that the official start-up adds to `print`.
+    lr_control.print = lambda *args, **kwargs: None
+    names, weights, groups = lr_control.filter_params(model, nowd_keys=_NO_DECAY)
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=(settings.b1, settings.b2), weight_decay=0)
     trainer = VARTrainer(
         device="cpu",
@@ -138,7 +140,7 @@ def train_there(likelihood: Any, codec_params: Any, params: Any, settings: Any, 
     silent = types.SimpleNamespace(update=lambda **values: None)
     decay_end = settings.weight_decay_end
     for i, batch in enumerate(batches):
-        lr_wd_annealing(
+        lr_control.lr_wd_annealing(
             _SCHEDULES[settings.schedule],
             adamw,
             settings.learning_rate,

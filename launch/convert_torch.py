@@ -31,8 +31,8 @@ from etils import epath
 
 from launch import offline
 
-_CHUNK_BYTES = 32 * 2**20
-_FILE_BYTES = 64 * 2**20
+_CHUNK_BYTES = 8 * 2**20
+_FILE_BYTES = 32 * 2**20
 
 
 def patch_nums(text: str) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ def import_files(args: argparse.Namespace) -> None:
             "kind": "tokenizer",
             "config": tokenizer_config(tokenizer),
             "ema": False,
-            "fingerprint": identity,
+            "tokenizer_fingerprint": identity,
             "source": args.vae or args.tokenizer,
         },
     )

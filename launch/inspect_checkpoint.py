@@ -33,7 +33,6 @@ def describe_folder(path: epath.Path, arrays: bool) -> Iterable[str]:
         sizes = [math.prod(v.shape) for k, v in leaves.items() if k.split("/")[0] == part]
         yield f"{'parameters' if part == 'params' else part:15s} {sum(sizes):,}"
     for key, title in (
-        ("fingerprint", "fingerprint"),
         ("tokenizer_fingerprint", "tokenizer"),
         ("source", "source"),
     ):

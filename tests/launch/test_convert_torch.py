@@ -181,7 +181,8 @@ def test_import_needs_little_more_memory_than_the_file(tmp_path):
     # The width of d16 in fewer blocks; random numbers, because zeros would compress.
     layout = json.loads((GOLDENS / "official" / "var_d16.json").read_text())
     keep = {name: s for name, s in layout if not name.startswith("blocks.")}
-    keep |= {name: s for name, s in layout if name.startswith(("blocks.0.", "blocks.1."))}
+    few = tuple(f"blocks.{i}." for i in range(4))
+    keep |= {name: s for name, s in layout if name.startswith(few)}
     rng = np.random.default_rng(0)
 
     def random(shape):
@@ -198,6 +199,6 @@ def test_import_needs_little_more_memory_than_the_file(tmp_path):
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # The rest is what tracing and Orbax take themselves, whatever the size of the file.
-    rest = 150 * 2**20
-    assert int(done.stdout.splitlines()[-1]) < 1.3 * path.stat().st_size + rest
+    # Above the parameters: one tensor, what is being written, and what tracing takes, whatever
+    # the size of the file. Orbax alone would need 3 times the file.
+    assert int(done.stdout.splitlines()[-1]) < path.stat().st_size + 350 * 2**20

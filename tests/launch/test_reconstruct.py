@@ -1,0 +1,73 @@
+"""Images through the tokenizer of a checkpoint, against the official outputs of case b."""
+
+import json
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from launch.reconstruct import check, reconstruct
+from var_jax.convert import official, vqvae
+from var_jax.convert.lazy_state import LazyState, LazyTensor
+from var_jax.convert.mapping import read
+from var_jax.evaluation.pictures import to_uint8
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "b"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    fill = {}
+    exec((GOLDEN.parent / "fill.py").read_text(), fill)
+    state = LazyState(
+        "vae",
+        {
+            name: LazyTensor(tuple(s), np.dtype(np.float32), lambda n=name, s=s: fill["fill"](n, s))
+            for name, s in json.loads((GOLDEN / "vae_layout.json").read_text())
+        },
+    )
+    module = official.build_tokenizer(vqvae.infer(state, (1, 2, 4)))
+    slots = official.tokenizer_slots(module)
+    params = read(state, slots, official.abstract_tokenizer(module))
+    return types.SimpleNamespace(module=module, params=jax.tree.map(jax.numpy.asarray, params))
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    return dict(np.load(GOLDEN / "outputs.npz"))
+
+
+def test_float_images(tokenizer, outputs):
+    images = outputs["image"].transpose(0, 2, 3, 1)
+    # Batches of two leave one picture over, which is filled up.
+    made, tokens, psnr = reconstruct(tokenizer, images, batch_size=2)
+    expected = outputs["reconstruction"].transpose(0, 2, 3, 1)
+    assert made.dtype == np.float32 and np.abs(made - expected).max() < 1e-4
+    levels = [outputs[f"tokens_{k}"] for k in range(3)]
+    np.testing.assert_array_equal(tokens, np.concatenate(levels, 1))
+    error = np.square((expected - images) / 2).mean((1, 2, 3))
+    np.testing.assert_allclose(psnr, -10 * np.log10(error), rtol=1e-4)
+
+
+def test_uint8_images(tokenizer, outputs):
+    images = to_uint8(outputs["image"].transpose(0, 2, 3, 1))
+    made, tokens, psnr = reconstruct(tokenizer, images, batch_size=3)
+    assert (made.dtype, tokens.dtype, psnr.dtype) == (np.uint8, np.int32, np.float32)
+    error = np.square((made.astype(float) - images) / 255).mean((1, 2, 3))
+    np.testing.assert_allclose(psnr, -10 * np.log10(error), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((1, 3, 8, 8), np.float32), r"reads \[N, 8, 8, 3\]"),
+        (np.zeros((1, 8, 8, 3), np.int32), "images of int32"),
+        (np.full((1, 8, 8, 3), 2.0), r"outside \[-1, 1\]"),
+        (np.full((1, 8, 8, 3), np.nan), r"outside \[-1, 1\]"),
+    ],
+)
+def test_images_that_it_cannot_read(images, message):
+    with pytest.raises(ValueError, match=message):
+        check(images, (8, 8, 3), "in.npz")
