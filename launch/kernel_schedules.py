@@ -294,8 +294,9 @@ def measure(shape_name: str, name: str, backward: bool, topology: str) -> dict:
         )  # fmt: skip
         lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
         if run.returncode or not lines:
-            errors = [line for line in run.stderr.splitlines() if "rror" in line] or ["unknown"]
-            raise RuntimeError(f"{name} does not compile for {topology}: {errors[-1][:300]}")
+            errors = [x for x in run.stderr.splitlines() if re.search(r"Error: |EXHAUSTED", x)]
+            reason = errors[-1][:300] if errors else run.stderr[-300:]
+            raise RuntimeError(f"{name} does not compile for {topology}: {reason}")
         result = json.loads(lines[0].removeprefix("RESULT "))
         return {**result, "kernels": read_schedules(pathlib.Path(dump))}
 
