@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
             tokenizer_checkpoint="",
             token_cache="",
             sharding="fsdp",
-            mesh=dict(data=1, fsdp=-1, tensor=1),
+            mesh=dict(data=-1, fsdp=16, tensor=1),
             data=dict(
                 source="array_record",
                 options=dict(path="data/imagenet512"),

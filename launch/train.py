@@ -21,9 +21,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    import jax
     import numpy as np
 
-    from var_jax import build
+    from var_jax import build, chips, flops
     from var_jax.evaluation.during_training import SampleGrid, ValidationLoss
     from var_jax.sampling.images import ImageSampler
     from var_jax.train import optim
@@ -70,6 +71,7 @@ def main() -> None:
         if config.train.get("initial_checkpoint", ""):
             initial, _ = build.load_params(config.train.initial_checkpoint, "transformer", None)
         metadata = cli.metadata(config, "transformer", settings.ema_decay > 0)
+        chip = chips.of_kind(jax.devices()[0].device_kind)
         state = train(
             name="transformer",
             objective_at=objective_at,
@@ -83,6 +85,8 @@ def main() -> None:
             metadata=dict(metadata, tokenizer_fingerprint=tokenizer.fingerprint),
             seed=config.seed,
             learning_rate=optim.learning_rate_schedule(optimizer, settings.num_steps),
+            flops_per_image=3 * flops.forward_flops(evaluated.var, evaluated.head.vocab_size),
+            peak_flops=chip.flops if chip else 0.0,
             evaluators=[ValidationLoss(evaluated, frozen, held_out, mesh), samples],
             initial_params=initial,
             should_stop=stop,

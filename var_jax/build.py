@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from var_jax import checkpoint, sharding
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal, Context, RecentLevels
+from var_jax.convert.lpips import load_lpips
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
 from var_jax.heads.categorical import CategoricalHead
@@ -31,7 +32,7 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.sampling import guidance
 from var_jax.sampling.generate import Sampler
 from var_jax.tokenizer.discriminator import PatchDiscriminator
-from var_jax.tokenizer.lpips import LPIPS, load_lpips
+from var_jax.tokenizer.lpips import LPIPS
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import TrainSettings
 from var_jax.train.optim import OptimizerConfig

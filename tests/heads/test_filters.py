@@ -57,15 +57,15 @@ def test_loss_is_cross_entropy_and_smoothing_spreads_it():
     log_p = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_p, target[..., None], -1)[..., 0]
     np.testing.assert_allclose(
-        plain.apply(variables, hidden, target, method="loss"), nll, rtol=1e-5
+        plain.apply(variables, hidden, target, method="loss"), nll, rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(
-        plain.apply(variables, hidden, target, method="log_prob"), -nll, rtol=1e-5
+        plain.apply(variables, hidden, target, method="log_prob"), -nll, rtol=1e-5, atol=1e-6
     )
     smooth = CategoricalHead(6, 8, label_smoothing=0.1, init_factor=10.0)
     expected = 0.9 * nll - 0.1 * log_p.mean(-1)
     np.testing.assert_allclose(
-        smooth.apply(variables, hidden, target, method="loss"), expected, rtol=1e-5
+        smooth.apply(variables, hidden, target, method="loss"), expected, rtol=1e-5, atol=1e-6
     )
 
 

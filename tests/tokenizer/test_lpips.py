@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from var_jax.convert import safetensors_file
-from var_jax.tokenizer.lpips import LPIPS, load_lpips, normalise
+from var_jax.convert.lpips import load_lpips
+from var_jax.tokenizer.lpips import LPIPS, normalise
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 sys.path.insert(0, str(GOLDENS))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,15 +20,23 @@ def make(context=None, **settings):
     var = VAR(PYRAMID, code_dim=CODE_DIM, context=context or BlockCausal(), **fields | settings)
     inputs = jax.random.normal(jax.random.key(0), (BATCH, PYRAMID.length, CODE_DIM))
     labels = jnp.array([3, 5])
-    params = sharding.unbox(var.init(jax.random.key(1), inputs, labels)["params"])
+    init = jax.jit(lambda key: sharding.unbox(var.init(key, inputs, labels)["params"]))
+    params = init(jax.random.key(1))
     # At initialisation the gates are nearly shut; open them, or nothing would be tested.
-    noise = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(params))))
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), params)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda x: x + np.float32(0.3) * rng.normal(size=x.shape), params)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     return var, params, inputs, labels
 
 
-def apply(var, params, *args, **kwargs):
-    return var.apply({"params": params}, *args, **kwargs)
+@functools.partial(jax.jit, static_argnames=("var", "num_levels"))
+def apply(var, params, inputs, labels, keys=None, num_levels=None):
+    return var.apply({"params": params}, inputs, labels, keys, num_levels)
+
+
+@functools.partial(jax.jit, static_argnames=("var", "level"))
+def step(var, params, level, inputs, labels, cache):
+    return var.apply({"params": params}, level, inputs, labels, cache, method="step")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +54,7 @@ def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
     cache = StepCache()
     for k in range(PYRAMID.num_levels):
         level_inputs = None if k == 0 else inputs[:, PYRAMID.level(k)]
-        hidden, cache = apply(var, params, k, level_inputs, labels, cache, method="step")
+        hidden, cache = step(var, params, k, level_inputs, labels, cache)
         np.testing.assert_allclose(hidden, full[:, PYRAMID.level(k)], rtol=2e-4, atol=2e-5)
     assert not cache.levels  # Nothing is kept once nobody will look at it.
 
@@ -87,7 +97,10 @@ def test_remat_and_unrolling_change_nothing():
     keys = jax.random.split(jax.random.key(3), BATCH)
 
     def gradient(var):
-        return jax.grad(lambda p: jnp.square(apply(var, p, inputs, labels, keys)).mean())(params)
+        # Compiled whole: that is where rematerialisation acts.
+        return jax.jit(jax.grad(lambda p: jnp.square(apply(var, p, inputs, labels, keys)).mean()))(
+            params
+        )
 
     expected = gradient(var)
     for settings in (dict(remat="full"), dict(remat="dots", scan_unroll=2)):
@@ -126,7 +139,8 @@ def test_a_dropped_class_is_the_class_after_the_last():
 
 def test_initialisation_has_the_official_scales():
     var = VAR(PYRAMID, num_classes=50, code_dim=8, depth=3, width=192, num_heads=3)
-    init = var.init(jax.random.key(0), jnp.zeros((1, PYRAMID.length, 8)), jnp.zeros((1,), int))
+    inputs, labels = jnp.zeros((1, PYRAMID.length, 8)), jnp.zeros((1,), int)
+    init = jax.jit(lambda key: var.init(key, inputs, labels))(jax.random.key(0))
     params = sharding.unbox(init["params"])
     std = (1 / 3 / 192) ** 0.5
     blocks = params["blocks"]

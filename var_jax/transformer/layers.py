@@ -144,6 +144,7 @@ class Modulation(nn.Module):
             )
             x = nn.silu(condition).astype(self.dtype)
             six = jnp.einsum("bd,dsc->bsc", x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        six = nn.with_logical_constraint(six, ("batch", None, "act_embed"))
         return tuple(six[:, i] for i in range(6))
 
 
