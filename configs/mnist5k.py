@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 vocab_size=256,
                 code_dim=8,
                 phi_sharing=4,
-                channels=64,
+                channels=48,
                 multipliers=(1, 1),
                 patch_size=4,
                 num_res_blocks=1,
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=1200,
+                num_steps=1100,
                 batch_size=64,
                 optimizer=dict(
                     learning_rate=8e-3,
@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 adversarial_weight=0.0,
                 warmup_steps=80,
                 restart_every=40,
-                restart_until=900,
+                restart_until=800,
                 log_every=100,
                 save_every=400,
             ),
@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 scan_unroll=4,
             ),
             train=dict(
-                num_steps=6000,
+                num_steps=5000,
                 batch_size=16,
                 optimizer=dict(
                     learning_rate=3.2e-2,

@@ -102,11 +102,12 @@ class Attention(nn.Module):
                 jnp.float32,
             )
 
-        # [B, L, C] x [C, 3, N, H] -> three times [B, L, N, H]
-        qkv = jnp.einsum("blc,csnh->sblnh", x.astype(self.dtype), kernel.astype(self.dtype))
-        q = qkv[0] + bias["q"].astype(self.dtype)
-        k = qkv[1]
-        v = qkv[2] + bias["v"].astype(self.dtype)
+        # Three products [B L, C] x [C, N H]; each result is contiguous for the kernel.
+        flat = x.astype(self.dtype).reshape(-1, self.width)
+        kernel = kernel.astype(self.dtype).reshape(self.width, 3, self.width)
+        q, k, v = ((flat @ kernel[:, i]).reshape(*x.shape[:2], heads, head_dim) for i in range(3))
+        q = q + bias["q"].astype(self.dtype)
+        v = v + bias["v"].astype(self.dtype)
         q, k, v = (
             nn.with_logical_constraint(t, ("batch", "length", "act_heads", None)) for t in (q, k, v)
         )
