@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
         logging.get_absl_handler().setFormatter(
             std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
         )
-        # Orbax reports every file at INFO through the same logger; keep the run's own lines.
+        # Orbax reports every file through the same logger; keep the run's own lines readable.
         logging.get_absl_handler().addFilter(_is_worth_reading)
         try:
             main()
@@ -110,8 +110,10 @@ def copy_tokenizer(tokenizer: Any, workdir: str) -> None:
 
 
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:
-    ours = f"{os.sep}var_jax{os.sep}", f"{os.sep}launch{os.sep}"
-    return record.levelno > std_logging.INFO or any(part in record.pathname for part in ours)
+    ours = any(f"{os.sep}{part}{os.sep}" in record.pathname for part in ("var_jax", "launch"))
+    # Orbax also warns about files that its own older formats had.
+    orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+    return ours or record.levelno > (std_logging.WARNING if orbax else std_logging.INFO)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh demo test
 ruff check .
 ruff format --check .
-exec python -m pytest --numprocesses "${JOBS:-2}" "$@"
+exec python -m pytest --numprocesses "${JOBS:-2}" --dist loadfile "$@"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -75,3 +76,47 @@ def test_killed_and_run_again_it_ends_with_the_same_scores(undisturbed, tmp_path
         process.wait()
     finish(start(tmp_path))
     assert json.loads((tmp_path / "scores" / "scores.json").read_text()) == expected
+
+
+def command(module, *options):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *options], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+
+
+def test_samples_of_a_checkpoint(undisturbed, tmp_path):
+    checkpoint = f"--checkpoint={undisturbed / 'transformer'}"
+    arrays = {}
+    for name, options in {
+        "all": ["--labels=3,1,-1"],
+        "one": ["--labels=3,1,-1", "--batch_size=1"],
+        "greedy": ["--labels=3,1,-1", "--top_k=1", "--cfg=0,1,2", "--show_levels"],
+    }.items():
+        path = tmp_path / f"{name}.npz"
+        done = command("launch.sample", checkpoint, f"--output={path}", "--seed=0", *options)
+        assert done.returncode == 0, done.stderr
+        arrays[name] = dict(np.load(path))
+    found = arrays["all"]
+    assert found["images"].shape == (3, 32, 32, 1) and found["images"].dtype == np.uint8
+    assert found["tokens"].shape == (3, 21) and found["tokens"].dtype == np.int32
+    np.testing.assert_array_equal(found["labels"], [3, 1, 10])
+    np.testing.assert_array_equal(found["tokens"], arrays["one"]["tokens"])
+    assert arrays["greedy"]["levels"].shape == (3, 3, 32, 32, 1)
+    np.testing.assert_array_equal(arrays["greedy"]["levels"][-1], arrays["greedy"]["images"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--labels=12", "--output=x.npz"], "--labels has 12, but the classes are 0..9"),
+        (["--labels=a", "--output=x.npz"], "--labels takes numbers"),
+        (["--labels=1", "--output=x.jpg"], "must end in .npz or .png"),
+        (["--labels=1", "--output=nowhere/x.npz"], "does not exist"),
+        (["--labels=1", "--output=x.npz", "--tokenizer=nowhere"], "no checkpoint in"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(undisturbed, options, message):
+    done = command("launch.sample", f"--checkpoint={undisturbed / 'transformer'}", *options)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
