@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(
         dict(
             seed=0,
-            patch_nums=(1, 2, 4),
+            patch_nums=(1, 2, 3, 4),
             tokenizer_checkpoint="",
             token_cache="",
             sharding="replicated",
@@ -36,23 +36,23 @@ def get_config(variant: str = "") -> ConfigDict:
                 transform=dict(
                     resize="pad",
                     background=0,
-                    affine=dict(rotation=8.0, scale=0.08, shift=1.0),
+                    affine=dict(rotation=8.0, scale=0.08, shift=1.0, probability=0.3),
                 ),
                 num_threads=1,
             ),
             tokenizer=dict(
-                vocab_size=256,
-                code_dim=8,
+                vocab_size=512,
+                code_dim=16,
                 phi_sharing=4,
-                channels=48,
-                multipliers=(1, 1),
-                patch_size=4,
+                channels=128,
+                multipliers=(1,),
+                patch_size=8,
                 num_res_blocks=1,
                 attention=False,
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=1100,
+                num_steps=900,
                 batch_size=64,
                 optimizer=dict(
                     learning_rate=8e-3,
@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 adversarial_weight=0.0,
                 warmup_steps=80,
                 restart_every=40,
-                restart_until=800,
+                restart_until=650,
                 log_every=100,
                 save_every=400,
             ),

@@ -27,7 +27,7 @@ _REFERENCE = flags.DEFINE_string("reference", None, "npz of images, or an ADM re
 _INCEPTION = flags.DEFINE_string("inception", None, "pt_inception weights (.pth).")
 _JSON = flags.DEFINE_string("json", None, "File for the scores.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Generated images.", 1)
-_CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 800, "Updates of --classifier.", 1)
+_CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 600, "Updates of --classifier.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 cli.define_sampling_flags()
@@ -95,28 +95,24 @@ def _score_small_set() -> None:
         train.images, train.labels, num_classes=num_classes, steps=_CLASSIFIER_STEPS.value
     )
 
-    sampler = ImageSampler(
-        loaded.var,
-        loaded.head,
-        tokenizer.module,
-        tokenizer.params,
-        cli.sampler(config),
-        sharding.make_mesh(devices=jax.devices()[:1]),
-        keep_partial=True,
-    )
+    model = (loaded.var, loaded.head, tokenizer.module, tokenizer.params, cli.sampler(config))
+    sampler = ImageSampler(*model)
     labels = np.arange(_NUM_SAMPLES.value) % num_classes
 
     def draw(params):
         found = [s for _, s in sampler.batches(params, labels, _SEED.value, _BATCH.value)]
         images = to_uint8(np.concatenate([s.images for s in found]))
-        levels = to_uint8(np.concatenate([s.partial for s in found], axis=1))
-        return small_set.LabelledImages(images, labels), levels
+        return small_set.LabelledImages(images, labels)
 
     logging.info("Drawing %d samples.", len(labels))
-    generated, levels = draw(loaded.params)
+    generated = draw(loaded.params)
+    # The first sample of each class again, with what each of its levels shows.
+    growing = ImageSampler(*model, keep_partial=True)
+    first = np.arange(min(num_classes, len(labels)))
+    levels = to_uint8(growing(loaded.params, labels[first], _SEED.value, first).partial)
     objective, _ = build.likelihood(config, tokenizer, cached=True)
     untrained = jax.jit(lambda key: sharding.unbox(objective(0).init_params(key)))
-    untrained, _ = draw(untrained(jax.random.key(config.seed)))
+    untrained = draw(untrained(jax.random.key(config.seed)))
     rebuilt = {
         name: small_set.reconstruct(tokenizer.module, tokenizer.params, data.images, _BATCH.value)
         for name, data in (("train", train), ("held_out", held_out))
@@ -139,7 +135,7 @@ def _score_small_set() -> None:
             file,
             generated=generated.images,
             generated_labels=generated.labels,
-            levels=levels[:, :shown],
+            levels=levels,
             held_out=held_out.images[:: len(held_out.images) // shown][:shown],
             reconstructed=rebuilt["held_out"][0][:: len(held_out.images) // shown][:shown],
         )

@@ -7,9 +7,10 @@ import sys
 import types
 
 import pytest
+from commands import import_command
 from ml_collections import ConfigDict
 
-from launch import compile_for_tpu
+compile_for_tpu = import_command("launch.compile_for_tpu")
 
 ROOT = pathlib.Path(__file__).parents[2]
 

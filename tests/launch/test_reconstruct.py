@@ -7,12 +7,14 @@ import types
 import jax
 import numpy as np
 import pytest
+from commands import import_command
 
-from launch.reconstruct import check, reconstruct
 from var_jax.convert import official, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.mapping import read
 from var_jax.evaluation.pictures import to_uint8
+
+command = import_command("launch.reconstruct")
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "b"
 
@@ -42,7 +44,7 @@ def outputs():
 def test_float_images(tokenizer, outputs):
     images = outputs["image"].transpose(0, 2, 3, 1)
     # Batches of two leave one picture over, which is filled up.
-    made, tokens, psnr = reconstruct(tokenizer, images, batch_size=2)
+    made, tokens, psnr = command.reconstruct(tokenizer, images, batch_size=2)
     expected = outputs["reconstruction"].transpose(0, 2, 3, 1)
     assert made.dtype == np.float32 and np.abs(made - expected).max() < 1e-4
     levels = [outputs[f"tokens_{k}"] for k in range(3)]
@@ -53,7 +55,7 @@ def test_float_images(tokenizer, outputs):
 
 def test_uint8_images(tokenizer, outputs):
     images = to_uint8(outputs["image"].transpose(0, 2, 3, 1))
-    made, tokens, psnr = reconstruct(tokenizer, images, batch_size=3)
+    made, tokens, psnr = command.reconstruct(tokenizer, images, batch_size=3)
     assert (made.dtype, tokens.dtype, psnr.dtype) == (np.uint8, np.int32, np.float32)
     error = np.square((made.astype(float) - images) / 255).mean((1, 2, 3))
     np.testing.assert_allclose(psnr, -10 * np.log10(error), rtol=1e-4)
@@ -70,4 +72,4 @@ def test_uint8_images(tokenizer, outputs):
 )
 def test_images_that_it_cannot_read(images, message):
     with pytest.raises(ValueError, match=message):
-        check(images, (8, 8, 3), "in.npz")
+        command.check(images, (8, 8, 3), "in.npz")

@@ -1,6 +1,8 @@
 """The table's choices and its page; no row is compiled here."""
 
-from launch import topology_table
+from commands import import_command
+
+topology_table = import_command("launch.topology_table")
 
 GIB = 2**30
 
