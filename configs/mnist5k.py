@@ -6,7 +6,7 @@ or step by step:
 
     python -m launch.train_tokenizer --config configs/mnist5k.py --workdir runs/mnist/tokenizer
     python -m launch.cache_tokens --tokenizer runs/mnist/tokenizer --output runs/mnist/tokens \
-        --crops 8
+        --crops 4
     python -m launch.train --config configs/mnist5k.py --workdir runs/mnist/transformer \
         --config.tokenizer_checkpoint=runs/mnist/tokenizer --config.token_cache=runs/mnist/tokens
 
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 transform=dict(
                     resize="pad",
                     background=0,
-                    affine=dict(rotation=8.0, scale=0.08, shift=1.0, probability=0.3),
+                    affine=dict(rotation=8.0, scale=0.08, shift=1.0, probability=0.2),
                 ),
                 num_threads=1,
             ),
@@ -52,12 +52,12 @@ def get_config(variant: str = "") -> ConfigDict:
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=900,
-                batch_size=64,
+                num_steps=1900,
+                batch_size=32,
                 optimizer=dict(
-                    learning_rate=8e-3,
+                    learning_rate=1.6e-2,
                     schedule="cosine",
-                    warmup_steps=50,
+                    warmup_steps=100,
                     end_factor=0.02,
                     weight_decay=0.0,
                     b2=0.99,
@@ -67,11 +67,11 @@ def get_config(variant: str = "") -> ConfigDict:
                 l2_weight=1.0,
                 vq_weight=0.25,
                 adversarial_weight=0.0,
-                warmup_steps=80,
+                warmup_steps=120,
                 restart_every=40,
-                restart_until=650,
+                restart_until=1400,
                 log_every=100,
-                save_every=400,
+                save_every=500,
             ),
             model=dict(
                 num_classes=10,
@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 scan_unroll=4,
             ),
             train=dict(
-                num_steps=5000,
+                num_steps=4000,
                 batch_size=16,
                 optimizer=dict(
                     learning_rate=3.2e-2,
@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 log_every=500,
                 save_every=1000,
             ),
-            sampling=dict(cfg=1.5, top_k=0, top_p=0.95),
+            sampling=dict(cfg=1.0, top_k=0, top_p=0.97),
         )
     )
     if variant == "smallest":

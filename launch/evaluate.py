@@ -80,8 +80,9 @@ def _score_small_set() -> None:
     output = epath.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
 
-    def real(split):
-        pipeline = build.pipeline(config, build.source(config, split), 100, train=False)
+    def real(split, settings=config, augment=False):
+        source = build.source(settings, split)
+        pipeline = build.pipeline(settings, source, 100, train=False, augment=augment)
         batches = [{k: v[b["mask"]] for k, v in b.items()} for b in pipeline.batches()]
         return small_set.LabelledImages(
             np.concatenate([b["image"] for b in batches]),
@@ -91,8 +92,17 @@ def _score_small_set() -> None:
     train, held_out = real("train"), real("val")
     num_classes = loaded.var.num_classes
     logging.info("Training the classifier on %d real images.", len(train.images))
+    # Resampled copies beside the images as they are: a classifier that has seen sharp pictures
+    # only takes the softness of a decoder for a difference in kind.
+    always = config.copy_and_resolve_references()
+    if always.data.transform.get("affine"):
+        always.data.transform.affine.probability = 1.0
+    resampled = real("train", always, augment=True)
     classifier = train_classifier(
-        train.images, train.labels, num_classes=num_classes, steps=_CLASSIFIER_STEPS.value
+        np.concatenate([train.images, resampled.images]),
+        np.concatenate([train.labels, resampled.labels]),
+        num_classes=num_classes,
+        steps=_CLASSIFIER_STEPS.value,
     )
 
     model = (loaded.var, loaded.head, tokenizer.module, tokenizer.params, cli.sampler(config))

@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", os.environ.get("WORKDIR", "runs/quickstart"), "Directory of the run."
 )
 _CONFIG = flags.DEFINE_string("config", "configs/mnist5k.py", "Config of all stages.")
-_CROPS = flags.DEFINE_integer("crops", 8, "Augmented copies of each image in the token cache.", 1)
+_CROPS = flags.DEFINE_integer("crops", 4, "Augmented copies of each image in the token cache.", 1)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Images to score.", 1)
 _CLASSIFIER_STEPS = flags.DEFINE_integer(
     "classifier_steps", 600, "Updates of the classifier that scores.", 1
