@@ -306,13 +306,8 @@ def init_sharded(
       (state, shardings), both without boxes.
     """
     shardings = abstract_shardings(jax.eval_shape(init_fn, *args), mesh, preset)
-    # The CPU compiler takes four times as long to optimise a program that runs once.
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if cpu else None
     with activate(mesh, preset):
-        state = jax.jit(
-            lambda *a: unbox(init_fn(*a)), out_shardings=shardings, compiler_options=options
-        )(*args)
+        state = jax.jit(lambda *a: unbox(init_fn(*a)), out_shardings=shardings)(*args)
     return state, shardings
 
 
