@@ -16,7 +16,7 @@ from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 4))
-SAMPLER = Sampler(LinearGuidance(2.0), top_k=0, top_p=0.9)
+SAMPLER = Sampler(LinearGuidance(2.0), top_k=0, top_p=0.9, temperature=4.0)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ def test_schedules_start_at_the_peak_and_end_at_the_end_factor(name):
 def test_weight_decay_follows_half_a_cosine():
     schedule = weight_decay_schedule(OptimizerConfig(1.0, weight_decay_end=0.09), 101)
     expected = 0.09 + (0.05 - 0.09) * (0.5 + 0.5 * math.cos(math.pi * 0.5))
-    np.testing.assert_allclose([schedule(0), schedule(50), schedule(100)], [0.05, expected, 0.09], rtol=1e-5)
+    np.testing.assert_allclose(
+        [schedule(0), schedule(50), schedule(100)], [0.05, expected, 0.09], rtol=1e-5
+    )
 
 
 def test_decay_leaves_out_what_the_official_groups_leave_out():
