@@ -59,13 +59,14 @@ def test_the_learning_rate_is_for_256_images():
 
 def test_values_reach_the_objects():
     config = load("mnist5k")
+    config.unlock()
     config.model.context = 1
     assert build.var(config).context == RecentLevels(1)
     config.sampling.cfg_schedule = "constant"
-    assert build.sampler(config).guidance == ConstantGuidance(1.5)
+    assert build.sampler(config).guidance == ConstantGuidance(1.0)
     with config.ignore_type():
-        config.sampling.cfg = (0.0, 1.0, 2.0)
-    assert build.sampler(config).guidance == PerLevelGuidance((0.0, 1.0, 2.0))
+        config.sampling.cfg = (0.0, 0.5, 1.0, 2.0)
+    assert build.sampler(config).guidance == PerLevelGuidance((0.0, 0.5, 1.0, 2.0))
 
 
 @pytest.mark.parametrize(
