@@ -66,8 +66,8 @@ class Likelihood:
         else:
             images = batch["image"].astype(jnp.float32) / 127.5 - 1
             tokens = self.tokenizer.apply({"params": frozen}, images, method="encode")
-        tokens = tokens[:, : pyramid.length]
         inputs = self.codec.apply({"params": frozen["codec"]}, tokens, method="teacher_inputs")
+        inputs, tokens = inputs[:, : pyramid.length], tokens[:, : pyramid.length]
         hidden = self.var.apply(
             {"params": params["transformer"]},
             inputs,
