@@ -55,7 +55,7 @@ def test_it_leaves_a_report_and_the_promised_numbers(undisturbed):
         "seconds",
     }
     assert promised <= set(metrics)
-    assert len(metrics["code_usage"]) == 3
+    assert len(metrics["code_usage"]) == 4
     assert set(metrics["seconds"]) >= {"tokenizer", "tokens", "transformer", "scores"}
     page = (undisturbed / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 5
@@ -91,7 +91,7 @@ def test_samples_of_a_checkpoint(undisturbed, tmp_path):
     for name, options in {
         "all": ["--labels=3,1,-1"],
         "one": ["--labels=3,1,-1", "--batch_size=1"],
-        "greedy": ["--labels=3,1,-1", "--top_k=1", "--cfg=0,1,2", "--show_levels"],
+        "greedy": ["--labels=3,1,-1", "--top_k=1", "--cfg=0,0.5,1,2", "--show_levels"],
     }.items():
         path = tmp_path / f"{name}.npz"
         done = command("launch.sample", checkpoint, f"--output={path}", "--seed=0", *options)
@@ -99,10 +99,10 @@ def test_samples_of_a_checkpoint(undisturbed, tmp_path):
         arrays[name] = dict(np.load(path))
     found = arrays["all"]
     assert found["images"].shape == (3, 32, 32, 1) and found["images"].dtype == np.uint8
-    assert found["tokens"].shape == (3, 21) and found["tokens"].dtype == np.int32
+    assert found["tokens"].shape == (3, 30) and found["tokens"].dtype == np.int32
     np.testing.assert_array_equal(found["labels"], [3, 1, 10])
     np.testing.assert_array_equal(found["tokens"], arrays["one"]["tokens"])
-    assert arrays["greedy"]["levels"].shape == (3, 3, 32, 32, 1)
+    assert arrays["greedy"]["levels"].shape == (4, 3, 32, 32, 1)
     np.testing.assert_array_equal(arrays["greedy"]["levels"][-1], arrays["greedy"]["images"])
 
 
