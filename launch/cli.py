@@ -141,7 +141,7 @@ def sampler(config: ConfigDict) -> Any:
     from var_jax import build
 
     config = config.copy_and_resolve_references()
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         for name, kind in (
             ("cfg", float),
             ("top_k", int),
