@@ -8,6 +8,7 @@
 
 About 3,600 pictures to train and 170 held out; classes are the Unicode groups. The pictures are
 OpenMoji's, CC BY-SA 4.0: say so wherever you show samples or reconstructions.
+Not trained to the end yet, so no result stands here.
 """
 
 from ml_collections import ConfigDict

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import block_attention
+from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.transformer.layers import Linear, init_std
-
-MAX_LOG_SCALE = math.log(100.0)
 
 
 @flax.struct.dataclass
@@ -25,15 +24,6 @@ class LevelCache:
 
     keys: jax.Array
     values: jax.Array
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """x / max(|x|, 1e-12) over the last axis, in float32 (`torch.nn.functional.normalize`)."""
-    x = x.astype(jnp.float32)
-    # The inner where keeps the gradient finite at x = 0.
-    square = jnp.square(x).sum(-1, keepdims=True)
-    norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
-    return x / jnp.where(square > 1e-24, norm, 1e-12)
 
 
 class Attention(nn.Module):
@@ -117,8 +107,8 @@ class Attention(nn.Module):
         if cache is not None:
             if self.qk_norm:
                 # Normalise once, when the key enters the cache, not at every later level.
-                factor = jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE))[:, None]
-                q, k = (_unit(q) * factor).astype(self.dtype), _unit(k).astype(self.dtype)
+                q, k = scaled_operands(q, k, 1.0, log_scale)
+                q, k = q.astype(self.dtype), k.astype(self.dtype)
                 log_scale, scale = None, 1.0
             new = LevelCache(k, v)
             k = jnp.concatenate([*(level.keys for level in cache), k], axis=1)
