@@ -24,7 +24,7 @@ class FeatureExtractor:
 
     Attributes:
       weights: the network's parameters and the hash of their file.
-      features: names of the features (see Inception).
+      features: names of the features (see Inception); `sizes` has their lengths.
       batch_size: images a step, over all devices; by default 32, for each device where they are
         accelerators (on a CPU that keeps memory under 2 GB).
     """
@@ -43,6 +43,7 @@ class FeatureExtractor:
         mesh = Mesh(np.array(devices), ("batch",))
         self.weights = weights
         self.features = tuple(features)
+        self.sizes = {name: FEATURE_SIZES[name] for name in self.features}
         self.batch_size = max(1, -(-batch_size // len(devices))) * len(devices)
         self._images = NamedSharding(mesh, PartitionSpec("batch"))
         whole = NamedSharding(mesh, PartitionSpec())

@@ -7,6 +7,7 @@ the file is checked before anything long starts.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -83,8 +84,7 @@ class NpzImages:
                 batch = np.clip(np.rint((batch.astype(np.float32) + 1) * 127.5), 0, 255)
             elif self.value_range == "[0, 1]":
                 batch = np.clip(np.rint(batch.astype(np.float32) * 255), 0, 255)
-            batch = batch.astype(np.uint8, copy=False)
-            yield np.repeat(batch, 3, -1) if batch.shape[-1] == 1 else batch
+            yield as_rgb(batch.astype(np.uint8, copy=False))
 
     def _raw(self, size: int) -> Iterator[np.ndarray]:
         with _open_member(self.path, self._key) as (stream, shape, dtype):
@@ -141,6 +141,76 @@ def read_array(path: str, key: str) -> np.ndarray:
         archive.open(f"{key}.npy") as member,
     ):
         return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, c] with c 1 or 3 -> [N, H, W, 3]; grey ones three times."""
+    return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
+
+
+def note_array(note: dict[str, Any]) -> np.ndarray:
+    """What a file says about itself, as an array to store under `note`."""
+    return np.array(json.dumps(note, sort_keys=True))
+
+
+def read_note(path: str) -> dict[str, Any]:
+    """What was stored by `note_array`; empty where there is none."""
+    if "note" not in member_names(path):
+        return {}
+    with contextlib.suppress(ValueError):
+        note = json.loads(str(read_array(path, "note")))
+        return note if isinstance(note, dict) else {}
+    return {}
+
+
+class ImageSpool:
+    """Images of a number that is not known beforehand, on their way to an npz.
+
+    They wait in a file beside it; leaving the context removes that file.
+
+    Args:
+      path: local or gs:// path of the npz.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.count = 0
+        self._path = epath.Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._raw = self._path.parent / f"{self._path.name}.images"
+        self._file: Any = None
+        self._shape: tuple[int, ...] | None = None
+
+    def __enter__(self) -> ImageSpool:
+        self._file = self._raw.open("wb")
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._file.close()
+        self._raw.unlink(missing_ok=True)
+
+    def append(self, images: np.ndarray) -> None:
+        """Adds uint8 [n, H, W, c]."""
+        if self._shape is None:
+            self._shape = images.shape[1:]
+        if images.dtype != np.uint8 or images.shape[1:] != self._shape:
+            raise ValueError(
+                f"Images of {images.dtype} {list(images.shape[1:])} do not go with uint8 "
+                f"{list(self._shape)}."
+            )
+        self._file.write(np.ascontiguousarray(images).data)
+        self.count += len(images)
+
+    def finish(self, **arrays: np.ndarray) -> None:
+        """Writes the npz with the images and further arrays."""
+        self._file.close()
+        with self._raw.open("rb") as file:
+            write_images(self._path, self._read(file), self.count, **arrays)
+
+    def _read(self, file: Any, size: int = 256) -> Iterator[np.ndarray]:
+        item = math.prod(self._shape)
+        for start in range(0, self.count, size):
+            data = _read(file, min(size, self.count - start) * item, str(self._raw))
+            yield np.frombuffer(data, np.uint8).reshape(-1, *self._shape)
 
 
 def write_images(

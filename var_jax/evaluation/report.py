@@ -68,6 +68,34 @@ def curves(
     return buffer.getvalue()
 
 
+def line_plots(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[Any, float]]]], xlabel: str
+) -> bytes:
+    """Small plots side by side, as a PNG.
+
+    Args:
+      panels: label of the upward axis -> label of a line -> its points (x, y).
+      xlabel: of the other axis, the same for all.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2, max(1, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(4.5 * columns, 3.2 * rows), dpi=110, layout="constrained")
+    for number, (ylabel, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        for label, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=label, linewidth=1.5)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        if any(lines):
+            axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 class Report:
     """Collects sections and writes them as one page.
 
@@ -123,3 +151,42 @@ class Report:
             + "\n".join(self._parts)
             + "</body></html>\n"
         )
+
+
+class MarkdownReport:
+    """The same sections as a Markdown file with its pictures beside it.
+
+    Args:
+      title: of the page.
+      introduction: first paragraph, plain text.
+    """
+
+    def __init__(self, title: str, introduction: str) -> None:
+        self._parts = [f"# {title}", introduction]
+        #: Name of the file -> PNG, to be written into the same folder.
+        self.pictures: dict[str, bytes] = {}
+
+    def heading(self, text: str) -> None:
+        """Starts a section."""
+        self._parts.append(f"## {text}")
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(text)
+
+    def picture(self, png: bytes, caption: str, width: int | None = None) -> None:
+        """A picture; `width` is for pages that can enlarge."""
+        del width
+        name = f"picture_{len(self.pictures) + 1}.png"
+        self.pictures[name] = png
+        self._parts.append(f"![{caption}]({name})\n\n*{caption}*")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table."""
+        cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+        lines = [header, ["---"] * len(header), *cells]
+        self._parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+    def render(self) -> str:
+        """The page."""
+        return "\n\n".join(self._parts) + "\n"

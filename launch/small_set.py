@@ -1,0 +1,123 @@
+"""Scores a run on a small data set by a classifier of its images; see launch.evaluate."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from absl import logging
+
+from launch import cli
+
+
+def score_small_set(
+    checkpoint: str,
+    tokenizer_path: str | None,
+    output_path: str,
+    *,
+    num_samples: int,
+    classifier_steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Trains the classifier, draws, scores, and writes scores.json and images.npz.
+
+    Args:
+      checkpoint: workdir of a transformer.
+      tokenizer_path: of its tokenizer; beside it by default.
+      output_path: folder of what is written.
+      num_samples: images drawn, the classes in turn.
+      classifier_steps: updates of the classifier.
+      batch_size: images at once.
+      seed: of the samples.
+
+    Returns:
+      the scores.
+    """
+    import jax
+    import numpy as np
+    from etils import epath
+
+    from var_jax import build, sharding
+    from var_jax.evaluation import small_set
+    from var_jax.evaluation.classifier import train_classifier
+    from var_jax.evaluation.pictures import to_uint8
+    from var_jax.sampling.images import ImageSampler
+
+    loaded = build.load_transformer(checkpoint, tokenizer_path)
+    config, tokenizer = loaded.config, loaded.tokenizer
+    output = epath.Path(output_path)
+    output.mkdir(parents=True, exist_ok=True)
+
+    def real(split, settings=config, augment=False):
+        source = build.source(settings, split)
+        pipeline = build.pipeline(settings, source, 100, train=False, augment=augment)
+        batches = [{k: v[b["mask"]] for k, v in b.items()} for b in pipeline.batches()]
+        return small_set.LabelledImages(
+            np.concatenate([b["image"] for b in batches]),
+            np.concatenate([b["label"] for b in batches]),
+        )
+
+    train, held_out = real("train"), real("val")
+    num_classes = loaded.var.num_classes
+    logging.info("Training the classifier on %d real images.", len(train.images))
+    # Resampled copies beside the images as they are: a classifier that has seen sharp pictures
+    # only takes the softness of a decoder for a difference in kind.
+    always = config.copy_and_resolve_references()
+    if always.data.transform.get("affine"):
+        always.data.transform.affine.probability = 1.0
+    resampled = real("train", always, augment=True)
+    classifier = train_classifier(
+        np.concatenate([train.images, resampled.images]),
+        np.concatenate([train.labels, resampled.labels]),
+        num_classes=num_classes,
+        steps=classifier_steps,
+    )
+
+    model = (loaded.var, loaded.head, tokenizer.module, tokenizer.params, cli.sampler(config))
+    sampler = ImageSampler(*model)
+    labels = np.arange(num_samples) % num_classes
+
+    def draw(params):
+        found = [s for _, s in sampler.batches(params, labels, seed, batch_size)]
+        images = to_uint8(np.concatenate([s.images for s in found]))
+        return small_set.LabelledImages(images, labels)
+
+    logging.info("Drawing %d samples.", len(labels))
+    generated = draw(loaded.params)
+    # The first sample of each class again, with what each of its levels shows.
+    growing = ImageSampler(*model, keep_partial=True)
+    first = np.arange(min(num_classes, len(labels)))
+    levels = to_uint8(growing(loaded.params, labels[first], seed, first).partial)
+    objective, _ = build.likelihood(config, tokenizer, cached=True)
+    untrained = jax.jit(lambda key: sharding.unbox(objective(0).init_params(key)))
+    untrained = draw(untrained(jax.random.key(config.seed)))
+    rebuilt = {
+        name: small_set.reconstruct(tokenizer.module, tokenizer.params, data.images, batch_size)
+        for name, data in (("train", train), ("held_out", held_out))
+    }
+    scores = small_set.score(
+        classifier=classifier,
+        train=train,
+        held_out=held_out,
+        generated=generated,
+        untrained=untrained,
+        reconstructed_train=rebuilt["train"][0],
+        reconstructed_held_out=rebuilt["held_out"][0],
+        train_tokens=rebuilt["train"][1],
+        pyramid=tokenizer.module.codec.pyramid,
+        vocab_size=tokenizer.module.codec.vocab_size,
+    ).to_json()
+    shown = 20
+    with (output / "images.npz").open("wb") as file:
+        np.savez_compressed(
+            file,
+            generated=generated.images,
+            generated_labels=generated.labels,
+            levels=levels,
+            held_out=held_out.images[:: len(held_out.images) // shown][:shown],
+            reconstructed=rebuilt["held_out"][0][:: len(held_out.images) // shown][:shown],
+        )
+    # Last, so that its presence says that the scores are complete.
+    (output / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    return scores
