@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from var_jax import sharding
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
+from var_jax.evaluation.features import FeatureExtractor
+from var_jax.evaluation.fid import GaussianStatistics, frechet_distance, statistics
+from var_jax.evaluation.likelihood import TokenLikelihood
 from var_jax.evaluation.pictures import grid, to_uint8
 from var_jax.objectives.likelihood import Likelihood, summarise
 from var_jax.sampling.images import ImageSampler
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.train.loop import Evaluation
+from var_jax.train.loop import Evaluation, Evaluator
 from var_jax.train.state import TrainState
 
 
@@ -23,33 +29,15 @@ class ValidationLoss:
     """Negative log likelihood and accuracy on held-out data, each example once.
 
     Args:
-      objective: without label smoothing or ramps: what matters is the likelihood.
-      frozen: the objective's frozen parameters.
-      pipeline: one pass in order (train=False).
-      mesh: of the training.
+      objective, frozen, pipeline, mesh: see `TokenLikelihood`.
     """
 
-    def __init__(self, objective: Likelihood, frozen: Any, pipeline: Pipeline, mesh) -> None:
-        self._pyramid = objective.var.pyramid
-        self._pipeline, self._mesh = pipeline, mesh
-        self._frozen = jax.device_put(frozen, sharding.replicated_sharding(mesh))
-
-        def sums(params, frozen, batch):
-            _, nll, correct = objective.per_token(params, frozen, batch)
-            mask = batch["mask"].astype(jnp.float32)[:, None]
-            return (nll * mask).sum(0), (correct * mask).sum(0), mask.sum()
-
-        self._sums = jax.jit(sums, out_shardings=sharding.replicated_sharding(mesh))
+    def __init__(self, objective: Likelihood, frozen: Any, pipeline: Pipeline, mesh: Mesh) -> None:
+        self._measure = TokenLikelihood(objective, frozen, pipeline, mesh)
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
-        total = None
-        batches = prefetch_to_device(self._pipeline.batches(), sharding.batch_sharding(self._mesh))
-        for batch, _ in batches:
-            part = self._sums(state.evaluation_params(), self._frozen, batch)
-            part = jax.tree.map(lambda x: np.asarray(jax.device_get(x), np.float64), part)
-            total = part if total is None else jax.tree.map(np.add, total, part)
-        nll, correct, count = total
-        return Evaluation(summarise(self._pyramid, nll / count, correct / count))
+        scores = self._measure(state.evaluation_params())
+        return Evaluation(summarise(scores.pyramid, scores.nll, scores.correct))
 
 
 class SampleGrid:
@@ -80,11 +68,19 @@ class Reconstruction:
       tokenizer: module.
       pipeline: images, one pass in order.
       mesh: of the training.
-      shown: pairs in the picture.
+      shown: pairs in the picture, spread evenly over the split: many data sets are sorted by
+        class.
+      params: of a tokenizer that does not train; None: those of the state.
     """
 
-    def __init__(self, tokenizer: VQVAE, pipeline: Pipeline, mesh, shown: int = 16) -> None:
-        self._pipeline, self._mesh, self._shown = pipeline, mesh, shown
+    def __init__(
+        self, tokenizer: VQVAE, pipeline: Pipeline, mesh: Mesh, shown: int = 16, params: Any = None
+    ) -> None:
+        self._pipeline, self._mesh = pipeline, mesh
+        everywhere = sharding.replicated_sharding(mesh)
+        self._params = None if params is None else jax.device_put(params, everywhere)
+        count = min(shown, pipeline.num_samples)
+        self._shown = (2 * np.arange(count) + 1) * pipeline.num_samples // (2 * count)
 
         def run(params, images):
             images = images.astype(jnp.float32) / 127.5 - 1
@@ -92,17 +88,97 @@ class Reconstruction:
             mse = jnp.square((output - images) / 2).mean((1, 2, 3))
             return output, -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
-        self._run = jax.jit(run, out_shardings=sharding.replicated_sharding(mesh))
+        self._run = jax.jit(run, out_shardings=everywhere)
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
-        params = state.evaluation_params()["tokenizer"]
-        psnr, picture = [], None
+        params = self._params
+        if params is None:
+            params = state.evaluation_params()["tokenizer"]
+        psnr, before, after = [], [], []
         batches = prefetch_to_device(self._pipeline.batches(), sharding.batch_sharding(self._mesh))
         for batch, _ in batches:
             output, values = self._run(params, batch["image"])
-            psnr.append(sharding.to_host(values)[sharding.to_host(batch["mask"])])
-            if picture is None:
-                before = sharding.to_host(batch["image"])[: self._shown]
-                after = to_uint8(sharding.to_host(output))[: self._shown]
-                picture = grid(np.concatenate([before, after]), columns=len(before))
+            mask = sharding.to_host(batch["mask"])
+            psnr.append(sharding.to_host(values)[mask])
+            chosen = mask & np.isin(sharding.to_host(batch["index"]), self._shown)
+            if chosen.any():
+                before.append(sharding.to_host(batch["image"])[chosen])
+                after.append(to_uint8(sharding.to_host(output)[chosen]))
+        pairs = np.concatenate(before + after)
+        picture = grid(pairs, columns=len(pairs) // 2)
         return Evaluation({"psnr": np.concatenate(psnr).mean()}, {"reconstructions": picture})
+
+
+class SmallFID:
+    """Frechet Inception distance of samples to a reference, small enough to watch a training.
+
+    It falls with the number of samples, so it compares steps and runs that share that number,
+    not papers. Samples are drawn on the mesh of the training; every process extracts the features
+    of its share on its own devices.
+
+    Args:
+      sampler: draws the images.
+      extractor: Inception, on this process's devices of the mesh; gives '2048'.
+      reference: statistics of the 2048 features of real images.
+      num_samples: at each evaluation, class-balanced; always the same labels and seeds.
+      batch_size: images at once, over all devices.
+      seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        sampler: ImageSampler,
+        extractor: FeatureExtractor,
+        reference: GaussianStatistics,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        if num_samples < 2:
+            raise ValueError(f"A Frechet distance needs at least 2 samples, got {num_samples}.")
+        self._sampler, self._extractor, self._reference = sampler, extractor, reference
+        self._labels = np.arange(num_samples) % sampler.var.num_classes
+        self._batch_size, self._seed = min(batch_size, num_samples), seed
+
+    def __call__(self, state: TrainState, step: int) -> Evaluation:
+        began = time.perf_counter()
+        batches = self._sampler.batches(
+            state.evaluation_params(), self._labels, self._seed, self._batch_size
+        )
+        features = self._extractor.stream(self._share(samples.images) for _, samples in batches)
+        # Kept, not reduced: parts of several processes then join to the bit.
+        found = np.concatenate([part["2048"] for part in features])
+        if jax.process_count() > 1:
+            found = _gather(found)
+        value = frechet_distance(statistics(found), self._reference)
+        return Evaluation({"fid": value, "fid_seconds": time.perf_counter() - began})
+
+    def _share(self, images: np.ndarray) -> np.ndarray:
+        """This process's part of a batch that all of them hold, as Inception reads it."""
+        mine = to_uint8(np.array_split(images, jax.process_count())[jax.process_index()])
+        return np.repeat(mine, 3, -1) if mine.shape[-1] == 1 else mine
+
+
+def _gather(rows: np.ndarray) -> np.ndarray:
+    """Rows of all processes, which may hold different numbers of them."""
+    counts = multihost_utils.process_allgather(np.array(len(rows)))
+    padded = np.pad(rows, [(0, counts.max() - len(rows)), (0, 0)])
+    parts = multihost_utils.process_allgather(padded)
+    return np.concatenate([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+class Every:
+    """Runs an evaluator at fewer steps than the others.
+
+    Args:
+      evaluator: what runs.
+      every: at the multiples of this many steps, and at the last; 0: at the last only.
+      num_steps: of the training.
+    """
+
+    def __init__(self, evaluator: Evaluator, every: int, num_steps: int) -> None:
+        self._evaluator, self._every, self._num_steps = evaluator, every, num_steps
+
+    def __call__(self, state: TrainState, step: int) -> Evaluation:
+        due = self._every > 0 and step % self._every == 0
+        return self._evaluator(state, step) if due or step == self._num_steps else Evaluation()

@@ -1,0 +1,92 @@
+"""Negative log likelihood of the token maps of a split under a transformer.
+
+python -m launch.likelihood --checkpoint runs/quickstart/transformer --split val \
+    --output likelihood.json
+
+Every example counts once, whatever the batch size and the number of devices. Prints a table (nats
+and bits a token, accuracy, by level and in all) and writes the same as JSON. The images come from
+the config of the run, cropped in the middle; --token_cache takes a cache's first crop of each.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from absl import flags, logging
+
+from launch import cli
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a transformer.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Its tokenizer; beside it by default.")
+_SPLIT = flags.DEFINE_string("split", "val", "Split of the data source: train or val.")
+_TOKEN_CACHE = flags.DEFINE_string("token_cache", "", "Cached tokens in place of images.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; local or gs://.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Examples at once, over all devices.", 1)
+flags.mark_flags_as_required(["checkpoint"])
+
+
+def main() -> None:
+    from etils import epath
+
+    output = epath.Path(_OUTPUT.value) if _OUTPUT.value else None
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with cli.session(str(output.parent) if output is not None else None):
+        values = score()
+    import jax
+
+    if jax.process_index():
+        return
+    if output is not None:
+        output.write_text(json.dumps(values, indent=2) + "\n")
+    from var_jax.evaluation.likelihood import table
+
+    print(table(values))
+    print(
+        f"{values['nats']:.2f} nats a token map, {values['bits_per_token']:.4f} bits a dimension "
+        f"of the token map ({values['bits_per_pixel_channel']:.4f} bits a pixel and channel, as a "
+        f"rate); mean of {values['num_examples']} examples."
+    )
+
+
+def score() -> dict[str, Any]:
+    """Scores the checkpoint of the flags; JSON."""
+    import jax
+
+    from var_jax import build, sharding
+    from var_jax.evaluation.likelihood import TokenLikelihood
+
+    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value)
+    config, tokenizer = loaded.config, loaded.tokenizer
+    cached = bool(_TOKEN_CACHE.value)
+    config.token_cache = _TOKEN_CACHE.value
+    source = build.training_source(config, _SPLIT.value, tokenizer.fingerprint)
+    if source.num_classes > loaded.var.num_classes:
+        raise ValueError(
+            f"The data has {source.num_classes} classes, but the transformer was trained with "
+            f"{loaded.var.num_classes}; give the data it was trained on."
+        )
+    # The mesh of the training may not fit the devices that are here.
+    mesh = sharding.make_mesh()
+    sharding.check_batch(_BATCH.value, mesh)
+    pipeline = build.pipeline(config, source, _BATCH.value, train=False)
+    _, objective = build.likelihood(config, tokenizer, cached)
+    frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
+    logging.info("Scoring %d examples of %s.", pipeline.num_samples, _SPLIT.value)
+    with sharding.activate(mesh, "replicated"):
+        params = jax.device_put(loaded.params, sharding.replicated_sharding(mesh))
+        scores = TokenLikelihood(objective, frozen, pipeline, mesh)(params)
+    return {
+        "checkpoint": str(_CHECKPOINT.value),
+        "step": loaded.step,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "split": _SPLIT.value,
+        "read_from": str(_TOKEN_CACHE.value) if cached else config.data.source,
+        "conditional_on": "label",
+        **scores.as_dict(tokenizer.module.image_shape),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
