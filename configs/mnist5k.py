@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 transform=dict(
                     resize="pad",
                     background=0,
-                    affine=dict(rotation=8.0, scale=0.08, shift=1.0, probability=0.2),
+                    affine=dict(rotation=8.0, scale=0.08, shift=0.5),
                 ),
                 num_threads=1,
             ),
@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 scan_unroll=4,
             ),
             train=dict(
-                num_steps=4000,
+                num_steps=3500,
                 batch_size=16,
                 optimizer=dict(
                     learning_rate=3.2e-2,
@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 log_every=500,
                 save_every=1000,
             ),
-            sampling=dict(cfg=1.0, top_k=0, top_p=0.97),
+            sampling=dict(cfg=2.0, top_k=0, top_p=0.97),
         )
     )
     if variant == "smallest":

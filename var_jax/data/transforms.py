@@ -24,14 +24,13 @@ class UnreadableImage(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class RandomAffine:
-    """Small random rotation, scaling and shift about the centre, bilinear, for small pictures.
+    """Small random rotation, scaling and shift about the centre, bicubic, for small pictures.
 
     Attributes:
       rotation: degrees; the angle is uniform in [-rotation, rotation].
       scale: the factor is uniform in [1 - scale, 1 + scale]; 0 <= scale < 1.
       shift: pixels; each of dx, dy is uniform in [-shift, shift].
-      probability: share of the pictures that are transformed. Resampling blurs, so a tokenizer
-        must see enough pictures as they are.
+      probability: share of the pictures that are transformed.
     """
 
     rotation: float = 0.0
@@ -61,7 +60,7 @@ class RandomAffine:
         inverse = (cos, sin, cx - cos * ox - sin * oy, -sin, cos, cy + sin * ox - cos * oy)
         colour = fill if image.mode == "L" else (fill,) * 3
         return image.transform(
-            image.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=colour
+            image.size, Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC, fillcolor=colour
         )
 
 
