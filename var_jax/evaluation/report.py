@@ -187,6 +187,10 @@ class MarkdownReport:
         lines = [header, ["---"] * len(header), *cells]
         self._parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
+    def preformatted(self, text: str) -> None:
+        """Text as it stands."""
+        self._parts.append(f"```\n{text}\n```")
+
     def render(self) -> str:
         """The page."""
         return "\n\n".join(self._parts) + "\n"

@@ -83,11 +83,18 @@ def code_statistics(
     Returns:
       K shares of the V codes that occur, and K perplexities in [1, V].
     """
+    levels = pyramid.split(tokens)
+    return level_statistics(
+        np.stack([np.bincount(level.reshape(-1), minlength=vocab_size) for level in levels])
+    )
+
+
+def level_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same from how often each level uses each code, int [K, V]."""
     usage, perplexity = [], []
-    for level in pyramid.split(tokens):
-        counts = np.bincount(level.reshape(-1), minlength=vocab_size)
-        shares = counts[counts > 0] / counts.sum()
-        usage.append(float((counts > 0).mean()))
+    for level in counts:
+        shares = level[level > 0] / level.sum()
+        usage.append(float((level > 0).mean()))
         perplexity.append(float(np.exp(-(shares * np.log(shares)).sum())))
     return tuple(usage), tuple(perplexity)
 
