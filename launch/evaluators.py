@@ -59,7 +59,8 @@ class EvaluationSettings:
       max_classes: columns of it.
       reconstructions: held-out images that the frozen tokenizer shows beside the originals, with
         the PSNR of the whole split; 0 is none.
-      fid: None is none.
+      fid: None is none; so is a section whose inception and reference are both '', which a
+        command line may fill in.
     """
 
     every: int | None = None
@@ -78,8 +79,8 @@ def read_settings(config: ConfigDict) -> EvaluationSettings:
     """
     values = dict(config.get("evaluation", {}))
     fid = values.pop("fid", None)
-    if fid is not None:
-        fid = _fill(FIDSettings, "evaluation.fid", fid)
+    off = fid is None or not (fid.get("inception", "") or fid.get("reference", ""))
+    fid = None if off else _fill(FIDSettings, "evaluation.fid", fid)
     settings = _fill(EvaluationSettings, "evaluation", values, fid=fid)
     if settings.every is None:
         every = config.train.get("evaluate_every", 0)

@@ -33,7 +33,13 @@ def main() -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     with cli.session(str(output.parent) if output is not None else None):
-        values = score()
+        values = score(
+            _CHECKPOINT.value,
+            _SPLIT.value,
+            tokenizer_path=_TOKENIZER.value,
+            token_cache=_TOKEN_CACHE.value,
+            batch_size=_BATCH.value,
+        )
     import jax
 
     if jax.process_index():
@@ -50,18 +56,33 @@ def main() -> None:
     )
 
 
-def score() -> dict[str, Any]:
-    """Scores the checkpoint of the flags; JSON."""
+def score(
+    checkpoint: str,
+    split: str,
+    *,
+    tokenizer_path: str | None = None,
+    token_cache: str = "",
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Scores a checkpoint on a split; JSON.
+
+    Args:
+      checkpoint: workdir of a transformer.
+      split: 'train' or 'val'.
+      tokenizer_path: another place of its tokenizer.
+      token_cache: read tokens from there; '' encodes images.
+      batch_size: examples at once, over all devices.
+    """
     import jax
 
     from var_jax import build, sharding
     from var_jax.evaluation.likelihood import TokenLikelihood
 
-    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value)
+    loaded = build.load_transformer(checkpoint, tokenizer_path)
     config, tokenizer = loaded.config, loaded.tokenizer
-    cached = bool(_TOKEN_CACHE.value)
-    config.token_cache = _TOKEN_CACHE.value
-    source = build.training_source(config, _SPLIT.value, tokenizer.fingerprint)
+    cached = bool(token_cache)
+    config.token_cache = token_cache
+    source = build.training_source(config, split, tokenizer.fingerprint)
     if source.num_classes > loaded.var.num_classes:
         raise ValueError(
             f"The data has {source.num_classes} classes, but the transformer was trained with "
@@ -69,20 +90,20 @@ def score() -> dict[str, Any]:
         )
     # The mesh of the training may not fit the devices that are here.
     mesh = sharding.make_mesh()
-    sharding.check_batch(_BATCH.value, mesh)
-    pipeline = build.pipeline(config, source, _BATCH.value, train=False)
+    sharding.check_batch(batch_size, mesh)
+    pipeline = build.pipeline(config, source, batch_size, train=False)
     _, objective = build.likelihood(config, tokenizer, cached)
     frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
-    logging.info("Scoring %d examples of %s.", pipeline.num_samples, _SPLIT.value)
+    logging.info("Scoring %d examples of %s.", pipeline.num_samples, split)
     with sharding.activate(mesh, "replicated"):
         params = jax.device_put(loaded.params, sharding.replicated_sharding(mesh))
         scores = TokenLikelihood(objective, frozen, pipeline, mesh)(params)
     return {
-        "checkpoint": str(_CHECKPOINT.value),
+        "checkpoint": str(checkpoint),
         "step": loaded.step,
         "tokenizer_fingerprint": tokenizer.fingerprint,
-        "split": _SPLIT.value,
-        "read_from": str(_TOKEN_CACHE.value) if cached else config.data.source,
+        "split": split,
+        "read_from": token_cache if cached else config.data.source,
         "conditional_on": "label",
         **scores.as_dict(tokenizer.module.image_shape),
     }

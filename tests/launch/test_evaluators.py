@@ -1,0 +1,53 @@
+import pytest
+from ml_collections import ConfigDict
+
+from launch.evaluators import EvaluationSettings, FIDSettings, read_settings
+
+
+def config(**evaluation):
+    return ConfigDict(
+        {"train": {"evaluate_every": 100, "num_steps": 1000}, "evaluation": evaluation}
+    )
+
+
+def test_a_config_without_the_section_evaluates_as_before():
+    found = read_settings(ConfigDict({"train": {"num_steps": 10}}))
+    assert found == EvaluationSettings(every=0, samples_per_class=4)
+    assert read_settings(ConfigDict({"train": {"evaluate_every": 100}})).every == 100
+
+
+def test_values_reach_the_settings():
+    fid = dict(inception="i.pth", reference="r.npz", every=400)
+    found = read_settings(config(every=200, samples_per_class=0, reconstructions=8, fid=fid))
+    assert found == EvaluationSettings(
+        200, True, 0, 10, 8, FIDSettings("i.pth", "r.npz", 1000, 64, 400)
+    )
+
+
+def test_a_fid_without_files_is_off():
+    fid = dict(inception="", reference="", num_samples=100)
+    assert read_settings(config(fid=fid)) == read_settings(config())
+
+
+@pytest.mark.parametrize(
+    "evaluation, message",
+    [
+        (dict(fids=1), "config.evaluation has the unknown key 'fids'"),
+        (dict(fid=dict(inception="i.pth")), "config.evaluation.fid needs a value for 'reference'"),
+        (
+            dict(fid=dict(inception="i.pth", reference="r.npz", number=3)),
+            "config.evaluation.fid has the unknown key 'number'",
+        ),
+        (
+            dict(every=200, fid=dict(inception="i.pth", reference="r.npz", every=300)),
+            "fid.every is 300, which is no multiple of the 200 steps",
+        ),
+        (
+            dict(every=0, fid=dict(inception="i.pth", reference="r.npz", every=300)),
+            "fid.every is 300, which is no multiple of the 0 steps",
+        ),
+    ],
+)
+def test_mistakes_are_named(evaluation, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings(config(**evaluation))
