@@ -51,6 +51,10 @@ def train_transformer(
     from var_jax.train import optim
     from var_jax.train.loop import train
 
+    if not config.tokenizer_checkpoint:
+        raise ValueError(
+            "The transformer needs a tokenizer; give --config.tokenizer_checkpoint=<its workdir>."
+        )
     cli.record_run(config, workdir)
     evaluation = evaluators.read_settings(config)
     tokenizer = build.load_tokenizer(config.tokenizer_checkpoint)

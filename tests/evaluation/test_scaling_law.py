@@ -107,6 +107,13 @@ def test_a_whole_family_is_ready_for_json():
     assert law(np.geomspace(1e4, 1e6, 6)) == pytest.approx(last, rel=0.05)
 
 
+def test_a_nearly_flat_law_survives_json():
+    planted = PowerLaw(-1e-4, -1000.0)
+    values = json.loads(json.dumps(fit(SIZES, planted(SIZES), resamples=10).as_dict()))
+    assert values["x0"] == 0  # exp(-1000)
+    np.testing.assert_allclose(law_from_dict(values)(SIZES), planted(SIZES), rtol=1e-6)
+
+
 def test_what_cannot_be_fitted_is_said():
     with pytest.raises(ValueError, match="at least 4 different sizes, got 3"):
         fit_power_law(SIZES[:3], SIZES[:3], floor=True)

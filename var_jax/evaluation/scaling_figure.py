@@ -50,7 +50,7 @@ def draw(curves: Sequence[Curve], fits: Mapping[str, Any], x_name: str = "parame
             (below, compute[best], fits["compute"][name]),
         ):
             for kind, style in _STYLES.items():
-                if found[kind] is not None and found[kind]["x0"] is not None:
+                if found[kind] is not None and found[kind]["log_x0"] is not None:
                     line = np.geomspace(x.min(), x.max(), 100)
                     law = law_from_dict(found[kind])
                     axis.plot(line, law(line), style, color="0.4", linewidth=1)

@@ -66,7 +66,8 @@ class Fit:
     num_points: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers by name for JSON; null where one is not finite."""
+        """Numbers by name for JSON; null where one is not finite. For a flat law x0 is far outside
+        the range of floating point; log_x0 is not."""
 
         def clean(value):
             if isinstance(value, tuple):
@@ -80,6 +81,7 @@ class Fit:
             values = {
                 "exponent": self.law.exponent,
                 "exponent_interval": self.exponent_interval,
+                "log_x0": self.law.log_x0,
                 "x0": exp(self.law.log_x0),
                 "x0_interval": exp(self.log_x0_interval),
                 "floor": self.law.floor,
@@ -233,7 +235,7 @@ def analyse(
 
 def law_from_dict(values: Mapping[str, Any]) -> PowerLaw:
     """The law of a `Fit.as_dict()`."""
-    return PowerLaw(values["exponent"], math.log(values["x0"]), values["floor"])
+    return PowerLaw(values["exponent"], values["log_x0"], values["floor"])
 
 
 def _after(curve: Curve, fraction: float) -> Curve:
