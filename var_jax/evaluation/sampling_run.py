@@ -285,7 +285,9 @@ class Progress:
     def __init__(self, what: str, total: int, show: bool = True, every: float = 10.0) -> None:
         self._what, self._total, self._show, self._every = what, total, show, every
         self._done = 0
-        self._began = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        # Speed counts from the first batch on: before it stands the compilation.
+        self._first: tuple[int, float] | None = None
 
     def add(self, count: int) -> None:
         """Counts more of them."""
@@ -295,11 +297,16 @@ class Progress:
         """Says that so many are done."""
         self._done = done
         now = time.monotonic()
+        self._first = self._first or (done, now)
         if not self._show or now - self._shown < self._every:
             return
         self._shown = now
-        speed = done / (now - self._began)
-        to_go = max(self._total - done, 0) / speed if speed else float("inf")
+        first_done, first_time = self._first
+        if done == first_done or now == first_time:
+            logging.info("%s %d/%d", self._what, done, self._total)
+            return
+        speed = (done - first_done) / (now - first_time)
+        to_go = max(self._total - done, 0) / speed
         logging.info(
             "%s %d/%d  %.4g images/s  to go %s",
             self._what,

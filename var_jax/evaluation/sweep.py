@@ -148,6 +148,9 @@ def picture(terms: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]
                 label = ", ".join(f"{n} {_text(row['settings'][n])}" for n in others)
                 lines = panels.setdefault(COLUMNS[column], {})
                 lines.setdefault(label, []).append((row["settings"][axis], value))
+    for lines in panels.values():
+        for points in lines.values():
+            points.sort(key=lambda point: point[0])
     return line_plots(panels, axis)
 
 
