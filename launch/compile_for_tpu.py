@@ -45,14 +45,17 @@ def reexecute(module: str) -> None:
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
-def plan_train(config: ConfigDict, devices, batch_size: int = 0, images: bool = False):
-    """The plan of one training step.
+def make_plan(
+    config: ConfigDict, devices, what: str = "train", batch_size: int = 0, images: bool = False
+):
+    """Compiles a program of the config for the devices of a topology.
 
     Args:
       config: complete; its mesh is laid over the devices.
-      devices: of a topology.
-      batch_size: instead of the config's; 0 keeps it.
-      images: encode images in the step instead of reading tokens.
+      devices: see `compile_plan.topology_devices`.
+      what: 'train' or 'sample'.
+      batch_size: instead of the config's; 0 keeps it, or means 8 samples a device.
+      images: train from images, encoded in the step, instead of tokens.
 
     Returns:
       `compile_plan.Plan`.
@@ -60,108 +63,14 @@ def plan_train(config: ConfigDict, devices, batch_size: int = 0, images: bool = 
     Raises:
       ValueError: a dimension does not divide by its mesh axes.
     """
-    import jax
-    import jax.numpy as jnp
+    from var_jax import compile_plan, programs, sharding
 
-    from var_jax import build, compile_plan, sharding
-    from var_jax.flops import forward_flops
-    from var_jax.train import optim
-    from var_jax.train.state import create
-    from var_jax.train.step import make_train_step
-
-    settings = build.train_settings(config, "train")
-    batch_size = batch_size or settings.batch_size
-    config.model.num_classes = config.model.num_classes or 1000
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    sharding.check_batch(batch_size, mesh, settings.microbatches)
-    module, tokenizer_params = _abstract_tokenizer(config, mesh)
-    loaded = build.LoadedTokenizer(module, tokenizer_params, "", config)
-    _, objective = build.likelihood(config, loaded, cached=not images)
-    optimizer_config = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
-    optimizer = optim.make_optimizer(optimizer_config, settings.num_steps)
-
-    def init(key):
-        return create(objective, optimizer, key, settings.ema_decay > 0)
-
-    with sharding.activate(mesh, config.sharding):
-        boxed = jax.eval_shape(init, jax.random.key(0))
-    state = sharding.abstract_state(boxed, mesh, config.sharding)
-    rows = sharding.batch_sharding(mesh)
-
-    def array(*shape, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-
-    batch = {"label": array(), "index": array()}
-    if images:
-        size, channels = config.data.image_size, config.data.channels
-        batch["image"] = array(size, size, channels, dtype=jnp.uint8)
+    if what == "train":
+        program = programs.train_step(config, mesh, batch_size, images)
     else:
-        batch["tokens"] = array(objective.var.pyramid.length)
-    step = make_train_step(
-        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, sharding.replicated_sharding(mesh))
-    )
-    frozen = tokenizer_params if images else {"codec": tokenizer_params["codec"]}
-    flops = 3 * batch_size * forward_flops(objective.var, objective.head.vocab_size)
-    return compile_plan.make_plan(jitted, (state, frozen, batch), mesh, config.sharding, flops)
-
-
-def plan_sample(config: ConfigDict, devices, batch_size: int):
-    """The plan of generating and decoding that many images; arguments as for plan_train."""
-    import jax
-    import jax.numpy as jnp
-
-    from var_jax import build, compile_plan, sharding
-    from var_jax.sampling.generate import generate
-
-    config.model.num_classes = config.model.num_classes or 1000
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    sharding.check_batch(batch_size, mesh)
-    module, tokenizer_params = _abstract_tokenizer(config, mesh)
-    loaded = build.LoadedTokenizer(module, tokenizer_params, "", config)
-    _, objective = build.likelihood(config, loaded, cached=True)
-    sampler = build.sampler(config)
-    with sharding.activate(mesh, config.sharding):
-        boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
-    params = sharding.abstract_state(boxed, mesh, config.sharding)
-    rows = sharding.batch_sharding(mesh)
-
-    def run(params, frozen, labels, seeds):
-        keys = jax.vmap(jax.random.key)(seeds)
-        result = generate(
-            objective.var,
-            objective.head,
-            module.codec,
-            params,
-            frozen["codec"],
-            labels,
-            keys,
-            sampler,
-        )
-        return module.apply({"params": frozen}, result.features, method="decode")
-
-    numbers = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows)
-    jitted = jax.jit(run, out_shardings=rows)
-    args = (params, tokenizer_params, numbers, numbers)
-    return compile_plan.make_plan(jitted, args, mesh, config.sharding)
-
-
-def _abstract_tokenizer(config: ConfigDict, mesh):
-    """The tokenizer and its abstract parameters, a whole copy on each chip."""
-    import jax
-    import jax.numpy as jnp
-
-    from var_jax import build, sharding
-
-    module = build.tokenizer(config)
-    size, channels = config.data.image_size, config.data.channels
-    image = jnp.zeros((1, size, size, channels))
-    with sharding.activate(mesh, "replicated"):
-        boxed = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    return module, sharding.abstract_state(boxed, mesh, "replicated")
+        program = programs.sample(config, mesh, batch_size or 8 * len(devices))
+    return compile_plan.make_plan(program)
 
 
 def knob(config: ConfigDict, plan) -> str:
@@ -177,7 +86,7 @@ def knob(config: ConfigDict, plan) -> str:
     return "take a larger slice, or set config.mesh.tensor"
 
 
-def describe(config: ConfigDict, plan, what: str, batch_size: int) -> str:
+def describe(config: ConfigDict, plan, what: str) -> str:
     """The plan in words and numbers."""
     gib = 2.0**30
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
@@ -185,7 +94,7 @@ def describe(config: ConfigDict, plan, what: str, batch_size: int) -> str:
     chip = plan.chip
     lines = [
         f"chips            {plan.num_chips} x {chip.name}, mesh {mesh}, preset {config.sharding}",
-        f"batch            {batch_size} images, {batch_size / rows:g} on each of {rows} devices",
+        f"batch            {plan.images} images, {plan.images / rows:g} on each of {rows} devices",
         f"compiled in      {plan.compile_seconds:.0f} s on this machine",
     ]
     if not plan.fits:
@@ -230,7 +139,7 @@ def describe(config: ConfigDict, plan, what: str, batch_size: int) -> str:
             f"{steps * best / 3600:,.1f} to {steps * serial / 3600:,.1f} hours",
         ]
     else:
-        lines.append(f"images           {batch_size / plan.floor_seconds:,.0f} a second at most")
+        lines.append(f"images           {plan.images / plan.floor_seconds:,.0f} a second at most")
     return "\n".join(lines)
 
 
@@ -239,13 +148,8 @@ def main() -> None:
 
     config = _CONFIG.value
     devices = compile_plan.topology_devices(_TOPOLOGY.value, _SLICES.value)
-    if _WHAT.value == "train":
-        batch_size = _BATCH.value or config.train.batch_size
-        plan = plan_train(config, devices, batch_size, _IMAGES.value)
-    else:
-        batch_size = _BATCH.value or 8 * len(devices)
-        plan = plan_sample(config, devices, batch_size)
-    print(describe(config, plan, _WHAT.value, batch_size))
+    plan = make_plan(config, devices, _WHAT.value, _BATCH.value, _IMAGES.value)
+    print(describe(config, plan, _WHAT.value))
     if not plan.fits:
         sys.exit(1)
 

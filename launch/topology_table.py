@@ -93,7 +93,7 @@ def make_row(model: str, topology: str) -> dict:
         share = config.train.batch_size / len(devices)
         row |= {"fsdp": fsdp, "images": share, "remat": remat, "fits": False}
         try:
-            plan = compile_for_tpu.plan_train(config, devices)
+            plan = compile_for_tpu.make_plan(config, devices)
         except ValueError as error:
             return row | {"problem": str(error)}
         row["needs"] = plan.peak_bytes

@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from var_jax import chips, compile_plan, hlo, sharding
+from var_jax.programs import Program
 
 pytest.importorskip("libtpu")
 
@@ -103,7 +104,9 @@ def test_a_plan():
     x = array(mesh, P(("data", "fsdp")), 4 * SIZE, SIZE)
     jitted = jax.jit(lambda w, x: x @ w, out_shardings=x.sharding)
     flops = 2 * 4 * SIZE * SIZE * SIZE
-    plan = compile_plan.make_plan(jitted, (w, x), mesh, "fsdp", model_flops=flops)
+    plan = compile_plan.make_plan(
+        Program(jitted, (w, x), mesh, "fsdp", images=4, model_flops=flops)
+    )
     assert plan.fits and plan.chip == chips.CHIPS["v5e"] and plan.num_chips == 4
     assert plan.program_flops == plan.model_flops == flops / 4
     assert plan.argument_bytes == 2 * SIZE * SIZE * (1 / 4 + 1)
@@ -115,7 +118,9 @@ def test_a_plan():
 def test_a_program_that_does_not_fit():
     mesh = mesh_on(data=4)
     x = array(mesh, P(), 5 * 2**30, dtype=jnp.float32)
-    plan = compile_plan.make_plan(jax.jit(lambda x: x * 2), (x,), mesh, "replicated")
+    plan = compile_plan.make_plan(
+        Program(jax.jit(lambda x: x * 2), (x,), mesh, "replicated", images=1)
+    )
     assert not plan.fits
     assert plan.peak_bytes > 16 * 2**30
 

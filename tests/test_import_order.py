@@ -16,7 +16,7 @@ LAYERS = [
     {"sampling", "objectives", "adapters", "convert", "flops"},
     {"train"},
     {"evaluation"},
-    {"roll_call", "distributed", "compile_plan", "build"},
+    {"roll_call", "distributed", "compile_plan", "programs", "build"},
 ]
 ROOT = pathlib.Path(var_jax.__file__).parent
 

@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from var_jax import chips, hlo, sharding
 from var_jax.chips import Chip
 from var_jax.flops import program_flops
+from var_jax.programs import Program
 
 #: What libtpu wants to be told where no TPU is attached. It must stand in the environment
 #: before libtpu is loaded. The last one lets two processes compile at the same time.
@@ -63,6 +63,7 @@ class Plan:
       chip: the kind of chip.
       num_chips: of all slices.
       mesh: axis sizes.
+      images: of one run, over all chips.
       fits: whether it compiled within the chip's memory.
       argument_bytes: of what stays between runs, such as the state.
       temporary_bytes: of what the program needs beside it.
@@ -78,6 +79,7 @@ class Plan:
     chip: Chip
     num_chips: int
     mesh: dict[str, int]
+    images: int
     fits: bool
     argument_bytes: float = 0.0
     temporary_bytes: float = 0.0
@@ -143,17 +145,11 @@ class Plan:
         return num_steps * seconds * self.num_chips / 3600
 
 
-def make_plan(
-    jitted: Any, args: tuple[Any, ...], mesh: Mesh, preset: Any, model_flops: float = 0.0
-) -> Plan:
-    """Compiles a function for the devices of a mesh and reads the program.
+def make_plan(program: Program) -> Plan:
+    """Compiles a program for the devices of its mesh and reads it.
 
     Args:
-      jitted: `jax.jit(...)` of the function.
-      args: its arguments, ShapeDtypeStructs with shardings on the mesh.
-      mesh: of topology devices, see `topology_devices`.
-      preset: sharding rules to be in force.
-      model_flops: useful operations of one run, over all devices.
+      program: its mesh is of topology devices, see `topology_devices`.
 
     Returns:
       The plan; a program that needs too much memory has fits=False and no traffic.
@@ -161,18 +157,25 @@ def make_plan(
     Raises:
       ValueError: there is no table entry for this kind of chip.
     """
+    mesh = program.mesh
     device = mesh.devices.flat[0]
     chip = chips.of_kind(device.device_kind)
     if chip is None:
         raise ValueError(f"No table entry for chips of the kind {device.device_kind!r}.")
     shape = dict(mesh.shape)
     count = math.prod(shape.values())
-    with sharding.activate(mesh, preset):
-        traced = jitted.trace(*args)
+    with sharding.activate(mesh, program.preset):
+        traced = program.function.trace(*program.args)
         flops = program_flops(traced.jaxpr)
         lowered = traced.lower()
     base = Plan(
-        chip, count, shape, True, model_flops=model_flops / count, program_flops=flops / count
+        chip,
+        count,
+        shape,
+        program.images,
+        fits=True,
+        model_flops=program.model_flops / count,
+        program_flops=flops / count,
     )
     start = time.perf_counter()
     try:
@@ -185,9 +188,9 @@ def make_plan(
         return dataclasses.replace(base, fits=False, peak_bytes=needed, compile_seconds=seconds)
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    program = hlo.Program(compiled.as_text())
+    text = hlo.Program(compiled.as_text())
     traffic: dict[str, float] = {}
-    for collective in program.collectives():
+    for collective in text.collectives():
         traffic[collective.kind] = traffic.get(collective.kind, 0.0) + collective.sent_bytes
     # Donated arguments become results in place.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -196,9 +199,9 @@ def make_plan(
         argument_bytes=float(memory.argument_size_in_bytes),
         temporary_bytes=float(memory.temp_size_in_bytes),
         peak_bytes=float(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes),
-        memory_traffic=program.memory_bytes(),
+        memory_traffic=text.memory_bytes(),
         link_traffic=traffic,
-        network_traffic=program.network_bytes(),
+        network_traffic=text.network_bytes(),
         compile_seconds=seconds,
     )
 

@@ -1,0 +1,277 @@
+"""Times a part of a config on this machine's devices, beside the least time it could take.
+
+    python -m launch.benchmark --what train_step --config configs/var_imagenet256.py:d16 \
+        --batch_size 8 --json step.json
+
+--what: train_step (from cached tokens; --images: from images), sample, encode, decode,
+attention (forward and backward of one layer), input (the config's own training data).
+Parameters and inputs are random. The floor is the larger of operations over the measured
+matrix rate and bytes of arguments and results over the measured memory bandwidth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from launch import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
+_WHAT = flags.DEFINE_enum(
+    "what",
+    None,
+    ["train_step", "sample", "encode", "decode", "attention", "input"],
+    "What to time.",
+)
+_BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the config's.", 0)
+_IMAGES = flags.DEFINE_bool("images", False, "train_step: encode images in the step.")
+_IMPLEMENTATION = flags.DEFINE_string("implementation", None, "attention: see block_attention.")
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Time to spend on timing.", 0.0)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs to time at least.", 2)
+_JSON = flags.DEFINE_string("json", None, "File for the results.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of a run: median and quartiles over `runs`."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def time_runs(run: Callable[[], Any], seconds: float, repeats: int) -> Timing:
+    """Times `run`, which must return arrays, after one run that is not counted."""
+    import jax
+    import numpy as np
+
+    jax.block_until_ready(run())
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < repeats or time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    low, median, high = np.percentile(times, [25, 50, 75])
+    return Timing(float(median), float(low), float(high), len(times))
+
+
+def matrix_rate(dtype: Any, seconds: float = 1.0) -> float:
+    """Operations a second of one device on a large square product."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    return 2.0 * size**3 / time_runs(lambda: product(x, x), seconds, 5).median
+
+
+def memory_rate(seconds: float = 1.0) -> float:
+    """Bytes a second that one device reads and writes in a copy of 256 MiB."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones(64 * 2**20, jnp.float32)
+    copy = jax.jit(lambda a: a + 1)
+    return 2.0 * x.nbytes / time_runs(lambda: copy(x), seconds, 5).median
+
+
+def random_arguments(program: Any) -> tuple[Any, ...]:
+    """Arrays for a program: floats in [0, 0.02), integers 0 or 1, made where they belong."""
+    import jax
+    import jax.numpy as jnp
+
+    leaves, structure = jax.tree.flatten(program.args)
+
+    def make(key):
+        made = []
+        for i, leaf in enumerate(leaves):
+            k = jax.random.fold_in(key, i)
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                made.append(0.02 * jax.random.uniform(k, leaf.shape, leaf.dtype))
+            else:
+                made.append(jax.random.bernoulli(k, shape=leaf.shape).astype(leaf.dtype))
+        return made
+
+    made = jax.jit(make, out_shardings=[x.sharding for x in leaves])(jax.random.key(0))
+    return jax.tree.unflatten(structure, made)
+
+
+def time_program(program: Any, seconds: float, repeats: int) -> dict[str, Any]:
+    """Compiles and times a `Program`; bytes, operations and seconds of one run."""
+    import jax
+
+    from var_jax import sharding
+    from var_jax.flops import program_flops
+
+    args = random_arguments(program)
+    with sharding.activate(program.mesh, program.preset):
+        start = time.perf_counter()
+        traced = program.function.trace(*args)
+        compiled = traced.lower().compile()
+        compile_seconds = time.perf_counter() - start
+    state = list(args)
+
+    def run():
+        out = compiled(*state)
+        if program.donates:
+            state[0] = out[0]
+        return out
+
+    timing = time_runs(run, seconds, repeats)
+    memory = compiled.memory_analysis()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "images": program.images,
+        "compile_seconds": compile_seconds,
+        "seconds": dataclasses.asdict(timing),
+        "images_per_second": program.images / timing.median,
+        "program_flops": program_flops(traced.jaxpr),
+        "model_flops": program.model_flops or program_flops(traced.jaxpr),
+        "bytes": memory.argument_size_in_bytes + memory.output_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": stats.get("peak_bytes_in_use")
+        or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def attention_program(config: ConfigDict, mesh: Any, batch_size: int, implementation: str | None):
+    """Gradient of one layer's attention with respect to q, k and v."""
+    import jax
+    import jax.numpy as jnp
+
+    from var_jax import build, sharding
+    from var_jax.context import key_segments
+    from var_jax.kernels.block_attention import block_attention
+    from var_jax.programs import Program
+
+    var = build.var(config)
+    segments = key_segments(var.pyramid, var.context)
+    shape = (batch_size, var.pyramid.length, var.num_heads, var.width // var.num_heads)
+    array = jax.ShapeDtypeStruct(shape, var.dtype, sharding=sharding.batch_sharding(mesh))
+    scale = jax.ShapeDtypeStruct(
+        (var.num_heads,), jnp.float32, sharding=sharding.replicated_sharding(mesh)
+    )
+
+    def loss(q, k, v, log_scale):
+        out = block_attention(q, k, v, segments, log_scale=log_scale, implementation=implementation)
+        return out.astype(jnp.float32).sum()
+
+    function = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    pairs = sum(s.rows * (s.hi - s.lo) for s in segments)
+    # Two products forward, five backward (the scores are computed again), over visible keys.
+    flops = 7 * 2.0 * batch_size * var.width * pairs
+    args = (array, array, array, scale)
+    return Program(function, args, mesh, config.sharding, batch_size, flops)
+
+
+def time_input(config: ConfigDict, batch_size: int, seconds: float) -> dict[str, Any]:
+    """Images/s of the config's training data, decoded and cropped, or read as tokens."""
+    from var_jax import build
+
+    batch_size = batch_size or config.train.batch_size
+    if config.token_cache:
+        from var_jax.data.token_cache import TokenCache
+
+        source = TokenCache(f"{config.token_cache}/train")
+    else:
+        source = build.source(config, "train")
+    batches = build.pipeline(config, source, batch_size, train=True).batches()
+    next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or count < 2:
+        next(batches)
+        count += 1
+    rate = count * batch_size / (time.perf_counter() - start)
+    return {"images": batch_size, "images_per_second": rate}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result in words and numbers."""
+    lines = [
+        f"{result['what']} of {result['images']} images, {result['dtype']}, on "
+        f"{result['num_devices']} x {result['device']}"
+    ]
+    if "seconds" not in result:
+        return "\n".join([*lines, f"  {result['images_per_second']:,.0f} images/s"])
+    t, gib = result["seconds"], 2.0**30
+    return "\n".join(
+        [
+            *lines,
+            f"  compiled in      {result['compile_seconds']:.1f} s",
+            f"  time             {1e3 * t['median']:.1f} ms (median of {t['runs']} runs; half of "
+            f"them within {1e3 * t['low']:.1f} to {1e3 * t['high']:.1f})",
+            f"  images/s         {result['images_per_second']:,.2f}",
+            f"  floor            {1e3 * result['floor_seconds']:.1f} ms: compute "
+            f"{1e3 * result['compute_floor_seconds']:.1f} ms at "
+            f"{result['matrix_rate'] / 1e12:.3f} TFLOP/s measured, memory "
+            f"{1e3 * result['memory_floor_seconds']:.1f} ms at "
+            f"{result['memory_rate'] / 1e9:.1f} GB/s measured",
+            f"  utilisation      {result['utilisation']:.1%} = {result['model_flops']:.3e} model "
+            f"operations / time / {result['num_devices']} devices / "
+            f"{result['peak_rate'] / 1e12:.3f} TFLOP/s ({result['peak_is']})",
+            f"  memory           {result['peak_bytes'] / gib:.2f} GiB at most, "
+            f"{result['temporary_bytes'] / gib:.2f} GiB of it temporary in the program",
+        ]
+    )
+
+
+def main() -> None:
+    import jax
+
+    from var_jax import build, chips, programs
+
+    config, what, batch_size = _CONFIG.value, _WHAT.value, _BATCH.value
+    devices = jax.devices()
+    result: dict[str, Any] = {
+        "what": what,
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+        "dtype": config.model.get("dtype", "float32"),
+    }
+    if what == "input":
+        result |= time_input(config, batch_size, _SECONDS.value)
+    else:
+        mesh = build.make_mesh(config)
+        batch_size = batch_size or config.train.batch_size
+        if what == "train_step":
+            program = programs.train_step(config, mesh, batch_size, _IMAGES.value)
+        elif what == "attention":
+            program = attention_program(config, mesh, batch_size, _IMPLEMENTATION.value)
+        else:
+            program = getattr(programs, what)(config, mesh, batch_size)
+        logging.info("Compiling and timing %s.", what)
+        result |= time_program(program, _SECONDS.value, _REPEATS.value)
+        chip = chips.of_kind(result["device"])
+        result["matrix_rate"] = matrix_rate(result["dtype"])
+        result["memory_rate"] = memory_rate()
+        result["peak_rate"] = chip.flops if chip else result["matrix_rate"]
+        result["peak_is"] = "published" if chip else "measured"
+        count = len(devices)
+        result["compute_floor_seconds"] = result["program_flops"] / count / result["matrix_rate"]
+        result["memory_floor_seconds"] = result["bytes"] / result["memory_rate"]
+        result["floor_seconds"] = max(
+            result["compute_floor_seconds"], result["memory_floor_seconds"]
+        )
+        result["utilisation"] = (
+            result["model_flops"] / result["seconds"]["median"] / count / result["peak_rate"]
+        )
+    print(describe(result))
+    if _JSON.value:
+        from etils import epath
+
+        epath.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "what"])
+    cli.run(main)
