@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(
         dict(
             seed=0,
-            patch_nums=(1, 2, 3, 4),
+            patch_nums=(1, 2, 4, 4),
             tokenizer_checkpoint="",
             token_cache="",
             sharding="replicated",
@@ -36,12 +36,12 @@ def get_config(variant: str = "") -> ConfigDict:
                 transform=dict(
                     resize="pad",
                     background=0,
-                    affine=dict(rotation=8.0, scale=0.08, shift=0.5),
+                    affine=dict(rotation=10.0, scale=0.1, shift=1.0),
                 ),
                 num_threads=1,
             ),
             tokenizer=dict(
-                vocab_size=512,
+                vocab_size=1024,
                 code_dim=16,
                 phi_sharing=4,
                 channels=128,
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=1900,
+                num_steps=1600,
                 batch_size=32,
                 optimizer=dict(
                     learning_rate=1.6e-2,
@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 adversarial_weight=0.0,
                 warmup_steps=120,
                 restart_every=40,
-                restart_until=1400,
+                restart_until=1200,
                 log_every=100,
                 save_every=500,
             ),
@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 scan_unroll=4,
             ),
             train=dict(
-                num_steps=3500,
+                num_steps=3200,
                 batch_size=16,
                 optimizer=dict(
                     learning_rate=3.2e-2,
@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 log_every=500,
                 save_every=1000,
             ),
-            sampling=dict(cfg=2.0, top_k=0, top_p=0.97),
+            sampling=dict(cfg=1.0, top_k=0, top_p=0.98),
         )
     )
     if variant == "smallest":

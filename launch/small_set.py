@@ -61,15 +61,17 @@ def score_small_set(
     train, held_out = real("train"), real("val")
     num_classes = loaded.var.num_classes
     logging.info("Training the classifier on %d real images.", len(train.images))
-    # Resampled copies beside the images as they are: a classifier that has seen sharp pictures
-    # only takes the softness of a decoder for a difference in kind.
-    always = config.copy_and_resolve_references()
-    if always.data.transform.get("affine"):
-        always.data.transform.affine.probability = 1.0
-    resampled = real("train", always, augment=True)
+    # Augmented copies beside the images as they are make a better classifier, and one that does
+    # not take the softness of a decoder for a difference in kind.
+    known = [train]
+    if config.data.transform.get("affine"):
+        for copy in range(4):
+            settings = config.copy_and_resolve_references()
+            settings.seed = copy
+            known.append(real("train", settings, augment=True))
     classifier = train_classifier(
-        np.concatenate([train.images, resampled.images]),
-        np.concatenate([train.labels, resampled.labels]),
+        np.concatenate([data.images for data in known]),
+        np.concatenate([data.labels for data in known]),
         num_classes=num_classes,
         steps=classifier_steps,
     )
