@@ -148,7 +148,7 @@ def make_tokenizer_and_tokens(folder, config):
             seed=0,
         )
         writer = TokenCacheWriter(folder / "tokens" / split, settings)
-        tokens = rng.integers(0, config.tokenizer.vocab_size, (20, 30))
+        tokens = rng.integers(0, config.tokenizer.vocab_size, (20, tokenizer.codec.pyramid.length))
         writer.write(tokens, np.arange(20) % 10, np.arange(20))
         writer.close()
 
