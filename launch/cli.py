@@ -54,11 +54,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def session(workdir: str, data_paths: Sequence[str] = ()) -> Iterator[Callable[[int], bool]]:
+def session(workdir: str | None, data_paths: Sequence[str] = ()) -> Iterator[Callable[[int], bool]]:
     """Joins all hosts, checks them, and yields what tells after each step whether to stop.
 
     Args:
-      workdir: every host must be able to write there.
+      workdir: every host must be able to write there; None if nothing is written.
       data_paths: every host must be able to read them.
     """
     from var_jax import distributed
@@ -71,7 +71,7 @@ def session(workdir: str, data_paths: Sequence[str] = ()) -> Iterator[Callable[[
         process_id=_PROCESS_ID.value,
         skip=_SINGLE_HOST.value,
     )
-    with distributed.StopSignal() as signal:
+    with distributed.explain_lost_process(), distributed.StopSignal() as signal:
         yield signal.requested
 
 

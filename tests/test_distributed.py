@@ -154,7 +154,8 @@ TRAIN = """
                               state, shardings)
         state, metadata, first = saver.restore(target)
         assert metadata["note"] == "two processes"
-    with sharding.activate(mesh, "fsdp"), distributed.StopSignal() as stop:
+    with distributed.explain_lost_process(), sharding.activate(mesh, "fsdp"), \\
+            distributed.StopSignal() as stop:
         for i in range(first, LAST):
             x = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
             batch = sharding.global_batch(x[process * 8 : process * 8 + 8], mesh)
@@ -202,3 +203,17 @@ def test_sigterm_on_one_of_two_stops_and_saves_on_both(tmp_path):
     assert stopped[0] == stopped[1] and len(stopped[0]) == 1
     step = int(stopped[0][0].split()[1])
     assert (tmp_path / "checkpoints" / str(step)).is_dir()
+
+
+def test_one_of_two_killed_ends_the_other_and_both_resume(tmp_path):
+    whole = run_both(tmp_path / "whole", train(12))
+    hook = "i == 6 and process == 1 and os.kill(os.getpid(), signal.SIGKILL)"
+    first, second = run_both(tmp_path / "killed", train(12, hook))
+    assert second[0] == -signal.SIGKILL
+    # The survivor does not hang, and says that it is the other one that is gone.
+    assert first[0] == 1
+    assert "process 0 lost another of the 2 processes" in first[2], first[2][-2000:]
+    resumed = run_both(tmp_path / "killed", train(12))
+    assert [end[0] for end in resumed] == [0, 0], resumed[0][2][-2000:] + resumed[1][2][-2000:]
+    assert printed(resumed[0][1], "loss")[-5:] == printed(whole[0][1], "loss")[-5:]
+    assert printed(resumed[1][1], "weights") == printed(whole[0][1], "weights")

@@ -8,6 +8,7 @@ import glob
 import os
 import pathlib
 import platform
+import re
 import signal
 import socket
 import sys
@@ -260,6 +261,36 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+#: What the collectives and the coordination service say when a process is gone.
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|unhealthy|heartbeat|unavailable|"
+    r"coordination service|deadline|timed? ?out|preempt",
+    re.IGNORECASE,
+)
+
+
+@contextlib.contextmanager
+def explain_lost_process() -> Iterator[None]:
+    """Ends this process with one sentence, status 1, if a collective fails for want of another.
+
+    Without it the survivors of a lost process would show a page of the runtime's own text, and
+    wait at exit for a barrier that cannot be reached.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        print(
+            f"Error: process {jax.process_index()} lost another of the {jax.process_count()} "
+            f"processes ({one_line(error)}); start all of them again, and the run goes on from "
+            "its last checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 class StopSignal:

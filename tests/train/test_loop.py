@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import flax.linen as nn
 import jax
@@ -94,6 +100,66 @@ def test_resume_equals_uninterrupted_to_the_bit(tmp_path):
         steps = [m["step"] for m in lines]
         assert steps == sorted(steps)
         assert lines[-1]["eval/norm"] == read_metrics(tmp_path / "straight")[-1]["eval/norm"]
+
+
+KILLABLE = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+import test_loop
+
+def batches(step):
+    print(step, flush=True)
+    time.sleep(0.02)
+    return make_batch(step)
+
+make_batch, test_loop.make_batch = test_loop.make_batch, batches
+test_loop.run(sys.argv[1], num_steps=60, save_every=2)
+"""
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path):
+    """KILL_POINTS=20 in the environment makes it a soak test."""
+    points = int(os.environ.get("KILL_POINTS", "3"))
+    here = pathlib.Path(__file__)
+    command = [
+        sys.executable,
+        "-c",
+        KILLABLE,
+        str(tmp_path / "killed"),
+        here.parent,
+        here.parents[2],
+    ]
+
+    def start():
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True
+        )
+
+    rng = np.random.default_rng(points)
+    for _ in range(points):
+        child = start()
+        # Some steps further than the last time, at any moment of a step or of a save.
+        for _ in range(int(rng.integers(1, 8))):
+            child.stdout.readline()
+        time.sleep(rng.uniform(0, 0.06))
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    child = start()
+    assert child.wait() == 0, child.stderr.read()
+
+    straight = run(tmp_path / "straight", num_steps=60, save_every=2)
+    steps = {}
+    for name in ("killed", "straight"):
+        with Checkpointer(tmp_path / name, read_only=True) as saved:
+            steps[name] = saved.restore(jax.eval_shape(lambda: straight))
+    assert steps["killed"][2] == steps["straight"][2] == 60
+    assert_equal(steps["killed"][0], steps["straight"][0])
+    drop = ("step_seconds", "images_per_second", "images_per_second_per_chip", "eta_seconds")
+    metrics = [
+        [{k: v for k, v in m.items() if k not in (*drop, "data_wait_ms")} for m in lines]
+        for lines in map(read_metrics, (tmp_path / "killed", tmp_path / "straight"))
+    ]
+    assert metrics[0] == metrics[1]
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
