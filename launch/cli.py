@@ -71,7 +71,7 @@ def session(workdir: str | None, data_paths: Sequence[str] = ()) -> Iterator[Cal
         process_id=_PROCESS_ID.value,
         skip=_SINGLE_HOST.value,
     )
-    with distributed.explain_lost_process(), distributed.StopSignal() as signal:
+    with distributed.StopSignal() as signal:
         yield signal.requested
 
 

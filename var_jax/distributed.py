@@ -8,7 +8,6 @@ import glob
 import os
 import pathlib
 import platform
-import re
 import signal
 import socket
 import sys
@@ -43,6 +42,7 @@ def initialize(
     process_id: int | None = None,
     skip: bool = False,
     deadline_seconds: float = 300.0,
+    heartbeat_seconds: float = 100.0,
 ) -> Cluster | None:
     """Joins all hosts of the run and checks that they can work together; call it first.
 
@@ -59,6 +59,8 @@ def initialize(
       process_id: which one this is.
       skip: do not join other hosts even if there are some (each runs by itself).
       deadline_seconds: for all hosts to come, and again for their devices to come up.
+      heartbeat_seconds: when one process has not been heard of for so long, JAX ends the others
+        with a message that names it; start all of them again to resume.
 
     Returns:
       The cluster, or None for one process alone.
@@ -95,6 +97,7 @@ def initialize(
                 cluster.num_processes,
                 cluster.process_id,
                 initialization_timeout=int(deadline_seconds),
+                heartbeat_timeout_seconds=int(heartbeat_seconds),
             )
     _check_devices(cluster, deadline_seconds)
     return cluster
@@ -261,36 +264,6 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-#: What the collectives and the coordination service say when a process is gone.
-_LOST = re.compile(
-    r"connection (closed|reset|refused)|unhealthy|heartbeat|unavailable|"
-    r"coordination service|deadline|timed? ?out|preempt",
-    re.IGNORECASE,
-)
-
-
-@contextlib.contextmanager
-def explain_lost_process() -> Iterator[None]:
-    """Ends this process with one sentence, status 1, if a collective fails for want of another.
-
-    Without it the survivors of a lost process would show a page of the runtime's own text, and
-    wait at exit for a barrier that cannot be reached.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not _LOST.search(str(error)):
-            raise
-        print(
-            f"Error: process {jax.process_index()} lost another of the {jax.process_count()} "
-            f"processes ({one_line(error)}); start all of them again, and the run goes on from "
-            "its last checkpoint.",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
 
 
 class StopSignal:
