@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(
         dict(
             seed=0,
-            patch_nums=(1, 2, 3, 4),
+            patch_nums=(1, 2, 4, 4),
             tokenizer_checkpoint="",
             token_cache="",
             sharding="replicated",
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=1600,
+                num_steps=1250,
                 batch_size=32,
                 optimizer=dict(
                     learning_rate=1.6e-2,
@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 adversarial_weight=0.0,
                 warmup_steps=120,
                 restart_every=40,
-                restart_until=1200,
+                restart_until=900,
                 log_every=100,
                 save_every=500,
             ),
@@ -96,7 +96,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 save_every=1000,
             ),
             # Warm where a digit takes its shape, cool where its strokes are drawn.
-            sampling=dict(cfg=4.0, top_k=0, top_p=0.0, temperature=(1.8, 1.3, 0.9, 0.7)),
+            sampling=dict(cfg=5.0, top_k=0, top_p=0.0, temperature=(2.0, 1.3, 0.95, 0.75)),
         )
     )
     if variant == "smallest":

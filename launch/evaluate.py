@@ -77,7 +77,7 @@ _SPLIT = flags.DEFINE_string("split", "val", "Split of --make_reference.")
 _REFERENCE_IMAGES = flags.DEFINE_integer(
     "reference_images", 10_000, "Images that --make_reference keeps beside the statistics.", 2
 )
-_CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 1000, "Updates of --classifier.", 1)
+_CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 800, "Updates of --classifier.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 cli.define_sampling_flags()

@@ -28,7 +28,7 @@ _CONFIG = flags.DEFINE_string("config", "configs/mnist5k.py", "Config of all sta
 _CROPS = flags.DEFINE_integer("crops", 4, "Augmented copies of each image in the token cache.", 1)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Images to score.", 1)
 _CLASSIFIER_STEPS = flags.DEFINE_integer(
-    "classifier_steps", 1000, "Updates of the classifier that scores.", 1
+    "classifier_steps", 800, "Updates of the classifier that scores.", 1
 )
 
 

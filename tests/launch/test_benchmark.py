@@ -30,12 +30,12 @@ def test_a_program_is_timed(config, what):
 def test_attention_counts_visible_keys_only(config):
     mesh = build.make_mesh(config)
     program = benchmark.attention_program(config, mesh, 8, "xla")
-    # Levels of 1, 4, 9, 16 tokens see 1, 5, 14, 30 keys; width 64.
-    pairs = 1 * 1 + 4 * 5 + 9 * 14 + 16 * 30
+    # Levels of 1, 4, 16, 16 tokens see 1, 5, 21, 37 keys; width 64.
+    pairs = 1 * 1 + 4 * 5 + 16 * 21 + 16 * 37
     assert program.model_flops == 7 * 2 * 8 * 64 * pairs
     q, k, v, scale = benchmark.random_arguments(program)
     out = jax.eval_shape(program.function, q, k, v, scale)
-    assert [x.shape for x in out] == [(8, 30, 1, 64)] * 3
+    assert [x.shape for x in out] == [(8, 37, 1, 64)] * 3
 
 
 def test_input(config):

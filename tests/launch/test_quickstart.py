@@ -99,7 +99,7 @@ def test_samples_of_a_checkpoint(undisturbed, tmp_path):
         arrays[name] = dict(np.load(path))
     found = arrays["all"]
     assert found["images"].shape == (3, 32, 32, 1) and found["images"].dtype == np.uint8
-    assert found["tokens"].shape == (3, 30) and found["tokens"].dtype == np.int32
+    assert found["tokens"].shape == (3, 37) and found["tokens"].dtype == np.int32
     np.testing.assert_array_equal(found["labels"], [3, 1, 10])
     np.testing.assert_array_equal(found["tokens"], arrays["one"]["tokens"])
     assert arrays["greedy"]["levels"].shape == (4, 3, 32, 32, 1)
