@@ -63,7 +63,7 @@ def test_values_reach_the_objects():
     config.model.context = 1
     assert build.var(config).context == RecentLevels(1)
     config.sampling.cfg_schedule = "constant"
-    assert build.sampler(config).guidance == ConstantGuidance(1.0)
+    assert build.sampler(config).guidance == ConstantGuidance(config.sampling.cfg)
     with config.ignore_type():
         config.sampling.cfg = (0.0, 0.5, 1.0, 2.0)
     assert build.sampler(config).guidance == PerLevelGuidance((0.0, 0.5, 1.0, 2.0))

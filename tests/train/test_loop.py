@@ -107,12 +107,12 @@ import sys, time
 sys.path[:0] = sys.argv[2:]
 import test_loop
 
-def batches(step):
+def slow_batch(step, poison):
     print(step, flush=True)
     time.sleep(0.02)
-    return make_batch(step)
+    return make_batch(step, poison)
 
-make_batch, test_loop.make_batch = test_loop.make_batch, batches
+make_batch, test_loop.make_batch = test_loop.make_batch, slow_batch
 test_loop.run(sys.argv[1], num_steps=60, save_every=2)
 """
 
