@@ -85,35 +85,13 @@ def memory_rate(seconds: float = 1.0) -> float:
     return 2.0 * x.nbytes / time_runs(lambda: copy(x), seconds, 5).median
 
 
-def made_arguments(program: Any) -> tuple[Any, ...]:
-    """Arrays for a program, made where they belong: floats spread over [0, 0.02), integers 0, 1."""
-    import jax
-    import jax.numpy as jnp
-
-    leaves, structure = jax.tree.flatten(program.args)
-
-    def make():
-        made = []
-        for leaf in leaves:
-            # Multiples of the golden ratio, modulo 1: cheap to compile, and no two rows alike.
-            spread = jnp.mod(jnp.arange(leaf.size, dtype=jnp.float32) * 0.618034, 1.0)
-            spread = spread.reshape(leaf.shape)
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                made.append((0.02 * spread).astype(leaf.dtype))
-            else:
-                made.append((2 * spread).astype(leaf.dtype))
-        return made
-
-    made = jax.jit(make, out_shardings=[x.sharding for x in leaves])()
-    return jax.tree.unflatten(structure, made)
-
-
 def time_program(program: Any, seconds: float, repeats: int) -> dict[str, Any]:
     """Compiles and times a `Program`; bytes, operations and seconds of one run."""
     import jax
 
     from var_jax import sharding
     from var_jax.flops import program_flops
+    from var_jax.programs import made_arguments
 
     args = made_arguments(program)
     with sharding.activate(program.mesh, program.preset):

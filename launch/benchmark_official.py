@@ -130,12 +130,11 @@ def make_run(config: ConfigDict, what: str, batch_size: int) -> Callable[[], flo
     """Compiles ours; each call runs it once and returns the seconds."""
     import jax
 
-    from launch.benchmark import made_arguments
     from var_jax import build, programs, sharding
 
     name = "train_step" if what == "end_to_end" else what
     program = getattr(programs, name)(config, build.make_mesh(config), batch_size)
-    args = list(made_arguments(program))
+    args = list(programs.made_arguments(program))
     with sharding.activate(program.mesh, program.preset):
         compiled = program.function.lower(*args).compile()
 

@@ -32,7 +32,7 @@ def test_attention_counts_visible_keys_only(config):
     # Levels of 1, 4, 16, 16 tokens see 1, 5, 21, 37 keys; width 64.
     pairs = 1 * 1 + 4 * 5 + 16 * 21 + 16 * 37
     assert program.model_flops == 7 * 2 * 8 * 64 * pairs
-    q, k, v, scale = benchmark.made_arguments(program)
+    q, k, v, scale = programs.made_arguments(program)
     out = jax.eval_shape(program.function, q, k, v, scale)
     assert [x.shape for x in out] == [(8, 37, 1, 64)] * 3
 
