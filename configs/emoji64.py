@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
                 scan_unroll=6,
             ),
             train=dict(
+                initial_checkpoint="",
                 num_steps=6000,
                 batch_size=16,
                 ema_decay=0.999,

@@ -83,6 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 scan_unroll=4,
             ),
             train=dict(
+                initial_checkpoint="",
                 num_steps=3200,
                 batch_size=16,
                 optimizer=dict(
