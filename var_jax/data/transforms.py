@@ -30,27 +30,21 @@ class RandomAffine:
       rotation: degrees; the angle is uniform in [-rotation, rotation].
       scale: the factor is uniform in [1 - scale, 1 + scale]; 0 <= scale < 1.
       shift: pixels; each of dx, dy is uniform in [-shift, shift].
-      probability: share of the pictures that are transformed.
     """
 
     rotation: float = 0.0
     scale: float = 0.0
     shift: float = 0.0
-    probability: float = 1.0
 
     def __post_init__(self) -> None:
-        small = 0 <= self.scale < 1 and 0 <= self.probability <= 1
-        if self.rotation < 0 or self.shift < 0 or not small:
+        if self.rotation < 0 or self.shift < 0 or not 0 <= self.scale < 1:
             raise ValueError(
-                "RandomAffine needs rotation >= 0, shift >= 0, 0 <= scale < 1 and "
-                f"0 <= probability <= 1, got {self}."
+                f"RandomAffine needs rotation >= 0, shift >= 0 and 0 <= scale < 1, got {self}."
             )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, fill: int) -> Image.Image:
         """A transformed copy; uncovered corners get the grey value `fill`."""
         angle, zoom, dx, dy = rng.uniform(-1.0, 1.0, 4)
-        if self.probability < 1 and rng.random() >= self.probability:
-            return image
         angle = math.radians(self.rotation * angle)
         zoom = 1.0 + self.scale * zoom
         # Pillow wants the map from output to input pixels: the inverse of rotate, zoom, shift.
