@@ -66,7 +66,20 @@ def get_config(variant: str = "") -> ConfigDict:
                 l1_weight=0.2,
                 l2_weight=1.0,
                 vq_weight=0.25,
-                adversarial_weight=0.0,
+                # Without an adversary strokes come out soft, which the classifier sees.
+                adversarial_weight=0.3,
+                adversarial_start=600,
+                adversarial_ramp=100,
+                discriminator=dict(channels=16, num_layers=1, norm="none"),
+                discriminator_optimizer=dict(
+                    learning_rate=3.2e-3,
+                    schedule="cosine",
+                    warmup_steps=20,
+                    weight_decay=0.0,
+                    b1=0.5,
+                    b2=0.9,
+                    clip_norm=0.0,
+                ),
                 warmup_steps=120,
                 restart_every=40,
                 restart_until=900,
@@ -103,6 +116,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smallest":
         config.tokenizer_train.update(num_steps=4, batch_size=16, warmup_steps=1, log_every=2)
         config.tokenizer_train.optimizer.warmup_steps = 1
+        config.tokenizer_train.discriminator_optimizer.warmup_steps = 1
         config.train.update(num_steps=4, batch_size=16, log_every=2)
         config.train.optimizer.warmup_steps = 1
         config.tokenizer.update(vocab_size=32, channels=8)

@@ -3,8 +3,8 @@
     python -m launch.benchmark --what train_step --config configs/var_imagenet256.py:d16 \
         --batch_size 8 --json step.json
 
---what: train_step (from cached tokens; --images: from images), sample, encode, decode,
-attention (forward and backward of one layer), input (the config's own training data).
+--what: train_step (from cached tokens; --images: from images), train_tokenizer_step, sample, encode,
+decode, attention (forward and backward of one layer), input (the config's own training data).
 Parameters and inputs are made up. The floor is the larger of operations over the measured
 matrix rate and bytes of arguments and results over the measured memory bandwidth.
 """
@@ -27,7 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config f
 _WHAT = flags.DEFINE_enum(
     "what",
     None,
-    ["train_step", "sample", "encode", "decode", "attention", "input"],
+    ["train_step", "train_tokenizer_step", "sample", "encode", "decode", "attention", "input"],
     "What to time.",
 )
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the config's.", 0)
@@ -222,7 +222,8 @@ def main() -> None:
         result |= time_input(config, batch_size, _SECONDS.value)
     else:
         mesh = build.make_mesh(config)
-        batch_size = batch_size or config.train.batch_size
+        if what != "train_tokenizer_step":
+            batch_size = batch_size or config.train.batch_size
         if what == "train_step":
             program = programs.train_step(config, mesh, batch_size, _IMAGES.value)
         elif what == "attention":

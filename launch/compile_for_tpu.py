@@ -1,8 +1,10 @@
-"""Compiles a config's training step (or its sampling) for a TPU slice, on any machine.
+"""Compiles a training step, or sampling, of a config for a TPU slice, on any machine.
 
 python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30 --topology v5e:16x16
 python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30 --topology v5e:4x4 \
     --what sample --batch_size 128
+python -m launch.compile_for_tpu --config configs/tokenizer_imagenet256.py --topology v5e:16x16 \
+    --what train_tokenizer
 
 No TPU is needed: the real TPU compiler runs on the CPU (package libtpu). Prints what each chip
 needs, the least time a step can take and what the recipe costs. Exit status 1: it does not fit.
@@ -22,7 +24,9 @@ from launch import cli
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
 _SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", 1)
-_WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "What to compile.")
+_WHAT = flags.DEFINE_enum(
+    "what", "train", ["train", "train_tokenizer", "sample"], "What to compile."
+)
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the config's; images to sample.", 0)
 _IMAGES = flags.DEFINE_bool("images", False, "Train from images, encoded in the step, not tokens.")
 
@@ -53,7 +57,7 @@ def make_plan(
     Args:
       config: complete; its mesh is laid over the devices.
       devices: see `compile_plan.topology_devices`.
-      what: 'train' or 'sample'.
+      what: 'train', 'train_tokenizer' or 'sample'.
       batch_size: instead of the config's; 0 keeps it, or means 8 samples a device.
       images: train from images, encoded in the step, instead of tokens.
 
@@ -68,19 +72,29 @@ def make_plan(
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     if what == "train":
         program = programs.train_step(config, mesh, batch_size, images)
+    elif what == "train_tokenizer":
+        program = programs.train_tokenizer_step(config, mesh, batch_size)
     else:
         program = programs.sample(config, mesh, batch_size or 8 * len(devices))
     return compile_plan.make_plan(program)
 
 
-def knob(config: ConfigDict, plan) -> str:
-    """What to turn where the training step does not fit."""
-    model, train, mesh = config.model, config.train, plan.mesh
-    share = train.batch_size // (mesh["data"] * mesh["fsdp"] * train.get("microbatches", 1))
-    if model.get("remat", "none") != "full":
-        return "set config.model.remat='full'"
+def knob(config: ConfigDict, plan, what: str) -> str:
+    """What to turn where a program does not fit."""
+    if what == "sample":
+        return "lower --batch_size"
+    section, remat = ("train", "config.model.remat='full'")
+    spared = config.get("model", {}).get("remat", "none") == "full"
+    if what == "train_tokenizer":
+        section, remat = ("tokenizer_train", "config.tokenizer.remat=True")
+        spared = config.tokenizer.get("remat", False)
+    settings, mesh = config[section], plan.mesh
+    microbatches = settings.get("microbatches", 1)
+    share = settings.batch_size // (mesh["data"] * mesh["fsdp"] * microbatches)
+    if not spared:
+        return f"set {remat}"
     if share > 1:
-        return f"set config.train.microbatches={2 * train.get('microbatches', 1)}"
+        return f"set config.{section}.microbatches={2 * microbatches}"
     if mesh["data"] > 1:
         return f"raise config.mesh.fsdp above {mesh['fsdp']}"
     return "take a larger slice, or set config.mesh.tensor"
@@ -99,9 +113,9 @@ def describe(config: ConfigDict, plan, what: str) -> str:
     ]
     if not plan.fits:
         needed = "more" if math.isnan(plan.peak_bytes) else f"{plan.peak_bytes / gib:.1f} GiB"
-        advice = knob(config, plan) if what == "train" else "lower --batch_size"
         lines.append(
-            f"DOES NOT FIT     needs {needed} of a chip's {chip.hbm_bytes / gib:.0f} GiB: {advice}"
+            f"DOES NOT FIT     needs {needed} of a chip's {chip.hbm_bytes / gib:.0f} GiB: "
+            + knob(config, plan, what)
         )
         return "\n".join(lines)
     network = []

@@ -64,29 +64,35 @@ def train_step(
     optimizer_config = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
     optimizer = optim.make_optimizer(optimizer_config, settings.num_steps)
 
-    def init(key):
-        return create(objective, optimizer, key, settings.ema_decay > 0)
-
-    with sharding.activate(mesh, config.sharding):
-        boxed = jax.eval_shape(init, jax.random.key(0))
-    state = sharding.abstract_state(boxed, mesh, config.sharding)
     batch = {"label": _rows(mesh, batch_size), "index": _rows(mesh, batch_size)}
     if from_images:
         shape = loaded.module.image_shape
         batch["image"] = _rows(mesh, batch_size, *shape, dtype=jnp.uint8)
     else:
         batch["tokens"] = _rows(mesh, batch_size, objective.var.pyramid.length)
-    step = make_train_step(
-        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    function = jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, sharding.replicated_sharding(mesh))
-    )
     frozen = loaded.params if from_images else {"codec": loaded.params["codec"]}
+    program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
     flops = 3 * batch_size * forward_flops(objective.var, objective.head.vocab_size)
-    args = (state, frozen, batch)
-    return Program(function, args, mesh, config.sharding, batch_size, flops, donates=True)
+    return dataclasses.replace(program, model_flops=flops)
+
+
+def train_tokenizer_step(config: ConfigDict, mesh: Mesh, batch_size: int = 0) -> Program:
+    """One update of the tokenizer and its discriminator: (state, frozen, batch) -> (state, metrics).
+
+    Args and errors as for `train_step`.
+    """
+    settings = build.train_settings(config, "tokenizer_train")
+    batch_size = batch_size or settings.batch_size
+    sharding.check_batch(batch_size, mesh, settings.microbatches)
+    objective, frozen, optimizers = build.vqgan(config)
+    optimizer = optim.make_group_optimizer(optimizers, settings.num_steps)
+    shape = objective.tokenizer.image_shape
+    batch = {
+        "image": _rows(mesh, batch_size, *shape, dtype=jnp.uint8),
+        "index": _rows(mesh, batch_size),
+    }
+    frozen = sharding.abstract_state(frozen, mesh, "replicated")
+    return _update(config, mesh, settings, objective, optimizer, frozen, batch)
 
 
 def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
@@ -145,6 +151,27 @@ def made_arguments(program: Program) -> tuple[Any, ...]:
 
     made = jax.jit(make, out_shardings=[x.sharding for x in leaves])()
     return jax.tree.unflatten(structure, made)
+
+
+def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Program:
+    """The training step of an objective, its state laid over the mesh by the config's preset."""
+
+    def init(key):
+        return create(objective, optimizer, key, settings.ema_decay > 0)
+
+    with sharding.activate(mesh, config.sharding):
+        boxed = jax.eval_shape(init, jax.random.key(0))
+    state = sharding.abstract_state(boxed, mesh, config.sharding)
+    step = make_train_step(
+        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    function = jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, sharding.replicated_sharding(mesh))
+    )
+    images = batch["index"].shape[0]
+    args = (state, frozen, batch)
+    return Program(function, args, mesh, config.sharding, images, donates=True)
 
 
 def _tokenizer_program(config, mesh, module, method: str, args) -> Program:

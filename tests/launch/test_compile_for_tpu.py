@@ -26,7 +26,7 @@ def run(*arguments):
     )
 
 
-@pytest.mark.parametrize("what", ["train", "sample"])
+@pytest.mark.parametrize("what", ["train", "train_tokenizer", "sample"])
 def test_a_small_config(what):
     pytest.importorskip("libtpu")
     out = run("--config=configs/mnist5k.py:smallest", "--topology=v5e:2x2", f"--what={what}")
@@ -58,4 +58,4 @@ def test_the_knob_to_turn(remat, microbatches, data, advice):
         {"model": {"remat": remat}, "train": {"batch_size": 16, "microbatches": microbatches}}
     )
     plan = types.SimpleNamespace(mesh={"data": data, "fsdp": 2, "tensor": 1})
-    assert advice in compile_for_tpu.knob(config, plan)
+    assert advice in compile_for_tpu.knob(config, plan, "train")

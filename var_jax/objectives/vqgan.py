@@ -110,7 +110,7 @@ class VQGAN:
 
     `params` is {'tokenizer': ...} and, with a discriminator, {'discriminator': ...}; each part
     of the scalar reaches only the parameters it is meant for, so one gradient serves both
-    networks (give each its own optimizer with optax.multi_transform). `frozen` is
+    networks (give each its own optimizer with `optim.make_group_optimizer`). `frozen` is
     {'perceptual': ...} with a perceptual module, else {}. A batch holds 'image', uint8 or
     float in [-1, 1], [B, H, W, c].
 
