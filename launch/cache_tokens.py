@@ -25,7 +25,6 @@ flags.mark_flags_as_required(["tokenizer", "output"])
 
 def main() -> None:
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from etils import epath
     from jax.experimental import multihost_utils
@@ -33,6 +32,7 @@ def main() -> None:
     from var_jax import build, sharding
     from var_jax.data.prefetch import prefetch_to_device
     from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+    from var_jax.pixels import to_float
 
     with cli.session(_OUTPUT.value):
         loaded = build.load_tokenizer(_TOKENIZER.value)
@@ -43,8 +43,7 @@ def main() -> None:
         sharding.check_batch(_BATCH.value, mesh)
 
         def encode(params, images):
-            images = images.astype(jnp.float32) / 127.5 - 1
-            return loaded.module.apply({"params": params}, images, method="encode")
+            return loaded.module.apply({"params": params}, to_float(images), method="encode")
 
         encode = jax.jit(encode, out_shardings=everywhere)
         for split in _SPLITS.value:

@@ -198,8 +198,8 @@ def _score_checkpoint(should_stop: Any) -> None:
     from var_jax.evaluation import sampling_run, sweep
     from var_jax.evaluation.adm import Judge
     from var_jax.evaluation.generation_scores import draw_and_score
-    from var_jax.evaluation.pictures import to_uint8
     from var_jax.evaluation.references import check_reference
+    from var_jax.pixels import to_uint8
     from var_jax.sampling.images import ImageSampler
 
     terms = sweep.parse_terms(_SWEEP.value) if _SWEEP.value else {}

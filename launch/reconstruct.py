@@ -71,7 +71,7 @@ def reconstruct(tokenizer, images, batch_size: int):
     import jax.numpy as jnp
     import numpy as np
 
-    from var_jax.evaluation.pictures import to_uint8
+    from var_jax.pixels import to_float, to_uint8
 
     module = tokenizer.module
 
@@ -86,8 +86,7 @@ def reconstruct(tokenizer, images, batch_size: int):
         batch = images[start : start + batch_size]
         # The last batch is filled up, so that one program serves all.
         fill = np.repeat(batch[-1:], batch_size - len(batch), 0)
-        x = np.concatenate([batch, fill]).astype(np.float32)
-        x = x / 127.5 - 1 if integer else x
+        x = to_float(np.concatenate([batch, fill]))
         y, codes = jax.device_get(run(tokenizer.params, jnp.asarray(x)))
         y, x = y[: len(batch)], x[: len(batch)]
         if integer:

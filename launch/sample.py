@@ -31,7 +31,8 @@ def main() -> None:
     from PIL import Image
 
     from var_jax import build, sharding
-    from var_jax.evaluation.pictures import grid, to_uint8
+    from var_jax.evaluation.pictures import grid
+    from var_jax.pixels import to_uint8
     from var_jax.sampling.images import ImageSampler
 
     output = epath.Path(_OUTPUT.value)

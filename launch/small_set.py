@@ -41,7 +41,7 @@ def score_small_set(
     from var_jax import build, sharding
     from var_jax.evaluation import small_set
     from var_jax.evaluation.classifier import train_classifier
-    from var_jax.evaluation.pictures import to_uint8
+    from var_jax.pixels import to_uint8
     from var_jax.sampling.images import ImageSampler
 
     loaded = build.load_transformer(checkpoint, tokenizer_path)

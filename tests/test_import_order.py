@@ -7,7 +7,7 @@ import var_jax
 
 #: Lowest first; a module may import its own layer and those above it in this list.
 LAYERS = [
-    {"pyramid", "resample", "chips"},
+    {"pyramid", "pixels", "resample", "chips"},
     {"context", "kernels", "sharding", "checkpoint_files", "checkpoint", "hlo"},
     {"data"},
     {"codecs"},

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from var_jax.evaluation.classifier import as_float, train_classifier
+from var_jax.evaluation.classifier import train_classifier
+from var_jax.pixels import to_float
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def classifier(bars):
 def test_held_out_images_are_recognised(classifier, bars):
     images, labels = bars
     assert classifier.accuracy(images[256:], labels[256:]) >= 0.95
-    assert classifier.accuracy(as_float(images[256:]), labels[256:]) >= 0.95
+    assert classifier.accuracy(to_float(images[256:]), labels[256:]) >= 0.95
     assert classifier.accuracy(images[256:], (labels[256:] + 1) % 4) <= 0.05
 
 

@@ -10,7 +10,7 @@ from var_jax.data.sources import ArraySource
 from var_jax.evaluation import fid
 from var_jax.evaluation.during_training import Every, Reconstruction, SmallFID
 from var_jax.evaluation.features import FeatureExtractor
-from var_jax.evaluation.pictures import to_uint8
+from var_jax.pixels import to_uint8
 from var_jax.train.loop import Evaluation
 from var_jax.train.state import TrainState
 

@@ -9,9 +9,9 @@ from var_jax import sharding
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.evaluation import sampling_run
 from var_jax.evaluation.npz_images import NpzImages
-from var_jax.evaluation.pictures import to_uint8
 from var_jax.evaluation.sampling_run import SampleFiles, balanced_labels
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.pixels import to_uint8
 from var_jax.pyramid import ScalePyramid
 from var_jax.sampling.generate import Sampler
 from var_jax.sampling.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from var_jax.evaluation.classifier import Classifier
-from var_jax.evaluation.pictures import grid, to_uint8
+from var_jax.evaluation.pictures import grid
 from var_jax.evaluation.report import Report, curves, encode_png
 from var_jax.evaluation.small_set import (
     LabelledImages,
@@ -13,13 +13,6 @@ from var_jax.evaluation.small_set import (
 from var_jax.pyramid import ScalePyramid
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2))
-
-
-def test_pixels_are_rounded_to_the_nearest_value_and_clipped():
-    x = np.array([-2.0, -1.0, 0.0, 1.0, 3.0, 2 * 100.4 / 255 - 1, 2 * 100.6 / 255 - 1])
-    np.testing.assert_array_equal(to_uint8(x), [0, 0, 128, 255, 255, 100, 101])
-    levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(to_uint8(levels / 127.5 - 1), levels)
 
 
 def test_a_grid_holds_its_images_in_rows():

@@ -12,7 +12,7 @@ from commands import import_command
 from var_jax.convert import official, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.mapping import read
-from var_jax.evaluation.pictures import to_uint8
+from var_jax.pixels import to_uint8
 
 command = import_command("launch.reconstruct")
 

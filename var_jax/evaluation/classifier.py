@@ -19,6 +19,7 @@ import optax
 from flax import struct
 
 from var_jax.evaluation.fid import GaussianStatistics, frechet_distance, statistics
+from var_jax.pixels import to_float
 
 FEATURES = 64
 _BATCH = 256
@@ -70,7 +71,7 @@ class Classifier:
         logits, features = [], []
         module = SmallClassifier(self.num_classes, self.width)
         for start in range(0, len(images), _BATCH):
-            part = as_float(images[start : start + _BATCH])
+            part = to_float(images[start : start + _BATCH])
             padded = np.pad(part, [(0, _BATCH - len(part)), (0, 0), (0, 0), (0, 0)])
             found = jax.device_get(_apply(module, self.params, padded))
             logits.append(found[0][: len(part)])
@@ -123,7 +124,7 @@ def train_classifier(
         )
     module = SmallClassifier(num_classes, width)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-    params = jax.jit(module.init)(jax.random.key(seed), as_float(images[:1]))["params"]
+    params = jax.jit(module.init)(jax.random.key(seed), to_float(images[:1]))["params"]
     state = optimizer.init(params)
 
     def loss(params, batch, labels):
@@ -141,20 +142,13 @@ def train_classifier(
     edges = [(0, 0), (shift, shift), (shift, shift), (0, 0)]
     for _ in range(steps):
         chosen = rng.integers(0, len(images), batch_size)
-        padded = np.pad(as_float(images[chosen]), edges, "edge")
+        padded = np.pad(to_float(images[chosen]), edges, "edge")
         # [B, 2 shift + 1, 2 shift + 1, C, H, W]: every position of the picture in its border.
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width_px), (1, 2))
         top, left = rng.integers(0, 2 * shift + 1, (2, batch_size))
         batch = windows[np.arange(batch_size), top, left].transpose(0, 2, 3, 1)
         params, state = step(params, state, batch, jnp.asarray(labels[chosen], jnp.int32))
     return Classifier(jax.device_get(params), num_classes, width)
-
-
-def as_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]; floating point images are taken to be there already."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 127.5 - 1.0
-    return np.asarray(images, np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -17,8 +17,9 @@ from var_jax.data.prefetch import prefetch_to_device
 from var_jax.evaluation.features import FeatureExtractor
 from var_jax.evaluation.fid import GaussianStatistics, frechet_distance, statistics
 from var_jax.evaluation.likelihood import TokenLikelihood
-from var_jax.evaluation.pictures import grid, to_uint8
+from var_jax.evaluation.pictures import grid
 from var_jax.objectives.likelihood import Likelihood, summarise
+from var_jax.pixels import to_float, to_uint8
 from var_jax.sampling.images import ImageSampler
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluation, Evaluator
@@ -83,7 +84,7 @@ class Reconstruction:
         self._shown = (2 * np.arange(count) + 1) * pipeline.num_samples // (2 * count)
 
         def run(params, images):
-            images = images.astype(jnp.float32) / 127.5 - 1
+            images = to_float(images)
             output = tokenizer.apply({"params": params}, images, method="reconstruct")
             mse = jnp.square((output - images) / 2).mean((1, 2, 3))
             return output, -10 * jnp.log10(jnp.maximum(mse, 1e-10))

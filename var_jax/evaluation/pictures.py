@@ -1,19 +1,8 @@
-"""Pictures to look at: pixels from decoder outputs, and grids."""
+"""Pictures to look at."""
 
 from __future__ import annotations
 
 import numpy as np
-
-
-def to_uint8(images) -> np.ndarray:
-    """Images float [..., H, W, c] in [-1, 1] -> uint8, rounded to the nearest value.
-
-    That is floor(255 (x + 1) / 2 + 0.5), clipped. Rounding matters to scores: truncation
-    darkens every picture by half a level.
-    """
-    return np.clip(np.floor(np.asarray(images, np.float32) * 127.5 + 128.0), 0, 255).astype(
-        np.uint8
-    )
 
 
 def grid(images: np.ndarray, columns: int, padding: int = 2, background: int = 255) -> np.ndarray:

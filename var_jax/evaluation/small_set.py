@@ -15,7 +15,7 @@ import numpy as np
 from var_jax.evaluation.classifier import Classifier
 from var_jax.evaluation.fid import frechet_distance
 from var_jax.evaluation.image_scores import psnr, ssim
-from var_jax.evaluation.pictures import to_uint8
+from var_jax.pixels import to_float, to_uint8
 from var_jax.pyramid import ScalePyramid
 
 
@@ -156,7 +156,7 @@ def reconstruct(tokenizer, params, images: np.ndarray, batch_size: int = 100):
     outputs, tokens = [], []
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
-        padded = np.resize(part, (batch_size, *part.shape[1:])).astype(np.float32) / 127.5 - 1
+        padded = to_float(np.resize(part, (batch_size, *part.shape[1:])))
         found = jax.device_get(run(params, padded))
         tokens.append(found[0][: len(part)])
         outputs.append(to_uint8(found[1][: len(part)]))

@@ -22,6 +22,7 @@ from var_jax.evaluation.npz_images import as_rgb
 from var_jax.evaluation.small_set import level_statistics
 from var_jax.evaluation.summary import Extractor, Summary, SummaryBuilder
 from var_jax.evaluation.text_preservation import MAX_PSNR
+from var_jax.pixels import to_float, to_uint8
 from var_jax.tokenizer.lpips import LPIPS, MIN_SIZE
 from var_jax.tokenizer.vqvae import VQVAE
 
@@ -107,19 +108,19 @@ class TokenizerRunner:
             return tokenizer.apply({"params": params["tokenizer"]}, x, method=method)
 
         def run(params, images):
-            tokens = apply(params, images.astype(jnp.float32) / 127.5 - 1, "encode")
-            made = _rounded(apply(params, tokens, "decode_tokens"))
+            tokens = apply(params, to_float(images), "encode")
+            made = to_uint8(apply(params, tokens, "decode_tokens"))
             if side >= WINDOW:
                 scores = dict(vars(image_scores(images, made)))
             else:
                 scores = {"psnr": psnr(images, made)}
             if lpips_params is not None:
-                pair = [_three_channels(x.astype(jnp.float32) / 127.5 - 1) for x in (images, made)]
+                pair = [_three_channels(to_float(x)) for x in (images, made)]
                 scores["lpips"] = LPIPS().apply({"params": params["lpips"]}, *pair)
             return made, tokens, scores
 
         def levels(params, images, tokens):
-            made = _rounded(apply(params, tokens, "decode_levels"))  # [K, B, H, W, c]
+            made = to_uint8(apply(params, tokens, "decode_levels"))  # [K, B, H, W, c]
             return made, jax.vmap(psnr, (None, 0))(images, made)
 
         self._run = jax.jit(run)
@@ -245,11 +246,6 @@ def _distances(builders: dict[str, SummaryBuilder], reference: Summary | None) -
         if summary.inception is not None:
             found[name] = summary.inception.score()
     return found
-
-
-def _rounded(images: jax.Array) -> jax.Array:
-    """Floating point in [-1, 1] -> uint8, as pictures.to_uint8."""
-    return jnp.clip(jnp.floor(images * 127.5 + 128.0), 0, 255).astype(jnp.uint8)
 
 
 def _three_channels(images: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.objectives.base import Aux
+from var_jax.pixels import to_float
 from var_jax.transformer.var import VAR
 
 
@@ -64,7 +65,7 @@ class Likelihood:
         if "tokens" in batch:
             tokens = batch["tokens"]
         else:
-            images = batch["image"].astype(jnp.float32) / 127.5 - 1
+            images = to_float(batch["image"])
             tokens = self.tokenizer.apply({"params": frozen}, images, method="encode")
         inputs = self.codec.apply({"params": frozen["codec"]}, tokens, method="teacher_inputs")
         inputs, tokens = inputs[:, : pyramid.length], tokens[:, : pyramid.length]

@@ -12,6 +12,7 @@ from flax import struct
 
 from var_jax.codecs.residual_vq import nearest_codes
 from var_jax.objectives.base import Aux
+from var_jax.pixels import to_float
 from var_jax.tokenizer.augment import augment, check_policies
 from var_jax.tokenizer.discriminator import PatchDiscriminator, hinge_loss
 from var_jax.tokenizer.vqvae import VQVAE, TokenizerOutput
@@ -183,9 +184,7 @@ class VQGAN:
 
     def loss(self, params, frozen, stats, batch, keys, step) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`; without keys (None) neither dropout nor augmentation."""
-        images = batch["image"]
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 127.5 - 1
+        images = to_float(batch["image"])
         rngs, augment_keys = None, None
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
