@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 
-from var_jax import chips, hlo, sharding
+from var_jax import chips, sharding
 from var_jax.chips import Chip
 from var_jax.flops import program_flops
+from var_jax.hlo.traffic import Traffic
 from var_jax.programs import Program
 
 #: What libtpu wants to be told where no TPU is attached. It must stand in the environment
@@ -188,10 +189,10 @@ def make_plan(program: Program) -> Plan:
         return dataclasses.replace(base, fits=False, peak_bytes=needed, compile_seconds=seconds)
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    text = hlo.Program(compiled.as_text())
-    traffic: dict[str, float] = {}
-    for collective in text.collectives():
-        traffic[collective.kind] = traffic.get(collective.kind, 0.0) + collective.sent_bytes
+    traffic = Traffic(compiled.as_text())
+    links: dict[str, float] = {}
+    for collective in traffic.collectives():
+        links[collective.kind] = links.get(collective.kind, 0.0) + collective.sent_bytes
     # Donated arguments become results in place.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return dataclasses.replace(
@@ -199,9 +200,9 @@ def make_plan(program: Program) -> Plan:
         argument_bytes=float(memory.argument_size_in_bytes),
         temporary_bytes=float(memory.temp_size_in_bytes),
         peak_bytes=float(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes),
-        memory_traffic=text.memory_bytes(),
-        link_traffic=traffic,
-        network_traffic=text.network_bytes(),
+        memory_traffic=traffic.memory_bytes(),
+        link_traffic=links,
+        network_traffic=traffic.network_bytes(),
         compile_seconds=seconds,
     )
 
