@@ -1,0 +1,52 @@
+import pytest
+from recipes import TRANSFORMERS, load
+
+from var_jax import build
+from var_jax.context import RecentLevels
+from var_jax.sampling.guidance import ConstantGuidance, PerLevelGuidance
+
+
+@pytest.mark.parametrize("recipe", TRANSFORMERS)
+def test_every_config_builds(recipe):
+    config = load(*recipe)
+    tokenizer = build.tokenizer(config)
+    assert tokenizer.codec.pyramid == build.pyramid(config)
+    if not config.model.num_classes:
+        build.set_num_classes(config, 9)
+    var = build.var(config)
+    assert var.width // var.num_heads == 64
+    build.head(config)
+    build.sampler(config)
+
+
+def test_values_reach_the_objects():
+    config = load("mnist5k")
+    config.unlock()
+    config.model.context = 1
+    assert build.var(config).context == RecentLevels(1)
+    config.sampling.cfg_schedule = "constant"
+    assert build.sampler(config).guidance == ConstantGuidance(config.sampling.cfg)
+    with config.ignore_type():
+        config.sampling.cfg = (0.0, 0.5, 1.0, 2.0)
+    assert build.sampler(config).guidance == PerLevelGuidance((0.0, 0.5, 1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    "section, key, value, message",
+    [
+        ("model", "dept", 3, "config.model has the unknown key 'dept'"),
+        ("model", "dtype", "float8", "float8"),
+        ("model", "context", "everything", "everything"),
+        ("tokenizer", "chanels", 3, "config.tokenizer has the unknown key 'chanels'"),
+        ("sampling", "cfg_schedule", "sine", "sine"),
+        ("data", "image_size", 33, "33"),
+    ],
+)
+def test_mistakes_are_named(section, key, value, message):
+    config = load("mnist5k")
+    with config.unlocked(), config.ignore_type():
+        config[section][key] = value
+    with pytest.raises(ValueError, match=message):
+        build.tokenizer(config)
+        build.var(config)
+        build.sampler(config)

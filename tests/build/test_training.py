@@ -1,0 +1,41 @@
+import pytest
+from recipes import TRANSFORMERS, load
+
+from var_jax import build
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "emoji64", "tokenizer_imagenet256"])
+def test_every_tokenizer_training_builds(name):
+    config = load(name)
+    objective, frozen, optimizers = build.vqgan(config)
+    assert ("discriminator" in optimizers) == bool(config.tokenizer_train.adversarial_weight)
+    assert frozen == {}
+    assert objective.tokenizer == build.tokenizer(config)
+
+
+@pytest.mark.parametrize("recipe", TRANSFORMERS)
+def test_every_transformer_training_builds(recipe):
+    config = load(*recipe)
+    settings = build.train_settings(config, "train")
+    build.optimizer_config(config.train.optimizer, "train.optimizer", settings.batch_size)
+
+
+def test_the_learning_rate_is_for_256_images():
+    config = load("var_imagenet256", "d30")
+    settings = build.optimizer_config(config.train.optimizer, "x", config.train.batch_size)
+    assert settings.learning_rate == pytest.approx(8e-5 * 4)
+
+
+def test_progressive_training_changes_the_objective_and_only_then():
+    config = load("mnist5k")
+    with config.unlocked():
+        config.train.progressive = dict(until=0.5, first=0, ramp_steps=10)
+    config.train.num_steps, config.train.optimizer.warmup_steps = 100, 10
+    module = build.tokenizer(config)
+    loaded = build.LoadedTokenizer(module, None, "", config)
+    objective_at, evaluated = build.likelihood(config, loaded, cached=True)
+    levels = [objective_at(step).num_levels for step in range(100)]
+    assert levels[0] == 1 and levels[99] == 0 and 2 in levels
+    assert objective_at(0).ramp_steps == 0 and objective_at(levels.index(2)).ramp_steps == 10
+    assert objective_at(99) == evaluated
+    assert objective_at(0) is objective_at(1)

@@ -1,0 +1,20 @@
+"""The configs in configs/, by name."""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+
+#: Those that train a transformer, with their variants.
+TRANSFORMERS = [
+    *(("mnist5k", variant) for variant in ("", "smallest")),
+    ("emoji64",),
+    *(("var_imagenet256", variant) for variant in ("d16", "d20", "d24", "d30")),
+    ("var_imagenet512",),
+]
+
+
+def load(name: str, *variant: str) -> ConfigDict:
+    return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"](*variant)

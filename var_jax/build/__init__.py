@@ -1,0 +1,42 @@
+"""From a config to objects. The only package that reads the names of config keys.
+
+A config (ml_collections) has the sections data, tokenizer, tokenizer_train, model, train,
+sampling and mesh beside seed, patch_nums and sharding; configs/ has complete examples.
+An unknown key or value raises with the section's name. All callers write `build.<name>`.
+"""
+
+from var_jax.build.data import pipeline, set_num_classes, source, training_source, transform
+from var_jax.build.loading import (
+    LoadedTokenizer,
+    LoadedTransformer,
+    load_params,
+    load_tokenizer,
+    load_transformer,
+    use_tokenizer,
+)
+from var_jax.build.modules import head, pyramid, sampler, tokenizer, var
+from var_jax.build.training import likelihood, make_mesh, optimizer_config, train_settings, vqgan
+
+__all__ = [
+    "LoadedTokenizer",
+    "LoadedTransformer",
+    "head",
+    "likelihood",
+    "load_params",
+    "load_tokenizer",
+    "load_transformer",
+    "make_mesh",
+    "optimizer_config",
+    "pipeline",
+    "pyramid",
+    "sampler",
+    "set_num_classes",
+    "source",
+    "tokenizer",
+    "train_settings",
+    "training_source",
+    "transform",
+    "use_tokenizer",
+    "var",
+    "vqgan",
+]

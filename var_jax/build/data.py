@@ -1,0 +1,95 @@
+"""Images and tokens, and batches of them."""
+
+from __future__ import annotations
+
+import jax
+from ml_collections import ConfigDict
+
+from var_jax.build.sections import call, tuples
+from var_jax.data import pipeline as data_pipeline
+from var_jax.data import sources, transforms
+
+
+def source(config: ConfigDict, split: str) -> sources.Source:
+    """The images of config.data."""
+    return sources.make_source(config.data.source, split, **tuples(config.data.options))
+
+
+def training_source(config: ConfigDict, split: str, fingerprint: str) -> sources.Source:
+    """The token cache of config.token_cache if there is one, else the images.
+
+    Raises:
+      ValueError: the cache was made by another tokenizer than `fingerprint`.
+    """
+    if config.token_cache:
+        return sources.make_source(
+            "tokens", split, path=config.token_cache, fingerprint=fingerprint
+        )
+    return source(config, split)
+
+
+def set_num_classes(config: ConfigDict, num_classes: int) -> None:
+    """Fills in config.model.num_classes = 0 from the data.
+
+    Raises:
+      ValueError: the config has fewer classes than the data.
+    """
+    if not config.model.num_classes:
+        config.model.num_classes = num_classes
+    if config.model.num_classes < num_classes:
+        raise ValueError(
+            f"config.model.num_classes is {config.model.num_classes}, but the data has "
+            f"{num_classes} classes; set it to {num_classes}, or 0 to take it from the data."
+        )
+
+
+def transform(config: ConfigDict, train: bool) -> transforms.ImageTransform:
+    """Preprocessing of config.data.transform; crops and augmentation at random to train."""
+    values = tuples(config.data.transform)
+    affine = values.pop("affine", None)
+    if not train:
+        values["flip"] = False
+    return call(
+        transforms.ImageTransform,
+        "data.transform",
+        values,
+        size=config.data.image_size,
+        channels=config.data.channels,
+        random_crop=train,
+        affine=transforms.RandomAffine(**affine) if affine and train else None,
+    )
+
+
+def pipeline(
+    config: ConfigDict,
+    records: sources.Source,
+    batch_size: int,
+    *,
+    train: bool,
+    augment: bool | None = None,
+    passes: int = 1,
+) -> data_pipeline.Pipeline:
+    """Batches of images or of cached tokens for this process.
+
+    Args:
+      config: reads data and seed.
+      records: a source of images, or a token cache.
+      batch_size: over all processes.
+      train: endless shuffled epochs, or one pass in order.
+      augment: random crops and augmentation; by default as `train`.
+      passes: see `Pipeline`.
+    """
+    augment = train if augment is None else augment
+    return data_pipeline.Pipeline(
+        records,
+        transform(config, augment) if records.channels else None,
+        batch_size,
+        seed=config.seed,
+        train=train,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.get("num_workers", 0),
+        num_threads=config.data.get("num_threads", 4),
+        prefetch=config.data.get("prefetch", 4),
+        passes=passes,
+    )
