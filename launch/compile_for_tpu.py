@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import cli
+from var_jax import topology
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
@@ -32,11 +33,8 @@ _IMAGES = flags.DEFINE_bool("images", False, "Train from images, encoded in the 
 
 #: What the process must be told before JAX and libtpu are loaded.
 ENVIRONMENT = {
+    **topology.ENVIRONMENT,
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_MIN_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
@@ -56,7 +54,7 @@ def make_plan(
 
     Args:
       config: complete; its mesh is laid over the devices.
-      devices: see `compile_plan.topology_devices`.
+      devices: see `topology.devices`.
       what: 'train', 'train_tokenizer' or 'sample'.
       batch_size: instead of the config's; 0 keeps it, or means 8 samples a device.
       images: train from images, encoded in the step, instead of tokens.
@@ -158,10 +156,8 @@ def describe(config: ConfigDict, plan, what: str) -> str:
 
 
 def main() -> None:
-    from var_jax import compile_plan
-
     config = _CONFIG.value
-    devices = compile_plan.topology_devices(_TOPOLOGY.value, _SLICES.value)
+    devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
     plan = make_plan(config, devices, _WHAT.value, _BATCH.value, _IMAGES.value)
     print(describe(config, plan, _WHAT.value))
     if not plan.fits:

@@ -29,6 +29,9 @@ from collections.abc import Callable
 
 from absl import app, flags
 
+from var_jax.chips import CHIPS
+from var_jax.topology import ENVIRONMENT
+
 _SHAPE = flags.DEFINE_string("shape", "train_256", "name in block_attention.shapes.SHAPES")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "TPU topology to compile for")
 _ONLY = flags.DEFINE_string("only", "", "regular expression; run only candidates that match it")
@@ -36,8 +39,6 @@ _CHILD = flags.DEFINE_string("child", "", "internal: compile this one candidate 
 
 #: Clocks in Hz, derived from the published peak bf16 rate and the size of the matrix units.
 CLOCKS = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
-#: HBM bytes/s a chip, as published: the floor of a candidate that writes its scores to memory.
-BANDWIDTHS = {"v4": 1228e9, "v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
 
 #: Names of forward kernels: ours, splash attention's, flash attention's.
 FORWARD = re.compile(r"forward|fwd|flash_attention\b")
@@ -279,11 +280,8 @@ def measure(shape_name: str, name: str, backward: bool, topology: str) -> dict:
     with tempfile.TemporaryDirectory() as dump:
         environment = {
             **os.environ,
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            **ENVIRONMENT,
             "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "TPU_WORKER_HOSTNAMES": "localhost",
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
         }
         child = f"{'backward' if backward else 'forward'}:{name}"
@@ -307,7 +305,8 @@ def _microseconds(kernels: list[Schedule], topology: str) -> float:
 
 def _row(shape_name: str, name: str, topology: str) -> str:
     cells = [name]
-    bandwidth = BANDWIDTHS[topology.split(":")[0]]
+    # The floor of a candidate that writes its scores to memory.
+    bandwidth = CHIPS[topology.split(":")[0]].hbm_bandwidth
     for backward in (False, True):
         try:
             result = measure(shape_name, name, backward, topology)

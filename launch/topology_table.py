@@ -75,10 +75,11 @@ def choose_fsdp(width: int, parameters: float, num_chips: int, hbm_bytes: float)
 
 def make_row(model: str, topology: str) -> dict:
     """Compiles one row; the first remat that fits."""
-    from var_jax import build, chips, compile_plan
+    from var_jax import build, chips
     from var_jax.flops import forward_flops
+    from var_jax.topology import devices as devices_of
 
-    devices = compile_plan.topology_devices(topology)
+    devices = devices_of(topology)
     chip = chips.of_kind(devices[0].device_kind)
     row = {"model": model, "topology": topology, "chips": len(devices)}
     for remat in REMAT:

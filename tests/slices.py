@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from var_jax import compile_plan, sharding
+from var_jax import sharding
+from var_jax.topology import devices
 
 
 def mesh_on(topology="v5e:2x2", num_slices=1, **axes):
-    devices = compile_plan.topology_devices(topology, num_slices)
-    return sharding.make_mesh(**axes, devices=devices)
+    return sharding.make_mesh(**axes, devices=devices(topology, num_slices))
 
 
 def array(mesh, spec, *shape, dtype=jnp.bfloat16):

@@ -39,18 +39,3 @@ def test_a_program_that_does_not_fit():
     )
     assert not plan.fits
     assert plan.peak_bytes > 16 * 2**30
-
-
-def test_unknown_topology():
-    with pytest.raises(ValueError, match="No TPU topology 'v9:2x2'"):
-        compile_plan.topology_devices("v9:2x2")
-
-
-CHIPS = [("v4:2x2x1", "v4"), ("v5p:2x2x1", "v5p"), ("v6e:2x2", "v6e")]
-
-
-@pytest.mark.parametrize("name, chip", CHIPS)
-def test_chips(name, chip):
-    devices = compile_plan.topology_devices(name)
-    assert len(devices) == 4
-    assert chips.of_kind(devices[0].device_kind).name == chip

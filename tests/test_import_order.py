@@ -7,7 +7,7 @@ import var_jax
 
 #: Lowest first; a module may import its own layer and those above it in this list.
 LAYERS = [
-    {"pyramid", "pixels", "resample", "chips"},
+    {"pyramid", "pixels", "resample", "chips", "topology"},
     {"context", "kernels", "sharding", "checkpoint_files", "checkpoint", "hlo"},
     {"data"},
     {"codecs"},

@@ -219,9 +219,9 @@ def test_flax_drops_constraints_under_the_old_mesh_context():
 
 def test_constraints_are_in_a_program_for_topology_devices():
     pytest.importorskip("libtpu")
-    from var_jax import compile_plan
+    from var_jax import topology
 
-    mesh = sharding.make_mesh(data=2, fsdp=4, devices=compile_plan.topology_devices("v5e:2x4"))
+    mesh = sharding.make_mesh(data=2, fsdp=4, devices=topology.devices("v5e:2x4"))
     assert not sharding.is_concrete(mesh)
     text, _ = compiled_text(mesh, "fsdp")
     assert re.search(r'sdy\.sharding_constraint .*\{"data", "fsdp"\}, \{\}, \{\}', text)
@@ -229,9 +229,9 @@ def test_constraints_are_in_a_program_for_topology_devices():
 
 def test_mesh_over_two_slices():
     pytest.importorskip("libtpu")
-    from var_jax import compile_plan
+    from var_jax import topology
 
-    devices = compile_plan.topology_devices("v5e:2x4", num_slices=2)
+    devices = topology.devices("v5e:2x4", num_slices=2)
     mesh = sharding.make_mesh(data=-1, fsdp=4, devices=devices)
     assert tuple(mesh.shape.values()) == (4, 4, 1)
     slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)[..., 0]

@@ -1,13 +1,11 @@
-"""Compiling for TPU topologies that are not attached, and what the program says about them."""
+"""What a program compiled for a TPU topology needs of each chip, and the least time it takes."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 import time
-from typing import Any
 
 import jax
 
@@ -16,44 +14,6 @@ from var_jax.chips import Chip
 from var_jax.flops import program_flops
 from var_jax.hlo.traffic import Traffic
 from var_jax.programs import Program
-
-#: What libtpu wants to be told where no TPU is attached. It must stand in the environment
-#: before libtpu is loaded. The last one lets two processes compile at the same time.
-TOPOLOGY_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
-def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
-    """The devices of a TPU topology, to build a mesh from and compile for.
-
-    Args:
-      name: such as 'v5e:16x16' or 'v5p:4x4x4'; chips, not cores.
-      num_slices: that many of these topologies, joined by the data centre's network.
-
-    Raises:
-      ValueError: libtpu does not know the topology, or is not installed.
-    """
-    from jax.experimental import topologies
-
-    if os.environ.get("JAX_PLATFORMS") == "cpu" or jax.default_backend() != "tpu":
-        for key, value in TOPOLOGY_ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-    options: dict[str, Any] = {} if num_slices == 1 else {"num_slices": num_slices}
-    if name.startswith("v4:"):
-        # Both cores of a chip as one device, as Cloud TPU v4 has them.
-        options["chip_config_name"] = "megacore"
-    try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except Exception as error:
-        raise ValueError(
-            f"No TPU topology {name!r} to compile for: {str(error).splitlines()[0]}; "
-            "is libtpu installed, and is the name like v5e:4x4 or v5p:2x2x4?"
-        ) from error
-    return list(topology.devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +110,7 @@ def make_plan(program: Program) -> Plan:
     """Compiles a program for the devices of its mesh and reads it.
 
     Args:
-      program: its mesh is of topology devices, see `topology_devices`.
+      program: its mesh is of topology devices, see `var_jax.topology`.
 
     Returns:
       The plan; a program that needs too much memory has fits=False and no traffic.

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from var_jax.topology import ENVIRONMENT
+
 PROGRAM = """
 import sys
 import jax
@@ -46,14 +48,7 @@ compile("v4:2x2x1", shapes.training(1024, 1, 2), (1, 1, 1))
 
 def test_forward_and_backward_compile():
     pytest.importorskip("libtpu")
-    environment = {
-        **os.environ,
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
+    environment = {**os.environ, **ENVIRONMENT, "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
