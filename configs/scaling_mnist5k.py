@@ -13,8 +13,8 @@ same settings, and are measured on the 500 held out.
 `configs/scaling_mnist5k.py:smallest` trains three sizes for a few steps, for tests.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
@@ -54,7 +54,4 @@ def get_config(variant: str = "") -> ConfigDict:
 def _base(variant: str) -> ConfigDict:
     """configs/mnist5k.py; configs are files, not modules of a package."""
     path = pathlib.Path(__file__).with_name("mnist5k.py")
-    spec = importlib.util.spec_from_file_location("mnist5k", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return runpy.run_path(str(path))["get_config"](variant)

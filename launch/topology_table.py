@@ -9,9 +9,9 @@ started again.
 
 from __future__ import annotations
 
-import importlib
 import json
 import pathlib
+import runpy
 
 from absl import flags
 
@@ -54,9 +54,9 @@ ends: the utilisation (useful operations over peak) and the chip hours of the wh
 
 def load_config(model: str):
     """The recipe of a model: d36 is the 512 px one."""
-    if model == "d36":
-        return importlib.import_module("configs.var_imagenet512").get_config()
-    return importlib.import_module("configs.var_imagenet256").get_config(model)
+    name, variant = ("var_imagenet512", ()) if model == "d36" else ("var_imagenet256", (model,))
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
+    return runpy.run_path(str(path))["get_config"](*variant)
 
 
 def choose_fsdp(width: int, parameters: float, num_chips: int, hbm_bytes: float) -> int:

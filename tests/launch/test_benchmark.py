@@ -3,8 +3,8 @@
 import jax
 import pytest
 from commands import import_command
+from recipes import load
 
-from configs import mnist5k
 from var_jax import build, programs, sharding
 
 benchmark = import_command("launch.benchmark")
@@ -12,7 +12,7 @@ benchmark = import_command("launch.benchmark")
 
 @pytest.fixture(scope="module")
 def config():
-    return mnist5k.get_config("smallest")
+    return load("mnist5k", "smallest")
 
 
 def test_a_program_is_timed(config):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import import_command
+from recipes import load
 
 from var_jax import build, sharding
 from var_jax.checkpoint import Checkpointer, fingerprint
@@ -56,10 +57,7 @@ def run(module, cases):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Workdir of a transformer with its tokenizer, filled on the host."""
-    sys.path.insert(0, str(ROOT / "configs"))
-    import mnist5k
-
-    config = mnist5k.get_config("smallest")
+    config = load("mnist5k", "smallest")
     tokenizer, var, head = build.tokenizer(config), build.var(config), build.head(config)
     key = jax.random.key(0)
     inputs = jnp.zeros((1, var.pyramid.length, config.tokenizer.code_dim))

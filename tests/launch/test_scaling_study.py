@@ -1,6 +1,5 @@
 """The driver of a family: resumable, equal in all but the size, and its results."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from commands import import_command
+from recipes import load
 
 from launch import cli
 from var_jax import build, sharding
@@ -18,23 +18,14 @@ from var_jax.evaluation.scaling_law import QUANTITIES
 command = import_command("launch.scaling_law")
 likelihood = import_command("launch.likelihood")
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "scaling_mnist5k.py"
-
-
-def load(variant):
-    spec = importlib.util.spec_from_file_location("scaling_mnist5k", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
-
 
 @pytest.fixture
 def config():
-    return load("smallest")
+    return load("scaling_mnist5k", "smallest")
 
 
 def test_the_family_grows_with_the_cube_of_depth():
-    config = load("")
+    config = load("scaling_mnist5k")
     sizes = config.scaling.sizes
     assert len(sizes) >= 5
     products = [size.depth * size.width**2 for size in sizes.values()]
