@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from goldens.fill import fill
 
 from var_jax.convert import official, var, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
@@ -25,16 +25,7 @@ from var_jax.train.step import make_train_step
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 
-def load_fill():
-    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def state_of(layout):
-    fill = load_fill().fill
-
     def lazy(name, shape):
         return LazyTensor(tuple(shape), np.dtype(np.float32), lambda: fill(name, shape))
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import pathlib
 
@@ -6,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens.fill import load_state
 
 from var_jax.codecs.residual_vq import ResidualVQ, nearest_codes, phi_indices
 from var_jax.pyramid import ScalePyramid
@@ -13,17 +13,10 @@ from var_jax.pyramid import ScalePyramid
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 
-def load_fill():
-    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def golden_codec(case):
     """The codec of a golden case, its parameters and the reference's outputs."""
     config = json.loads((GOLDENS / case / "config.json").read_text())
-    state = load_fill().load_state(GOLDENS / case / "vae_layout.json")
+    state = load_state(GOLDENS / case / "vae_layout.json")
     codec = ResidualVQ(
         ScalePyramid.from_patch_nums(config["pn"]), config["V"], config["Cvae"], config["phi"]
     )

@@ -1,9 +1,9 @@
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
+from goldens.fill import fill
 
 from var_jax.convert import safetensors_file
 from var_jax.evaluation.inception_weights import load_inception
@@ -14,9 +14,6 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 @pytest.fixture(scope="session")
 def inception_path(tmp_path_factory):
     """A file of the Inception's names with deterministic weights."""
-    sys.path.insert(0, str(GOLDENS))
-    from fill import fill
-
     layout = json.loads((GOLDENS / "inception" / "layout.json").read_text())
     arrays = {
         name: fill(name, shape) * np.float32(np.sqrt(2) if len(shape) >= 2 else 1)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from goldens.fill import load_state
 
 from launch import convert_torch, inspect_checkpoint, offline
 from var_jax import build
@@ -23,20 +24,11 @@ def run(module, *argv):
     offline.run(module.make_parser(), module.main, [str(a) for a in argv])
 
 
-def golden_state(name):
-    sys.path.insert(0, str(GOLDENS))
-    try:
-        import fill
-    finally:
-        sys.path.remove(str(GOLDENS))
-    return fill.load_state(GOLDENS / name)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The official files of golden case b, as safetensors, and the states in them."""
     folder = tmp_path_factory.mktemp("files")
-    states = {name: golden_state(f"b/{name}_layout.json") for name in ("vae", "var")}
+    states = {name: load_state(GOLDENS / "b" / f"{name}_layout.json") for name in ("vae", "var")}
     for name, state in states.items():
         safetensors_file.write(folder / f"{name}.safetensors", state)
     return folder, states

@@ -1,19 +1,17 @@
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens.fill import fill
 
 from var_jax.convert import safetensors_file
 from var_jax.convert.lpips import load_lpips
 from var_jax.tokenizer.lpips import LPIPS, normalise
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
-sys.path.insert(0, str(GOLDENS))
-from fill import fill  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import pathlib
 
@@ -7,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens.fill import load_state
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.pyramid import ScalePyramid
@@ -16,13 +16,6 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 # Random numbers take most of the compile time of initialisation and need no optimised code.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
-
-def load_fill():
-    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def torch_name(path):
@@ -41,7 +34,7 @@ def torch_name(path):
 def golden_tokenizer(case):
     """The tokenizer of a golden case, its parameters and the reference's outputs."""
     config = json.loads((GOLDENS / case / "config.json").read_text())
-    state = load_fill().load_state(GOLDENS / case / "vae_layout.json")
+    state = load_state(GOLDENS / case / "vae_layout.json")
     pyramid = ScalePyramid.from_patch_nums(config["pn"])
     codec = ResidualVQ(pyramid, config["V"], config["Cvae"], config["phi"])
     tokenizer = VQVAE(codec, channels=config["ch"])
