@@ -3,31 +3,18 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
 
 import pytest
+from ports import free_port
 
 from var_jax import distributed
 from var_jax.distributed import Cluster, PreflightError
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def free_port():
-    """A port that is free together with the next one."""
-    while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("localhost", 0))
-            port = a.getsockname()[1]
-            try:
-                b.bind(("localhost", port + 1))
-                return port
-            except (OSError, OverflowError):
-                continue
 
 
 def test_single_process_checks(tmp_path, monkeypatch):

@@ -1,26 +1,13 @@
 """The roll call, each process a thread."""
 
 import pathlib
-import socket
 import threading
 
 import pytest
+from ports import free_port
 
 from var_jax import roll_call
 from var_jax.roll_call import Cluster, PreflightError
-
-
-def free_port():
-    """A port that is free together with the next one."""
-    while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("localhost", 0))
-            port = a.getsockname()[1]
-            try:
-                b.bind(("localhost", port + 1))
-                return port
-            except (OSError, OverflowError):
-                continue
 
 
 def report(host, problem=None, **agree):

@@ -14,6 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from var_jax import sharding
 
+#: Axes and preset of each way to place the same state.
+MESHES = [
+    ({"data": 8}, "replicated"),
+    ({"data": 2, "fsdp": 4}, "fsdp"),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp_tensor"),
+]
+
 
 def boxed(names, *shape):
     return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
@@ -160,11 +167,7 @@ def test_all_problems_are_reported_once():
 
 def test_state_is_born_sharded_and_equal_on_every_mesh():
     reference = sharding.unbox(jax.jit(init_params)(jax.random.key(3)))
-    for axes, preset in [
-        ({"data": 8}, "replicated"),
-        ({"data": 2, "fsdp": 4}, "fsdp"),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp_tensor"),
-    ]:
+    for axes, preset in MESHES:
         mesh = tiny_mesh(**axes)
         state, shardings = sharding.init_sharded(
             init_params, jax.random.key(3), mesh=mesh, preset=preset
@@ -265,11 +268,7 @@ def test_steps_agree_between_meshes():
 
     x = np.random.default_rng(0).normal(size=(8, 4, 16)).astype(np.float32)
     losses = []
-    for axes, preset in [
-        ({"data": 8}, "replicated"),
-        ({"data": 2, "fsdp": 4}, "fsdp"),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp_tensor"),
-    ]:
+    for axes, preset in MESHES:
         mesh = tiny_mesh(**axes)
         params, shardings = sharding.init_sharded(
             init_params, jax.random.key(0), mesh=mesh, preset=preset
