@@ -92,5 +92,8 @@ def get_config() -> ConfigDict:
                 profile_steps=0,
                 wandb_project="",
             ),
+            # Every evaluate_every steps, on the held-out images, from the moving average: PSNR,
+            # a picture and, with the file of Inception weights that launch.evaluate takes, rFID.
+            evaluation=dict(reconstructions=16, rfid=""),
         )
     )

@@ -90,5 +90,14 @@ def get_config(variant: str = "d16") -> ConfigDict:
                 initial_checkpoint="",
             ),
             sampling=dict(cfg=1.5, cfg_schedule="linear", top_k=900, top_p=0.96),
+            # Every evaluate_every steps; the FID at every fifth of them, once it has the Inception
+            # weights and the reference that launch.evaluate takes.
+            evaluation=dict(
+                likelihood=True,
+                samples_per_class=4,
+                max_classes=10,
+                reconstructions=0,
+                fid=dict(inception="", reference="", num_samples=5000, batch_size=256, every=50000),
+            ),
         )
     )

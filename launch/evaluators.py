@@ -1,4 +1,4 @@
-"""What a transformer's training evaluates, from config.evaluation."""
+"""What a training evaluates, from config.evaluation."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from var_jax.evaluation.features import FeatureExtractor
 from var_jax.evaluation.inception_weights import load_inception
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.sampling.images import ImageSampler
+from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluator
 
 
@@ -52,38 +53,48 @@ class FIDSettings:
 class EvaluationSettings:
     """config.evaluation; all of it uses the parameters' moving average where there is one.
 
+    A tokenizer's training reads every, reconstructions and rfid only, a transformer's not rfid.
+
     Attributes:
-      every: in steps; 0 is only at the end, None takes config.train.evaluate_every.
+      every: in steps; 0 is only at the end, None takes evaluate_every of the training's section.
       likelihood: held-out negative log likelihood and accuracy.
       samples_per_class: rows of the picture of samples; 0 is none.
       max_classes: columns of it.
-      reconstructions: held-out images that the frozen tokenizer shows beside the originals, with
-        the PSNR of the whole split; 0 is none.
+      reconstructions: held-out images that the tokenizer shows beside the originals, with the
+        PSNR of the whole split; None is 16 where it trains, and none where it is frozen.
       fid: None is none; so is a section whose inception and reference are both '', which a
         command line may fill in.
+      rfid: file of the Inception weights, for the Frechet distance of all held-out images to
+        their reconstructions; '' is none.
     """
 
     every: int | None = None
     likelihood: bool = True
     samples_per_class: int = 4
     max_classes: int = 10
-    reconstructions: int = 0
+    reconstructions: int | None = None
     fid: FIDSettings | None = None
+    rfid: str = ""
 
 
-def read_settings(config: ConfigDict) -> EvaluationSettings:
+def read_settings(config: ConfigDict, section: str = "train") -> EvaluationSettings:
     """Reads config.evaluation, which a config may leave out.
+
+    Args:
+      config: of the training.
+      section: 'train' or 'tokenizer_train'.
 
     Raises:
       ValueError: an unknown or missing key, or steps that do not fit each other.
     """
     values = dict(config.get("evaluation", {}))
     fid = values.pop("fid", None)
-    off = fid is None or not (fid.get("inception", "") or fid.get("reference", ""))
+    # A tokenizer draws no samples.
+    off = section != "train" or not fid or not (fid.get("inception") or fid.get("reference"))
     fid = None if off else _fill(FIDSettings, "evaluation.fid", fid)
     settings = _fill(EvaluationSettings, "evaluation", values, fid=fid)
     if settings.every is None:
-        every = config.train.get("evaluate_every", 0)
+        every = config[section].get("evaluate_every", 0)
         settings = dataclasses.replace(settings, every=every)
     if fid is not None and fid.every and (not settings.every or fid.every % settings.every):
         raise ValueError(
@@ -102,7 +113,7 @@ def make(
     held_out: Pipeline,
     mesh: jax.sharding.Mesh,
 ) -> list[Evaluator]:
-    """The evaluators of a training, in the order in which they run.
+    """The evaluators of a transformer's training, in the order in which they run.
 
     Args:
       config: of the training.
@@ -146,12 +157,34 @@ def make(
     return found
 
 
+def make_for_tokenizer(
+    settings: EvaluationSettings, tokenizer: VQVAE, held_out: Pipeline, mesh: jax.sharding.Mesh
+) -> list[Evaluator]:
+    """The evaluators of a tokenizer's training.
+
+    Args:
+      settings: see `read_settings`.
+      tokenizer: module.
+      held_out: images, one pass in order.
+      mesh: of the training.
+
+    Raises:
+      FileNotFoundError, ValueError: the Inception weights are missing or not what they should be.
+    """
+    shown = 16 if settings.reconstructions is None else settings.reconstructions
+    extractor = _extractor(settings.rfid, mesh) if settings.rfid else None
+    return [Reconstruction(tokenizer, held_out, mesh, shown, extractor=extractor)]
+
+
+def _extractor(inception: str, mesh: jax.sharding.Mesh) -> FeatureExtractor:
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return FeatureExtractor(load_inception(inception), ("2048",), devices=mine)
+
+
 def _small_fid(
     config: ConfigDict, settings: FIDSettings, sampler: ImageSampler, mesh: jax.sharding.Mesh
 ) -> SmallFID:
-    weights = load_inception(settings.inception)
-    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    extractor = FeatureExtractor(weights, ("2048",), devices=mine)
+    extractor = _extractor(settings.inception, mesh)
     logging.info("Reading the reference %s.", settings.reference)
     reference = read_reference(settings.reference, extractor, keep_features=False)
     return SmallFID(

@@ -3,10 +3,13 @@
 python -m launch.train_tokenizer --config configs/mnist5k.py --workdir runs/mnist/tokenizer
 
 Run again, it resumes. The workdir gets checkpoints/, config.json, metrics.jsonl, tensorboard/
-and samples/ (held-out originals above their reconstructions).
+and samples/ (held-out originals above their reconstructions). config.evaluation
+(launch/evaluators.py) says what is evaluated on the way: PSNR and pictures, rFID.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -19,16 +22,18 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    from launch import evaluators
     from var_jax import build
-    from var_jax.evaluation.during_training import Reconstruction
     from var_jax.train import optim
     from var_jax.train.loop import train
 
     config, workdir = _CONFIG.value, _WORKDIR.value
     with cli.session(workdir) as stop:
         cli.record_run(config, workdir)
+        evaluation = evaluators.read_settings(config, "tokenizer_train")
         objective, frozen, optimizers = build.vqgan(config)
         settings = build.train_settings(config, "tokenizer_train")
+        settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
         mesh = build.make_mesh(config)
         images = build.pipeline(
             config, build.source(config, "train"), settings.batch_size, train=True
@@ -49,7 +54,9 @@ def main() -> None:
             metadata=cli.metadata(config, "tokenizer", settings.ema_decay > 0),
             seed=config.seed,
             learning_rate=optim.learning_rate_schedule(optimizers["tokenizer"], settings.num_steps),
-            evaluators=[Reconstruction(objective.tokenizer, held_out, mesh)],
+            evaluators=evaluators.make_for_tokenizer(
+                evaluation, objective.tokenizer, held_out, mesh
+            ),
             should_stop=stop,
         )
         if int(state.step) == settings.num_steps:

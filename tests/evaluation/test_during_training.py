@@ -10,7 +10,7 @@ from var_jax.data.sources import ArraySource
 from var_jax.evaluation import fid
 from var_jax.evaluation.during_training import Every, Reconstruction, SmallFID
 from var_jax.evaluation.features import FeatureExtractor
-from var_jax.pixels import to_uint8
+from var_jax.pixels import to_float, to_uint8
 from var_jax.train.loop import Evaluation
 from var_jax.train.state import TrainState
 
@@ -60,6 +60,28 @@ def test_the_average_of_the_parameters_is_evaluated_and_frozen_ones_are_not_aske
     assert found.images["reconstructions"].shape[1] == 2 + 6 * 6  # There are six pictures only.
     frozen = Reconstruction(Scaling(), pipeline, mesh, params=np.float32(1.0))
     assert frozen(state({}), 3).metrics["psnr"] > 90
+
+
+def test_rfid_is_the_distance_of_the_held_out_images_to_their_reconstructions(
+    mesh, inception_weights
+):
+    # The last batch is filled up, and what fills it does not count.
+    pipeline = Pipeline(sorted_images(6), lambda record, rng: record, 8, train=False)
+    extractor = FeatureExtractor(inception_weights, ("2048",), batch_size=8)
+    evaluator = Reconstruction(Scaling(), pipeline, mesh, shown=0, extractor=extractor)
+    images = sorted_images(6).images
+
+    def features(scale):
+        made = to_uint8(to_float(images) * np.float32(scale))
+        return fid.statistics(extractor(np.repeat(made, 3, -1))["2048"])
+
+    for scale in (0.5, 0.9):  # The second time the originals are known.
+        trained = state({"tokenizer": jnp.float32(0)}, ema={"tokenizer": jnp.float32(scale)})
+        with sharding.activate(mesh, "replicated"):  # As inside the training loop.
+            found = evaluator(trained, 3)
+        expected = fid.frechet_distance(features(scale), features(1))
+        assert found.metrics["rfid"] == pytest.approx(expected, rel=1e-5) and expected > 1e-3
+        assert not found.images
 
 
 def test_every_runs_at_its_multiples_and_at_the_end():

@@ -1,5 +1,6 @@
 import pytest
 from ml_collections import ConfigDict
+from recipes import load
 
 from launch.evaluators import EvaluationSettings, FIDSettings, read_settings
 
@@ -27,6 +28,24 @@ def test_values_reach_the_settings():
 def test_a_fid_without_files_is_off():
     fid = dict(inception="", reference="", num_samples=100)
     assert read_settings(config(fid=fid)) == read_settings(config())
+
+
+def test_a_tokenizer_s_training_takes_its_own_steps_and_draws_no_samples():
+    fid = dict(inception="i.pth", reference="r.npz", every=300)
+    both = config(reconstructions=8, rfid="i.pth", fid=fid)
+    both.tokenizer_train = {"evaluate_every": 40}
+    found = read_settings(both, "tokenizer_train")
+    assert (found.every, found.reconstructions, found.rfid, found.fid) == (40, 8, "i.pth", None)
+
+
+def test_the_examples_in_the_configs():
+    found = read_settings(load("var_imagenet256", "d16"))
+    assert found == EvaluationSettings(every=10000, reconstructions=0)
+    one = load("var_imagenet256", "d16")
+    one.evaluation.fid.update(inception="i.pth", reference="r.npz")
+    assert read_settings(one).fid.every == 50000
+    found = read_settings(load("tokenizer_imagenet256"), "tokenizer_train")
+    assert found == EvaluationSettings(every=10000, reconstructions=16)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from var_jax.data.prefetch import prefetch_to_device
 from var_jax.evaluation.features import FeatureExtractor
 from var_jax.evaluation.fid import GaussianStatistics, frechet_distance, statistics
 from var_jax.evaluation.likelihood import TokenLikelihood
+from var_jax.evaluation.npz_images import as_rgb
 from var_jax.evaluation.pictures import grid
 from var_jax.objectives.likelihood import Likelihood, summarise
 from var_jax.pixels import to_float, to_uint8
@@ -63,21 +64,29 @@ class SampleGrid:
 
 
 class Reconstruction:
-    """PSNR of held-out reconstructions and a picture: originals above reconstructions.
+    """PSNR and rFID of held-out reconstructions and a picture: originals above reconstructions.
 
     Args:
       tokenizer: module.
       pipeline: images, one pass in order.
       mesh: of the training.
       shown: pairs in the picture, spread evenly over the split: many data sets are sorted by
-        class.
+        class; 0 is no picture.
       params: of a tokenizer that does not train; None: those of the state.
+      extractor: Inception, on this process's devices of the mesh; gives '2048'. None: no rFID.
     """
 
     def __init__(
-        self, tokenizer: VQVAE, pipeline: Pipeline, mesh: Mesh, shown: int = 16, params: Any = None
+        self,
+        tokenizer: VQVAE,
+        pipeline: Pipeline,
+        mesh: Mesh,
+        shown: int = 16,
+        params: Any = None,
+        extractor: FeatureExtractor | None = None,
     ) -> None:
-        self._pipeline, self._mesh = pipeline, mesh
+        self._pipeline, self._mesh, self._extractor = pipeline, mesh, extractor
+        self._originals: GaussianStatistics | None = None
         everywhere = sharding.replicated_sharding(mesh)
         self._params = None if params is None else jax.device_put(params, everywhere)
         count = min(shown, pipeline.num_samples)
@@ -95,7 +104,7 @@ class Reconstruction:
         params = self._params
         if params is None:
             params = state.evaluation_params()["tokenizer"]
-        psnr, before, after = [], [], []
+        psnr, before, after, features, originals = [], [], [], [], []
         batches = prefetch_to_device(self._pipeline.batches(), sharding.batch_sharding(self._mesh))
         for batch, _ in batches:
             output, values = self._run(params, batch["image"])
@@ -105,9 +114,21 @@ class Reconstruction:
             if chosen.any():
                 before.append(sharding.to_host(batch["image"])[chosen])
                 after.append(to_uint8(sharding.to_host(output)[chosen]))
-        pairs = np.concatenate(before + after)
-        picture = grid(pairs, columns=len(pairs) // 2)
-        return Evaluation({"psnr": np.concatenate(psnr).mean()}, {"reconstructions": picture})
+            if self._extractor is not None:
+                made = to_uint8(sharding.to_host(output)[mask])
+                features.append(self._extractor(_share(made))["2048"])
+                if self._originals is None:
+                    images = sharding.to_host(batch["image"])[mask]
+                    originals.append(self._extractor(_share(images))["2048"])
+        metrics, pictures = {"psnr": np.concatenate(psnr).mean()}, {}
+        if self._extractor is not None:
+            if self._originals is None:
+                self._originals = _joint_statistics(originals)
+            metrics["rfid"] = frechet_distance(_joint_statistics(features), self._originals)
+        if before:
+            pairs = np.concatenate(before + after)
+            pictures["reconstructions"] = grid(pairs, columns=len(pairs) // 2)
+        return Evaluation(metrics, pictures)
 
 
 class SmallFID:
@@ -146,18 +167,23 @@ class SmallFID:
         batches = self._sampler.batches(
             state.evaluation_params(), self._labels, self._seed, self._batch_size
         )
-        features = self._extractor.stream(self._share(samples.images) for _, samples in batches)
-        # Kept, not reduced: parts of several processes then join to the bit.
-        found = np.concatenate([part["2048"] for part in features])
-        if jax.process_count() > 1:
-            found = _gather(found)
-        value = frechet_distance(statistics(found), self._reference)
+        features = self._extractor.stream(
+            _share(to_uint8(samples.images)) for _, samples in batches
+        )
+        found = _joint_statistics([part["2048"] for part in features])
+        value = frechet_distance(found, self._reference)
         return Evaluation({"fid": value, "fid_seconds": time.perf_counter() - began})
 
-    def _share(self, images: np.ndarray) -> np.ndarray:
-        """This process's part of a batch that all of them hold, as Inception reads it."""
-        mine = to_uint8(np.array_split(images, jax.process_count())[jax.process_index()])
-        return np.repeat(mine, 3, -1) if mine.shape[-1] == 1 else mine
+
+def _share(images: np.ndarray) -> np.ndarray:
+    """This process's part of a batch uint8 that all of them hold, as Inception reads it."""
+    return as_rgb(np.array_split(images, jax.process_count())[jax.process_index()])
+
+
+def _joint_statistics(features: list[np.ndarray]) -> GaussianStatistics:
+    """Of the features of all processes; kept, not reduced, they join to the bit."""
+    found = np.concatenate(features)
+    return statistics(_gather(found) if jax.process_count() > 1 else found)
 
 
 def _gather(rows: np.ndarray) -> np.ndarray:
