@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,83 +27,9 @@ from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluator
 
 
-@dataclasses.dataclass(frozen=True)
-class FIDSettings:
-    """config.evaluation.fid.
-
-    Attributes:
-      inception: file of the Inception weights.
-      reference: npz of real images, or an ADM reference with their statistics.
-      num_samples: images of each evaluation.
-      batch_size: images at once, over all devices.
-      every: in steps, a multiple of config.evaluation.every; 0 is only at the end.
-    """
-
-    inception: str
-    reference: str
-    num_samples: int = 1000
-    batch_size: int = 64
-    every: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
-    """config.evaluation; all of it uses the parameters' moving average where there is one.
-
-    A tokenizer's training reads every, reconstructions and rfid only, a transformer's not rfid.
-
-    Attributes:
-      every: in steps; 0 is only at the end, None takes evaluate_every of the training's section.
-      likelihood: held-out negative log likelihood and accuracy.
-      samples_per_class: rows of the picture of samples; 0 is none.
-      max_classes: columns of it.
-      reconstructions: held-out images that the tokenizer shows beside the originals, with the
-        PSNR of the whole split; None is 16 where it trains, and none where it is frozen.
-      fid: None is none; so is a section whose inception and reference are both '', which a
-        command line may fill in.
-      rfid: file of the Inception weights, for the Frechet distance of all held-out images to
-        their reconstructions; '' is none.
-    """
-
-    every: int | None = None
-    likelihood: bool = True
-    samples_per_class: int = 4
-    max_classes: int = 10
-    reconstructions: int | None = None
-    fid: FIDSettings | None = None
-    rfid: str = ""
-
-
-def read_settings(config: ConfigDict, section: str = "train") -> EvaluationSettings:
-    """Reads config.evaluation, which a config may leave out.
-
-    Args:
-      config: of the training.
-      section: 'train' or 'tokenizer_train'.
-
-    Raises:
-      ValueError: an unknown or missing key, or steps that do not fit each other.
-    """
-    values = dict(config.get("evaluation", {}))
-    fid = values.pop("fid", None)
-    # A tokenizer draws no samples.
-    off = section != "train" or not fid or not (fid.get("inception") or fid.get("reference"))
-    fid = None if off else _fill(FIDSettings, "evaluation.fid", fid)
-    settings = _fill(EvaluationSettings, "evaluation", values, fid=fid)
-    if settings.every is None:
-        every = config[section].get("evaluate_every", 0)
-        settings = dataclasses.replace(settings, every=every)
-    if fid is not None and fid.every and (not settings.every or fid.every % settings.every):
-        raise ValueError(
-            f"config.evaluation.fid.every is {fid.every}, which is no multiple of the "
-            f"{settings.every} steps between evaluations (config.evaluation.every); make it one."
-        )
-    return settings
-
-
 def make(
     config: ConfigDict,
-    settings: EvaluationSettings,
+    settings: build.EvaluationSettings,
     tokenizer: build.LoadedTokenizer,
     objective: Likelihood,
     frozen: Any,
@@ -117,7 +40,7 @@ def make(
 
     Args:
       config: of the training.
-      settings: see `read_settings`.
+      settings: see `build.evaluation_settings`.
       tokenizer: of the tokens.
       objective, frozen: the plain likelihood and its frozen parameters.
       held_out: what the objective reads, one pass in order.
@@ -158,12 +81,15 @@ def make(
 
 
 def make_for_tokenizer(
-    settings: EvaluationSettings, tokenizer: VQVAE, held_out: Pipeline, mesh: jax.sharding.Mesh
+    settings: build.EvaluationSettings,
+    tokenizer: VQVAE,
+    held_out: Pipeline,
+    mesh: jax.sharding.Mesh,
 ) -> list[Evaluator]:
     """The evaluators of a tokenizer's training.
 
     Args:
-      settings: see `read_settings`.
+      settings: see `build.evaluation_settings`.
       tokenizer: module.
       held_out: images, one pass in order.
       mesh: of the training.
@@ -182,7 +108,7 @@ def _extractor(inception: str, mesh: jax.sharding.Mesh) -> FeatureExtractor:
 
 
 def _small_fid(
-    config: ConfigDict, settings: FIDSettings, sampler: ImageSampler, mesh: jax.sharding.Mesh
+    config: ConfigDict, settings: build.FIDSettings, sampler: ImageSampler, mesh: jax.sharding.Mesh
 ) -> SmallFID:
     extractor = _extractor(settings.inception, mesh)
     logging.info("Reading the reference %s.", settings.reference)
@@ -195,17 +121,3 @@ def _small_fid(
         settings.batch_size,
         config.seed,
     )
-
-
-def _fill(kind: type, section: str, values: Mapping[str, Any], **fixed: Any) -> Any:
-    """kind(**values, **fixed), naming a key that is unknown or missing."""
-    known = {k: v for k, v in inspect.signature(kind).parameters.items() if k not in fixed}
-    for key in values:
-        if key not in known:
-            raise ValueError(
-                f"config.{section} has the unknown key {key!r}; known are {', '.join(known)}."
-            )
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and not values.get(key):
-            raise ValueError(f"config.{section} needs a value for {key!r}.")
-    return kind(**dict(values), **fixed)

@@ -5,8 +5,8 @@ python -m launch.train --config configs/mnist5k.py --workdir runs/mnist/transfor
 
 Run again, it resumes. Without a token cache it encodes images in the training step. The workdir
 gets checkpoints/, tokenizer/ (a copy of what it was trained with), config.json, metrics.jsonl,
-tensorboard/ and samples/. config.evaluation (launch/evaluators.py) says what is evaluated on the
-way: held-out likelihood, samples, reconstructions, a small FID.
+tensorboard/ and samples/. config.evaluation (var_jax/build/evaluation.py) says what is evaluated
+on the way: held-out likelihood, samples, reconstructions, a small FID.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def train_transformer(
             "The transformer needs a tokenizer; give --config.tokenizer_checkpoint=<its workdir>."
         )
     cli.record_run(config, workdir)
-    evaluation = evaluators.read_settings(config)
+    evaluation = build.evaluation_settings(config, "train")
     tokenizer = build.load_tokenizer(config.tokenizer_checkpoint)
     build.use_tokenizer(config, tokenizer)
     cli.copy_tokenizer(tokenizer, workdir)

@@ -4,7 +4,7 @@ python -m launch.train_tokenizer --config configs/mnist5k.py --workdir runs/mnis
 
 Run again, it resumes. The workdir gets checkpoints/, config.json, metrics.jsonl, tensorboard/
 and samples/ (held-out originals above their reconstructions). config.evaluation
-(launch/evaluators.py) says what is evaluated on the way: PSNR and pictures, rFID.
+(var_jax/build/evaluation.py) says what is evaluated on the way: PSNR and pictures, rFID.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     with cli.session(workdir) as stop:
         cli.record_run(config, workdir)
-        evaluation = evaluators.read_settings(config, "tokenizer_train")
+        evaluation = build.evaluation_settings(config, "tokenizer_train")
         objective, frozen, optimizers = build.vqgan(config)
         settings = build.train_settings(config, "tokenizer_train")
         settings = dataclasses.replace(settings, evaluate_every=evaluation.every)

@@ -1,11 +1,12 @@
 """From a config to objects. The only package that reads the names of config keys.
 
 A config (ml_collections) has the sections data, tokenizer, tokenizer_train, model, train,
-sampling and mesh beside seed, patch_nums and sharding; configs/ has complete examples.
+sampling, evaluation and mesh beside seed, patch_nums and sharding; configs/ has complete examples.
 An unknown key or value raises with the section's name. All callers write `build.<name>`.
 """
 
 from var_jax.build.data import pipeline, set_num_classes, source, training_source, transform
+from var_jax.build.evaluation import EvaluationSettings, FIDSettings, evaluation_settings
 from var_jax.build.loading import (
     LoadedTokenizer,
     LoadedTransformer,
@@ -18,8 +19,11 @@ from var_jax.build.modules import head, pyramid, sampler, tokenizer, var
 from var_jax.build.training import likelihood, make_mesh, optimizer_config, train_settings, vqgan
 
 __all__ = [
+    "EvaluationSettings",
+    "FIDSettings",
     "LoadedTokenizer",
     "LoadedTransformer",
+    "evaluation_settings",
     "head",
     "likelihood",
     "load_params",

@@ -26,12 +26,16 @@ def read_section(config: ConfigDict, name: str) -> dict[str, Any]:
 
 
 def call(function: Any, section: str, values: dict[str, Any], **fixed: Any) -> Any:
-    """function(**values, **fixed), naming a key that it does not take."""
-    known = set(inspect.signature(function).parameters) - set(fixed)
+    """function(**values, **fixed), naming a key that is unknown or missing."""
+    parameters = inspect.signature(function).parameters
+    known = {k: v for k, v in parameters.items() if k not in (*fixed, "parent", "name")}
     for key in values:
         if key not in known:
             raise ValueError(
                 f"config.{section} has the unknown key {key!r}; known are "
-                f"{', '.join(sorted(known - {'parent', 'name'}))}."
+                f"{', '.join(sorted(known))}."
             )
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and values.get(key, "") == "":
+            raise ValueError(f"config.{section} needs a value for {key!r}.")
     return function(**values, **fixed)

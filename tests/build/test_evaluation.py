@@ -2,7 +2,7 @@ import pytest
 from ml_collections import ConfigDict
 from recipes import load
 
-from launch.evaluators import EvaluationSettings, FIDSettings, read_settings
+from var_jax.build import EvaluationSettings, FIDSettings, evaluation_settings
 
 
 def config(**evaluation):
@@ -12,14 +12,16 @@ def config(**evaluation):
 
 
 def test_a_config_without_the_section_evaluates_as_before():
-    found = read_settings(ConfigDict({"train": {"num_steps": 10}}))
+    found = evaluation_settings(ConfigDict({"train": {"num_steps": 10}}), "train")
     assert found == EvaluationSettings(every=0, samples_per_class=4)
-    assert read_settings(ConfigDict({"train": {"evaluate_every": 100}})).every == 100
+    assert evaluation_settings(ConfigDict({"train": {"evaluate_every": 100}}), "train").every == 100
 
 
 def test_values_reach_the_settings():
     fid = dict(inception="i.pth", reference="r.npz", every=400)
-    found = read_settings(config(every=200, samples_per_class=0, reconstructions=8, fid=fid))
+    found = evaluation_settings(
+        config(every=200, samples_per_class=0, reconstructions=8, fid=fid), "train"
+    )
     assert found == EvaluationSettings(
         200, True, 0, 10, 8, FIDSettings("i.pth", "r.npz", 1000, 64, 400)
     )
@@ -27,24 +29,24 @@ def test_values_reach_the_settings():
 
 def test_a_fid_without_files_is_off():
     fid = dict(inception="", reference="", num_samples=100)
-    assert read_settings(config(fid=fid)) == read_settings(config())
+    assert evaluation_settings(config(fid=fid), "train") == evaluation_settings(config(), "train")
 
 
 def test_a_tokenizer_s_training_takes_its_own_steps_and_draws_no_samples():
     fid = dict(inception="i.pth", reference="r.npz", every=300)
     both = config(reconstructions=8, rfid="i.pth", fid=fid)
     both.tokenizer_train = {"evaluate_every": 40}
-    found = read_settings(both, "tokenizer_train")
+    found = evaluation_settings(both, "tokenizer_train")
     assert (found.every, found.reconstructions, found.rfid, found.fid) == (40, 8, "i.pth", None)
 
 
 def test_the_examples_in_the_configs():
-    found = read_settings(load("var_imagenet256", "d16"))
+    found = evaluation_settings(load("var_imagenet256", "d16"), "train")
     assert found == EvaluationSettings(every=10000, reconstructions=0)
     one = load("var_imagenet256", "d16")
     one.evaluation.fid.update(inception="i.pth", reference="r.npz")
-    assert read_settings(one).fid.every == 50000
-    found = read_settings(load("tokenizer_imagenet256"), "tokenizer_train")
+    assert evaluation_settings(one, "train").fid.every == 50000
+    found = evaluation_settings(load("tokenizer_imagenet256"), "tokenizer_train")
     assert found == EvaluationSettings(every=10000, reconstructions=16)
 
 
@@ -69,4 +71,4 @@ def test_the_examples_in_the_configs():
 )
 def test_mistakes_are_named(evaluation, message):
     with pytest.raises(ValueError, match=message):
-        read_settings(config(**evaluation))
+        evaluation_settings(config(**evaluation), "train")
