@@ -3,9 +3,9 @@
     python -m launch.benchmark --what train_step --config configs/var_imagenet256.py:d16 \
         --batch_size 8 --json step.json
 
---what: train_step (from cached tokens; --images: from images), train_tokenizer_step, sample, encode,
-decode, attention (forward and backward of one layer), input (the config's own training data).
-Parameters and inputs are made up. The floor is the larger of operations over the measured
+--what: train_step (from cached tokens; --images: from images), train_tokenizer_step, sample,
+encode, decode, attention (forward and backward of one layer), input (the config's own training
+data). Parameters and inputs are made up. The floor is the larger of operations over the measured
 matrix rate and bytes of arguments and results over the measured memory bandwidth.
 """
 

@@ -77,7 +77,7 @@ def train_step(
 
 
 def train_tokenizer_step(config: ConfigDict, mesh: Mesh, batch_size: int = 0) -> Program:
-    """One update of the tokenizer and its discriminator: (state, frozen, batch) -> (state, metrics).
+    """One update of tokenizer and discriminator: (state, frozen, batch) -> (state, metrics).
 
     Args and errors as for `train_step`.
     """

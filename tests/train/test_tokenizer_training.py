@@ -1,23 +1,16 @@
-"""The tokenizer's trainer with its adversary, from a config, on a mesh: two optimizers and an EMA."""
-
-import importlib.util
-import pathlib
+"""The tokenizer's trainer with its adversary, from a config, on a mesh: two optimizers, an EMA."""
 
 import jax
 import numpy as np
+from recipes import load
 
 from var_jax import build, sharding
 from var_jax.train import loop, optim
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-
 
 def small_config():
     """configs/tokenizer_imagenet256.py with its adversary on, for pictures of 8 px."""
-    spec = importlib.util.spec_from_file_location("tokenizer", CONFIGS / "tokenizer_imagenet256.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load("tokenizer_imagenet256")
     config.patch_nums = (1, 2)
     config.data.image_size = 8
     config.tokenizer.update(
