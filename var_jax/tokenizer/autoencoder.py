@@ -56,7 +56,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float [B, H, W, C] -> the same shape."""
-        batch, height, width, channels = x.shape
+        batch, _, _, channels = x.shape
         if channels % self.num_groups:
             raise ValueError(
                 f"{self.num_groups} normalisation groups do not divide {channels} channels; set "
@@ -68,14 +68,19 @@ class GroupNorm(nn.Module):
             return self.param(name, init, (channels,), jnp.float32)
 
         scale, bias = affine("scale", nn.initializers.ones), affine("bias", nn.initializers.zeros)
-        # [B, H, W, C] -> [B, HW, G, C/G]
-        groups = x.astype(jnp.float32).reshape(batch, height * width, self.num_groups, -1)
-        mean = groups.mean((1, 3), keepdims=True)
-        variance = jnp.square(groups - mean).mean((1, 3), keepdims=True)
+        x = x.astype(jnp.float32)
+
+        def group_mean(x):
+            # [B, H, W, C] -> [B, 1, 1, C]. Pixels first, which leaves the channels contiguous,
+            # then the few channels of a group.
+            groups = x.mean((1, 2)).reshape(batch, self.num_groups, -1).mean(-1)
+            return jnp.repeat(groups, channels // self.num_groups, -1)[:, None, None]
+
+        mean = group_mean(x)
+        variance = group_mean(jnp.square(x - mean))
         # One multiplication and one addition an element: fold the affine map into the statistics.
-        factor = jax.lax.rsqrt(variance + 1e-6) * scale.reshape(self.num_groups, -1)
-        offset = bias.reshape(self.num_groups, -1) - mean * factor
-        return (groups * factor + offset).astype(self.dtype).reshape(x.shape)
+        factor = jax.lax.rsqrt(variance + 1e-6) * scale
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
