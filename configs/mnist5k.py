@@ -110,7 +110,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 save_every=1000,
             ),
             # Warm where a digit takes its shape, cool where its strokes are drawn.
-            sampling=dict(cfg=5.0, top_k=0, top_p=0.0, temperature=(2.0, 1.3, 0.95, 0.75)),
+            sampling=dict(cfg=4.0, top_k=0, top_p=0.0, temperature=(2.0, 1.3, 0.9, 0.6)),
         )
     )
     if variant == "smallest":
