@@ -29,6 +29,7 @@ def run(
     # A TPU may be busy with a run, and only one process can hold it.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns about what these commands do not need.
     from var_jax.checkpoint_files import CheckpointError
 
@@ -38,3 +39,5 @@ def run(
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"Error: {message}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        logging.set_verbosity(verbosity)  # The caller may be a notebook or a test.
