@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=4000,
+                num_steps=2600,
                 batch_size=32,
                 ema_decay=0.999,
                 optimizer=dict(
@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
                 adversarial_weight=0.0,
                 warmup_steps=250,
                 restart_every=40,
-                restart_until=3000,
+                restart_until=1900,
                 log_every=50,
                 save_every=500,
                 evaluate_every=1000,
