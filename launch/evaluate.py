@@ -78,7 +78,9 @@ _REFERENCE_IMAGES = flags.DEFINE_integer(
     "reference_images", 10_000, "Images that --make_reference keeps beside the statistics.", 2
 )
 _CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 800, "Updates of --classifier.", 1)
-_BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once.", 1)
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 100, "Images at once. --samples without it: 32 a device, on CPUs 8 in all.", 1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 cli.define_sampling_flags()
 
@@ -154,7 +156,7 @@ def _score_files() -> None:
         _REFERENCE.value,
         _INCEPTION.value,
         inception_sha256=_INCEPTION_SHA256.value,
-        batch_size=_BATCH.value,
+        batch_size=_BATCH.value if _BATCH.present else None,
         allow_mismatched=_ALLOW_MISMATCHED.value,
         progress=ScoringProgress(),
     )
