@@ -139,12 +139,12 @@ def _need(mode: str, **given) -> None:
             raise ValueError(f"{mode} needs --{name}.")
 
 
-def _extractor(batch_size: int | None = None) -> Any:
+def _extractor() -> Any:
     from var_jax.evaluation.features import FeatureExtractor
     from var_jax.evaluation.inception_weights import load_inception
 
     weights = load_inception(_INCEPTION.value, sha256=_INCEPTION_SHA256.value)
-    return FeatureExtractor(weights, batch_size=batch_size)
+    return FeatureExtractor(weights)
 
 
 def _score_files() -> None:
