@@ -28,6 +28,11 @@ def test_features_do_not_depend_on_batches_or_devices(inception_weights, images)
     assert many(images[:0])["64"].shape == (0, 64)
 
 
+def test_default_batch_is_small_on_a_cpu(inception_weights):
+    extractor = FeatureExtractor(inception_weights, ("64",), devices=jax.devices("cpu")[:1])
+    assert extractor.batch_size == 8
+
+
 def test_wrong_images_are_refused(inception_weights, images):
     extractor = FeatureExtractor(inception_weights, ("64",))
     for wrong in (images.astype(np.float32), images[0], images[..., :1]):

@@ -40,6 +40,16 @@ for name, argv in cases.items():
 print("ERRORS " + json.dumps(errors))
 """
 
+BATCH_OF_FILES = """
+import sys
+from absl import flags
+from launch import evaluate
+from var_jax.evaluation import adm
+adm.score_files = lambda *args, batch_size, **settings: {"batch_size": batch_size}
+flags.FLAGS(sys.argv)
+evaluate.main()
+"""
+
 
 def run(module, cases):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -163,6 +173,19 @@ def test_a_reference_of_a_data_source_says_what_it_is(outcome):
 def test_mistakes_are_one_sentence(outcome, case, message):
     error = outcome[1][case]
     assert message in error and "\n" not in error
+
+
+@pytest.mark.parametrize("given, used", [([], None), (["--batch_size=100"], 100)])
+def test_files_are_scored_at_the_extractors_batch_unless_told(given, used):
+    files = ["--samples=a.npz", "--reference=b.npz", "--inception=c.pth"]
+    done = subprocess.run(
+        [sys.executable, "-c", BATCH_OF_FILES, *files, *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"batch_size": used}
 
 
 def test_terms_of_a_sweep_need_no_quotes():
