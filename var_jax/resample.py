@@ -84,8 +84,22 @@ def resize(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
     h, w = x.shape[1:3]
     if (h, w) == tuple(shape):
         return x
-    rows = jnp.asarray(_METHODS[method](h, shape[0]), x.dtype)
-    columns = jnp.asarray(_METHODS[method](w, shape[1]), x.dtype)
+    matrix = _METHODS[method]
+    return apply_matrices(x, matrix(h, shape[0]), matrix(w, shape[1]))
+
+
+def apply_matrices(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """One matrix product for each of the two spatial axes.
+
+    Args:
+      x: float [B, h, w, C].
+      rows: [H, h].
+      columns: [W, w].
+
+    Returns:
+      [B, H, W, C] in x's dtype.
+    """
+    rows, columns = jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype)
     # Token choices depend on these sums, so they must not run in bfloat16 on TPU.
     highest = jax.lax.Precision.HIGHEST
     x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=highest)

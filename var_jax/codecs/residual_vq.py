@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from var_jax.pyramid import ScalePyramid
-from var_jax.resample import resize
+from var_jax.resample import apply_matrices, area_matrix, bicubic_matrix, resize
 
 # A code is chosen by small differences of sums, so nothing here may run in bfloat16.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -64,6 +64,42 @@ def nearest_codes(vectors: jax.Array, codebook: jax.Array, normalize: bool = Fal
         dot = jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
         distance = jnp.sum(jnp.square(codebook), -1) - 2 * dot
     return jnp.argmin(distance, -1).astype(jnp.int32)
+
+
+@struct.dataclass
+class LevelTables:
+    """What a loop over the levels before the last needs of each, all of one shape.
+
+    The matrices are those of `resize`, filled up with zeros to the largest level, H by W. So a
+    level's tokens stand in the upper left corner, and what fills the other cells does not count.
+
+    Attributes:
+      tokens: int32 [K - 1, H, W], where in L each cell's token is; 0 in cells without one.
+      up: float32 [K - 1, h, H] and [K - 1, w, W], from the level to the grid.
+      down: float32 [K - 1, H, h] and [K - 1, W, w], from the grid to the next level.
+    """
+
+    tokens: np.ndarray
+    up: tuple[np.ndarray, np.ndarray]
+    down: tuple[np.ndarray, np.ndarray]
+
+
+@functools.cache
+def level_tables(pyramid: ScalePyramid) -> LevelTables:
+    """The tables of a pyramid."""
+    count, largest = pyramid.num_levels - 1, np.max(pyramid.shapes, 0)
+    sizes = list(zip(pyramid.grid, largest, strict=True))
+    tokens = np.zeros((count, *largest), np.int32)
+    up = tuple(np.zeros((count, n, m), np.float32) for n, m in sizes)
+    down = tuple(np.zeros((count, m, n), np.float32) for n, m in sizes)
+    for k in range(count):
+        shape, following = pyramid.shapes[k : k + 2]
+        part = pyramid.level(k)
+        tokens[k, : shape[0], : shape[1]] = np.arange(part.start, part.stop).reshape(shape)
+        for axis, n in enumerate(pyramid.grid):
+            up[axis][k, :, : shape[axis]] = bicubic_matrix(shape[axis], n)
+            down[axis][k, : following[axis]] = area_matrix(n, following[axis])
+    return LevelTables(tokens, up, down)
 
 
 @struct.dataclass
@@ -157,11 +193,27 @@ class ResidualVQ(nn.Module):
     def teacher_inputs(self, tokens: jax.Array) -> jax.Array:
         """Tokens int32 [B, L] -> float32 [B, L, C]: for level k the area-downsampled sum of all
         levels before it; the rows of level 0 are zeros."""
-        carry = None
-        inputs = [jnp.zeros((tokens.shape[0], self.pyramid.sizes[0], self.code_dim), jnp.float32)]
-        for k, target in enumerate(self.pyramid.split(tokens)[:-1]):
-            carry, next_input = self.advance(carry, k, target)
-            inputs.append(next_input)
+        # `advance`, folded: as a loop, because unrolled it takes TPU's compiler ten times as long.
+        pyramid = self.pyramid
+        tables = level_tables(pyramid)
+        phis = np.array(phi_indices(pyramid.num_levels, self.phi_sharing)[:-1], np.int32)
+        # What a loop traces can index JAX arrays only.
+        tokens, codebook = jnp.asarray(tokens), jnp.asarray(self.codebook)
+
+        def step(f_hat, level):
+            table, phi = level
+            # [B, L] -> [B, H, W] -> [B, H, W, C]
+            codes = codebook[tokens[:, table.tokens]]
+            f_hat = f_hat + self._phi(phi, apply_matrices(codes, *table.up))
+            return f_hat, apply_matrices(f_hat, *table.down)
+
+        batch = tokens.shape[0]
+        start = jnp.zeros((batch, *pyramid.grid, self.code_dim), jnp.float32)
+        _, grids = jax.lax.scan(step, start, (tables, phis))
+        inputs = [jnp.zeros((batch, pyramid.sizes[0], self.code_dim), jnp.float32)]
+        for grid, (h, w) in zip(grids, pyramid.shapes[1:], strict=True):
+            # [B, h', w', C] -> [B, n_k, C]
+            inputs.append(grid[:, :h, :w].reshape(batch, -1, self.code_dim))
         return jnp.concatenate(inputs, 1)
 
     def advance(
@@ -263,16 +315,20 @@ class ResidualVQ(nn.Module):
         """What codes [B, n, C] of a level add to the feature map: float32 [B, h, w, C]."""
         # [B, n, C] -> [B, h', w', C]
         h = codes.reshape(codes.shape[0], *self.pyramid.shapes[level], self.code_dim)
-        h = resize(h, self.pyramid.grid, "bicubic")
+        i = phi_indices(self.pyramid.num_levels, self.phi_sharing)[level]
+        return self._phi(i, resize(h, self.pyramid.grid, "bicubic"))
+
+    def _phi(self, i: int | jax.Array, h: jax.Array) -> jax.Array:
+        """Convolution number i: float32 [B, h, w, C] -> the same."""
         if not self.phi_ratio:
             return h
-        i = phi_indices(self.pyramid.num_levels, self.phi_sharing)[level]
+        kernel, bias = jnp.asarray(self.phi_kernel)[i], jnp.asarray(self.phi_bias)[i]
         conv = jax.lax.conv_general_dilated(
             h,
-            self.phi_kernel[i],
+            kernel,
             (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=_HIGHEST,
         )
-        return (1 - self.phi_ratio) * h + self.phi_ratio * (conv + self.phi_bias[i])
+        return (1 - self.phi_ratio) * h + self.phi_ratio * (conv + bias)
