@@ -1,6 +1,6 @@
 """Compiles the published recipes for TPU slices and writes docs/topologies.md.
 
-python -m launch.topology_table                      # every row that is not there yet: hours
+python -m launch.topology_table                      # every row that is not there yet: 90 min
 python -m launch.topology_table --models d16,d30 --topologies v5e:16x16 --redo
 
 Rows are kept in docs/topologies.json, one after the other, so that the command can be ended and
@@ -22,13 +22,16 @@ _TOPOLOGIES = flags.DEFINE_list("topologies", [], "Which topologies; all by defa
 _REDO = flags.DEFINE_bool("redo", False, "Compile rows anew that are there already.")
 _FOLDER = flags.DEFINE_string("folder", "docs", "Where topologies.json and topologies.md lie.")
 
-#: Slices from 8 to 256 chips.
+#: Slices of 8, 64 and 256 chips.
 TOPOLOGIES = (
-    *("v4:2x2x2", "v4:2x4x4", "v4:4x4x4", "v4:4x4x8", "v4:4x8x8"),
-    *("v5e:2x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
-    *("v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8"),
-    *("v6e:2x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
+    *("v4:2x2x2", "v4:4x4x4", "v4:4x8x8"),
+    *("v5e:2x4", "v5e:8x8", "v5e:16x16"),
+    *("v5p:2x2x2", "v5p:4x4x4", "v5p:4x8x8"),
+    *("v6e:2x4", "v6e:8x8", "v6e:16x16"),
 )
+
+#: One larger slice for the largest models, whose chips divide the batch: 512 and 768.
+LARGER = {"d30": ("v5p:8x8x8",), "d36": ("v5p:8x8x12",)}
 
 #: What the compiler may keep for the backward pass, most first: the first that fits is taken.
 REMAT = ("none", "dots", "full")
@@ -115,8 +118,11 @@ def render(rows: list[dict]) -> str:
     """The page."""
     lines = [HEADER.rstrip("\n")]
     models = {m: i for i, m in enumerate(("d16", "d20", "d24", "d30", "d36"))}
-    order = {t: i for i, t in enumerate(TOPOLOGIES)}
-    for row in sorted(rows, key=lambda r: (models[r["model"]], order.get(r["topology"], 99))):
+
+    def order(row: dict) -> tuple:
+        return models[row["model"]], row["topology"].split(":")[0], row["chips"]
+
+    for row in sorted(rows, key=order):
         cells = [
             row["model"],
             row["topology"],
@@ -147,7 +153,7 @@ def main() -> None:
     store = folder / "topologies.json"
     rows = json.loads(store.read_text()) if store.exists() else []
     for model in _MODELS.value:
-        for topology in _TOPOLOGIES.value or TOPOLOGIES:
+        for topology in _TOPOLOGIES.value or (*TOPOLOGIES, *LARGER.get(model, ())):
             old = [r for r in rows if (r["model"], r["topology"]) == (model, topology)]
             if old and not _REDO.value:
                 continue
