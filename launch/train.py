@@ -25,8 +25,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    from var_jax import build
+
     config, workdir = CONFIG.value, WORKDIR.value
-    with cli.session(workdir) as stop:
+    with cli.session(workdir, build.data_paths(config, cached=True)) as stop:
         if train_transformer(config, workdir, stop):
             logging.info("The transformer is in %s.", workdir)
 

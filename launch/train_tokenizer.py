@@ -28,7 +28,7 @@ def main() -> None:
     from var_jax.train.loop import train
 
     config, workdir = _CONFIG.value, _WORKDIR.value
-    with cli.session(workdir) as stop:
+    with cli.session(workdir, build.data_paths(config, cached=False)) as stop:
         cli.record_run(config, workdir)
         evaluation = build.evaluation_settings(config, "tokenizer_train")
         objective, frozen, optimizers = build.vqgan(config)

@@ -5,7 +5,14 @@ sampling, evaluation and mesh beside seed, patch_nums and sharding; configs/ has
 An unknown key or value raises with the section's name. All callers write `build.<name>`.
 """
 
-from var_jax.build.data import pipeline, set_num_classes, source, training_source, transform
+from var_jax.build.data import (
+    data_paths,
+    pipeline,
+    set_num_classes,
+    source,
+    training_source,
+    transform,
+)
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings, evaluation_settings
 from var_jax.build.loading import (
     LoadedTokenizer,
@@ -23,6 +30,7 @@ __all__ = [
     "FIDSettings",
     "LoadedTokenizer",
     "LoadedTransformer",
+    "data_paths",
     "evaluation_settings",
     "head",
     "likelihood",

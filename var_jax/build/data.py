@@ -9,6 +9,9 @@ from var_jax.build.sections import call, tuples
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
 
+#: Options of data sources that name places in a file system.
+_PATH_OPTIONS = ("path", "data_dir")
+
 
 def source(config: ConfigDict, split: str) -> sources.Source:
     """The images of config.data."""
@@ -26,6 +29,22 @@ def training_source(config: ConfigDict, split: str, fingerprint: str) -> sources
             "tokens", split, path=config.token_cache, fingerprint=fingerprint
         )
     return source(config, split)
+
+
+def data_paths(config: ConfigDict, *, cached: bool) -> list[str]:
+    """What of the file system a run reads, so that every host can be asked whether it can.
+
+    Args:
+      config: reads data, token_cache and tokenizer_checkpoint.
+      cached: the run reads config.token_cache in place of the images, if there is one.
+    """
+    if not cached:
+        places = [config.data.options.get(key) for key in _PATH_OPTIONS]
+    elif config.token_cache:
+        places = [config.token_cache, config.tokenizer_checkpoint]
+    else:
+        places = [*data_paths(config, cached=False), config.tokenizer_checkpoint]
+    return [place for place in places if place]
 
 
 def set_num_classes(config: ConfigDict, num_classes: int) -> None:
