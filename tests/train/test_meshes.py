@@ -53,7 +53,7 @@ def mesh_of(num_devices, **axes):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """With its codec's parameters only, and tokens: each sample is its class's picture and noise."""
+    """With its codec's parameters only; tokens of samples, each its class's picture and noise."""
     config = small_config()
     module = build.tokenizer(config)
     codec = module.codec
