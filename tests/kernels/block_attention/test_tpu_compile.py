@@ -42,6 +42,7 @@ compile("v5e:2x2", shapes.training(256, 4, 6), (1, 2, 2))
 compile("v4:2x2x1", shapes.training(256, 1, 2), (1, 1, 1))
 compile("v5p:2x2x1", shapes.training(256, 1, 2), (1, 1, 1))
 compile("v6e:2x2", shapes.training(256, 1, 2), (1, 1, 1))
+compile("v5e:2x2", shapes.training(512, 1, 2), (1, 1, 1))
 compile("v4:2x2x1", shapes.training(1024, 1, 2), (1, 1, 1))
 """
 
@@ -53,4 +54,4 @@ def test_forward_and_backward_compile():
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("compiled") == 5
+    assert run.stdout.count("compiled") == 6
