@@ -125,8 +125,8 @@ def describe(config: ConfigDict, plan, what: str) -> str:
         )
     lines += [
         f"memory a chip    {plan.argument_bytes / gib:.2f} GiB arguments + "
-        f"{plan.temporary_bytes / gib:.2f} GiB temporaries, {plan.peak_bytes / gib:.2f} GiB in all "
-        f"of {chip.hbm_bytes / gib:.0f} GiB: fits",
+        f"{plan.temporary_bytes / gib:.2f} GiB temporaries, {plan.peak_bytes / gib:.2f} GiB at the "
+        f"peak of {chip.hbm_bytes / gib:.0f} GiB: fits",
         f"FLOPs a chip     {plan.program_flops:.3e} in the program"
         + (f", {plan.model_flops:.3e} of the model" if plan.model_flops else ""),
         f"floor: compute   {1e3 * plan.compute_seconds:8.1f} ms at {chip.flops / 1e12:.0f} TFLOP/s",

@@ -36,6 +36,9 @@ LARGER = {"d30": ("v5p:8x8x8",), "d36": ("v5p:8x8x12",)}
 #: What the compiler may keep for the backward pass, most first: the first that fits is taken.
 REMAT = ("none", "dots", "full")
 
+#: Part of a chip's memory that the step must leave free, for batches on their way and gaps.
+SPARE = 0.05
+
 #: Part of a chip's memory that parameters and optimizer may take before they are cut further.
 STATE_SHARE = 0.2
 
@@ -43,8 +46,9 @@ HEADER = """# The published recipes on TPU slices
 
 Written by `python -m launch.topology_table`; no TPU was used. Each row is the real training step
 (tokens from a cache, bfloat16 compute, float32 parameters and AdamW, Pallas attention) compiled by
-the TPU compiler. `remat` is the first of none, dots, full that fits; `fsdp` the smallest size that
-leaves at most a fifth of the memory to parameters and optimizer. The floors are what arithmetic,
+the TPU compiler. `remat` is the first of none, dots, full that leaves a twentieth of the memory
+free; `fsdp` the smallest size with which parameters and optimizer take at most a fifth of it.
+GiB/chip is the compiler's peak. The floors are what arithmetic,
 memory traffic and traffic between chips take at the published peaks, each by itself; a real step
 takes at least the largest and, if nothing overlaps, their sum. The last two columns give both
 ends: the utilisation (useful operations over peak) and the chip hours of the whole recipe.
@@ -77,7 +81,7 @@ def choose_fsdp(width: int, parameters: float, num_chips: int, hbm_bytes: float)
 
 
 def make_row(model: str, topology: str) -> dict:
-    """Compiles one row; the first remat that fits."""
+    """Compiles one row; the first remat that leaves SPARE of the memory free."""
     from var_jax import build, chips
     from var_jax.flops import forward_flops
     from var_jax.topology import devices as devices_of
@@ -101,7 +105,7 @@ def make_row(model: str, topology: str) -> dict:
         except ValueError as error:
             return row | {"problem": str(error)}
         row["needs"] = plan.peak_bytes
-        if plan.fits:
+        if plan.fits and plan.peak_bytes <= (1 - SPARE) * chip.hbm_bytes:
             steps = config.train.num_steps
             ends = (plan.floor_seconds, plan.serial_seconds)
             return row | {
@@ -142,7 +146,7 @@ def render(rows: list[dict]) -> str:
                 f"{least:,.0f} to {most:,.0f}",
             ]
         else:
-            needs = row.get("problem") or f"does not fit: {row['needs'] / 2**30:.0f} GiB"
+            needs = row.get("problem") or f"needs {row['needs'] / 2**30:.0f} GiB: too much"
             cells += [row["remat"], needs, "", "", "", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

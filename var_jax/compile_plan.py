@@ -28,7 +28,8 @@ class Plan:
       fits: whether it compiled within the chip's memory.
       argument_bytes: of what stays between runs, such as the state.
       temporary_bytes: of what the program needs beside it.
-      peak_bytes: most that is in use at once; if it does not fit, what it would need.
+      peak_bytes: most that is in use at once, by the compiler; gaps between buffers come on top.
+        If it does not fit, what it would need.
       model_flops: useful operations a chip, by the model's formula.
       program_flops: operations a chip that the program does, rematerialisation included.
       memory_traffic: bytes to and from main memory a chip.
@@ -153,13 +154,11 @@ def make_plan(program: Program) -> Plan:
     links: dict[str, float] = {}
     for collective in traffic.collectives():
         links[collective.kind] = links.get(collective.kind, 0.0) + collective.sent_bytes
-    # Donated arguments become results in place.
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return dataclasses.replace(
         base,
         argument_bytes=float(memory.argument_size_in_bytes),
         temporary_bytes=float(memory.temp_size_in_bytes),
-        peak_bytes=float(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes),
+        peak_bytes=float(memory.peak_memory_in_bytes),
         memory_traffic=traffic.memory_bytes(),
         link_traffic=links,
         network_traffic=traffic.network_bytes(),

@@ -31,7 +31,7 @@ def test_page():
     }
     small = dict(row, topology="v5e:2x4", chips=8, fits=False, needs=40 * GIB, fsdp=8, images=128.0)
     lines = topology_table.render([row, small]).splitlines()
-    assert lines[-2].startswith("| d30 | v5e:2x4 | 8 | 1 x 8 | 128 | full | does not fit: 40 GiB")
+    assert lines[-2].startswith("| d30 | v5e:2x4 | 8 | 1 x 8 | 128 | full | needs 40 GiB: too much")
     assert lines[-1] == (
         "| d30 | v5e:16x16 | 256 | 4 x 64 | 4 | full | 3.0 | 150 | 100 | 50 | 40% to 80% "
         "| 5,000 to 10,000 |"
