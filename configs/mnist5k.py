@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 norm_groups=8,
             ),
             tokenizer_train=dict(
-                num_steps=1250,
+                num_steps=1500,
                 batch_size=32,
                 optimizer=dict(
                     learning_rate=1.6e-2,
@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 vq_weight=0.25,
                 # Without an adversary strokes come out soft, which the classifier sees.
                 adversarial_weight=0.3,
-                adversarial_start=600,
+                adversarial_start=750,
                 adversarial_ramp=100,
                 discriminator=dict(channels=16, num_layers=1, norm="none"),
                 discriminator_optimizer=dict(
@@ -82,7 +82,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 ),
                 warmup_steps=120,
                 restart_every=40,
-                restart_until=900,
+                restart_until=1100,
                 log_every=100,
                 save_every=500,
             ),
@@ -97,7 +97,7 @@ def get_config(variant: str = "") -> ConfigDict:
             ),
             train=dict(
                 initial_checkpoint="",
-                num_steps=4000,
+                num_steps=4300,
                 batch_size=16,
                 optimizer=dict(
                     learning_rate=3.2e-2,
