@@ -110,7 +110,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 save_every=1000,
             ),
             # Warm where a digit takes its shape, cool where its strokes are drawn.
-            sampling=dict(cfg=3.0, top_k=0, top_p=0.0, temperature=(1.6, 1.2, 0.9, 0.7)),
+            sampling=dict(cfg=1.5, top_k=0, top_p=0.98, temperature=(1.6, 1.0, 0.8, 0.7)),
         )
     )
     if variant == "smallest":
