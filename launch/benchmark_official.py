@@ -5,8 +5,10 @@
 
 train_step: tokens in, updated weights out. end_to_end: the same from images there, and from
 cached tokens here, which is how this project trains. sample: with guidance, decoded. encode,
-decode: the tokenizer. Weights are random. With a CUDA build of both, --dtype bfloat16 times
-them on the GPU (PyTorch under autocast, with the fastest attention that it has installed).
+decode: the tokenizer. Weights are random. The two take turns, and a timed run follows an untimed
+one of its own, as steps follow steps: the first has to fetch the memory that the other gave back.
+With a CUDA build of both, --dtype bfloat16 times them on the GPU (PyTorch under autocast, with the
+fastest attention that it has installed).
 """
 
 from __future__ import annotations
@@ -163,8 +165,9 @@ def main() -> None:
     print(f"{'':12s}{'var_jax':>18s}{'PyTorch':>18s}   PyTorch / var_jax", flush=True)
     for what in _WHAT.value:
         ours = make_run(config, what, _BATCH.value)
-        ours(), official.seconds(what)
-        times = np.array([(ours(), official.seconds(what)) for _ in range(_ROUNDS.value)])
+        theirs = functools.partial(official.seconds, what)
+        pairs = [[(run(), run())[1] for run in (ours, theirs)] for _ in range(_ROUNDS.value)]
+        times = np.array(pairs)
         del ours
         if what != "train_step":
             official.forget_gradients()

@@ -19,3 +19,5 @@ if [ ! -e "$stamp" ] || [ setup.py -nt "$stamp" ]; then
 fi
 # On a machine without a TPU the compiler package prints pages about that; the CPU is meant.
 export TPU_MIN_LOG_LEVEL="${TPU_MIN_LOG_LEVEL:-3}"
+# Large pages for arrays: with small ones a training step on CPUs takes up to a fifth longer.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

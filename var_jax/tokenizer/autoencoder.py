@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _ACTIVATION_AXES = ("batch", "height", "width", "channels")
 
@@ -70,17 +72,28 @@ class GroupNorm(nn.Module):
         scale, bias = affine("scale", nn.initializers.ones), affine("bias", nn.initializers.zeros)
         x = x.astype(jnp.float32)
 
+        # [groups, C]: 1 where a channel is the group's. On CPUs XLA computes jnp.repeat, and what
+        # follows from it, anew for every element; a product it computes once.
+        members = np.repeat(
+            np.eye(self.num_groups, dtype=np.float32), channels // self.num_groups, axis=1
+        )
+        dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+
         def group_mean(x):
-            # [B, H, W, C] -> [B, 1, 1, C]. Pixels first, which leaves the channels contiguous,
-            # then the few channels of a group.
-            groups = x.mean((1, 2)).reshape(batch, self.num_groups, -1).mean(-1)
-            return jnp.repeat(groups, channels // self.num_groups, -1)[:, None, None]
+            # [B, H, W, C] -> [B, groups]. Pixels first, which leaves the channels contiguous.
+            return dot(x.mean((1, 2)), members.T / members.sum(1))
+
+        def to_channels(groups, weights=members):
+            # [B, groups] -> [B, 1, 1, C].
+            return dot(groups, weights)[:, None, None]
 
         mean = group_mean(x)
-        variance = group_mean(jnp.square(x - mean))
+        inverse = jax.lax.rsqrt(group_mean(jnp.square(x - to_channels(mean))) + 1e-6)
         # One multiplication and one addition an element: fold the affine map into the statistics.
-        factor = jax.lax.rsqrt(variance + 1e-6) * scale
-        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+        factor = to_channels(inverse, members * scale)
+        return (x * factor + (bias - to_channels(mean * inverse, members * scale))).astype(
+            self.dtype
+        )
 
 
 class ResidualBlock(nn.Module):

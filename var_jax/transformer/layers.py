@@ -145,7 +145,9 @@ class Modulation(nn.Module):
                 jnp.float32,
             )
             x = nn.silu(condition).astype(self.dtype)
-            six = jnp.einsum("bd,dsc->bsc", x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+            kernel = kernel.astype(self.dtype)
+            # Six plain products: the gradients of a single one transpose the kernel on CPUs.
+            six = jnp.stack([x @ kernel[:, i] for i in range(6)], axis=1) + bias.astype(self.dtype)
         six = nn.with_logical_constraint(six, ("batch", None, "act_embed"))
         return tuple(six[:, i] for i in range(6))
 
