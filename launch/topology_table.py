@@ -10,6 +10,7 @@ started again.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import runpy
 
@@ -39,18 +40,20 @@ REMAT = ("none", "dots", "full")
 #: Part of a chip's memory that the step must leave free, for batches on their way and gaps.
 SPARE = 0.05
 
-#: Part of a chip's memory that parameters and optimizer may take before they are cut further.
-STATE_SHARE = 0.2
+#: Chips that share one copy of the parameters. With fewer every chip updates more of them, which
+#: costs memory traffic; with more the links cost as much or more.
+FSDP = 16
 
 HEADER = """# The published recipes on TPU slices
 
 Written by `python -m launch.topology_table`; no TPU was used. Each row is the real training step
 (tokens from a cache, bfloat16 compute, float32 parameters and AdamW, Pallas attention) compiled by
 the TPU compiler. `remat` is the first of none, dots, full that leaves a twentieth of the memory
-free; `fsdp` the smallest size with which parameters and optimizer take at most a fifth of it.
-GiB/chip is the compiler's peak. The floors are what arithmetic,
-memory traffic and traffic between chips take at the published peaks, each by itself; a real step
-takes at least the largest and, if nothing overlaps, their sum. The last two columns give both
+free. 16 chips (or all 8) share one copy of parameters and optimizer: of the sizes tried, 1 to 64
+for d16 and 8 to 64 for d30, it costs least if nothing overlaps, or within a twentieth of the least.
+GiB/chip is the compiler's peak. The floors are what arithmetic, memory traffic and traffic between
+chips take at the published peaks, each by itself; a real step takes at least the largest and, if
+nothing overlaps, their sum. The last two columns give both
 ends: the utilisation (useful operations over peak) and the chip hours of the whole recipe.
 
 | model | slice | chips | data x fsdp | images/chip | remat | GiB/chip | compute ms | memory ms \
@@ -66,24 +69,9 @@ def load_config(model: str):
     return runpy.run_path(str(path))["get_config"](*variant)
 
 
-def choose_fsdp(width: int, parameters: float, num_chips: int, hbm_bytes: float) -> int:
-    """The smallest size that divides width and chips and leaves the state its share of memory.
-
-    Args:
-      width: of the model.
-      parameters: their number; 12 bytes each with AdamW's moments.
-      num_chips: of the slice.
-      hbm_bytes: of a chip.
-    """
-    sizes = [n for n in range(1, num_chips + 1) if num_chips % n == 0 and width % n == 0]
-    enough = [n for n in sizes if 12 * parameters / n <= STATE_SHARE * hbm_bytes]
-    return min(enough, default=max(sizes))
-
-
 def make_row(model: str, topology: str) -> dict:
     """Compiles one row; the first remat that leaves SPARE of the memory free."""
-    from var_jax import build, chips
-    from var_jax.flops import forward_flops
+    from var_jax import chips
     from var_jax.topology import devices as devices_of
 
     devices = devices_of(topology)
@@ -92,11 +80,7 @@ def make_row(model: str, topology: str) -> dict:
     for remat in REMAT:
         config = load_config(model)
         config.model.remat = remat
-        var = build.var(config)
-        # Matrix products of a token, two operations a parameter, are nearly all parameters.
-        parameters = forward_flops(var, config.tokenizer.vocab_size) / 2 / var.pyramid.length
-        parameters += 6 * var.width**2 * (1 if var.shared_adaln else var.depth)
-        fsdp = choose_fsdp(var.width, parameters, len(devices), chip.hbm_bytes)
+        fsdp = math.gcd(FSDP, len(devices))
         config.mesh.update(data=-1, fsdp=fsdp, tensor=1)
         share = config.train.batch_size / len(devices)
         row |= {"fsdp": fsdp, "images": share, "remat": remat, "fits": False}

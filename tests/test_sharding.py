@@ -301,3 +301,25 @@ def test_every_name_in_the_source_is_known():
                 assert found <= set(sharding.LOGICAL_NAMES), f"{file}: {found}"
                 seen |= found
     assert {"batch", "act_embed", "heads"} <= seen
+
+
+def test_large_products_gather_the_matrix_on_tpu():
+    pytest.importorskip("libtpu")
+    from var_jax import topology
+
+    # 1 GiB of activations: XLA's default would cut this product into a loop over the matrix's parts.
+    mesh = sharding.make_mesh(fsdp=4, devices=topology.devices("v5e:2x2"))
+
+    def array(spec, *shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    rows, kernel = P("fsdp", None), P(None, "fsdp")
+    args = array(rows, 4 * 32768, 4096), array(kernel, 4096, 4096)
+    function = jax.jit(
+        jnp.dot,
+        out_shardings=NamedSharding(mesh, rows),
+        compiler_options=sharding.compiler_options(mesh),
+    )
+    text = function.lower(*args).compile().as_text()
+    assert "all-gather" in text and "collective-permute" not in text
+    assert sharding.compiler_options(sharding.make_mesh()) is None

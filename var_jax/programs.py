@@ -113,7 +113,11 @@ def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
         result = generate(*model, labels, keys, sampler)
         return module.apply({"params": frozen}, result.features, method="decode")
 
-    function = jax.jit(run, out_shardings=sharding.batch_sharding(mesh))
+    function = jax.jit(
+        run,
+        out_shardings=sharding.batch_sharding(mesh),
+        compiler_options=sharding.compiler_options(mesh),
+    )
     numbers = _rows(mesh, batch_size)
     args = (params, loaded.params, numbers, numbers)
     return Program(function, args, mesh, config.sharding, batch_size)
@@ -167,7 +171,10 @@ def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Prog
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     function = jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, sharding.replicated_sharding(mesh))
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated_sharding(mesh)),
+        compiler_options=sharding.compiler_options(mesh),
     )
     images = batch["index"].shape[0]
     args = (state, frozen, batch)

@@ -355,6 +355,19 @@ def to_host(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options for `jax.jit` of programs whose parameters are cut over the mesh; None off TPUs.
+
+    By default XLA for TPU computes products with an operand of 256 MiB or more in parts, one for
+    each part of a cut matrix, and adds them up in memory in the type of the result. Gathering the
+    matrix first halves the memory traffic of a step (d16, 96 images a chip of v4:2x2x2: 403 GB
+    instead of 892) and does not round sums to bfloat16.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return None
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
 @contextlib.contextmanager
 def activate(mesh: Mesh, preset: str | Rules) -> Iterator[None]:
     """Makes nn.with_logical_constraint take effect in what is traced inside.

@@ -7,14 +7,6 @@ topology_table = import_command("launch.topology_table")
 GIB = 2**30
 
 
-def test_fsdp_divides_and_leaves_room():
-    # d30: 2.0e9 parameters need 24 GB with AdamW; 1920 has no factor 256.
-    assert topology_table.choose_fsdp(1920, 2.0e9, 256, 16 * GIB) == 8
-    assert topology_table.choose_fsdp(1920, 2.0e9, 256, 95 * GIB) == 2
-    assert topology_table.choose_fsdp(1024, 0.3e9, 64, 95 * GIB) == 1
-    assert topology_table.choose_fsdp(1920, 2.0e9, 8, 16 * GIB) == 8
-
-
 def test_page():
     row = {
         "model": "d30",

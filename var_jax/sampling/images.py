@@ -77,7 +77,11 @@ class ImageSampler:
             partial = jnp.stack([decode(f) for f in result.partial]) if keep_partial else None
             return Samples(decode(result.features), result.tokens, partial)
 
-        self._run = jax.jit(run, out_shardings=self._everywhere)
+        self._run = jax.jit(
+            run,
+            out_shardings=self._everywhere,
+            compiler_options=sharding.compiler_options(self._mesh),
+        )
 
     def __call__(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
         """Draws one batch.

@@ -58,7 +58,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float [B, H, W, C] -> the same shape."""
-        batch, _, _, channels = x.shape
+        channels = x.shape[-1]
         if channels % self.num_groups:
             raise ValueError(
                 f"{self.num_groups} normalisation groups do not divide {channels} channels; set "
@@ -91,9 +91,8 @@ class GroupNorm(nn.Module):
         inverse = jax.lax.rsqrt(group_mean(jnp.square(x - to_channels(mean))) + 1e-6)
         # One multiplication and one addition an element: fold the affine map into the statistics.
         factor = to_channels(inverse, members * scale)
-        return (x * factor + (bias - to_channels(mean * inverse, members * scale))).astype(
-            self.dtype
-        )
+        shift = bias - to_channels(mean * inverse, members * scale)
+        return (x * factor + shift).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):

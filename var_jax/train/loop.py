@@ -186,7 +186,10 @@ def train(
                     objective, optimizer, seed, settings.microbatches, settings.ema_decay
                 )
                 compiled[objective] = jax.jit(
-                    function, donate_argnums=0, out_shardings=(shardings, everywhere)
+                    function,
+                    donate_argnums=0,
+                    out_shardings=(shardings, everywhere),
+                    compiler_options=sharding.compiler_options(mesh),
                 )
             return compiled[objective]
 
