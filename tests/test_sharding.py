@@ -307,7 +307,7 @@ def test_large_products_gather_the_matrix_on_tpu():
     pytest.importorskip("libtpu")
     from var_jax import topology
 
-    # 1 GiB of activations: XLA's default would cut this product into a loop over the matrix's parts.
+    # 1 GiB of activations: by default XLA cuts this product into a loop over parts of the matrix.
     mesh = sharding.make_mesh(fsdp=4, devices=topology.devices("v5e:2x2"))
 
     def array(spec, *shape):
