@@ -103,7 +103,8 @@ class TokenLikelihood:
             mask = batch["mask"].astype(jnp.float32)[:, None]
             return (nll * mask).sum(0), (correct * mask).sum(0), nll.mean(1)
 
-        self._sums = jax.jit(sums, out_shardings=everywhere)
+        options = sharding.compiler_options(mesh)
+        self._sums = jax.jit(sums, out_shardings=everywhere, compiler_options=options)
 
     def __call__(
         self, params: Any, progress: Callable[[int], None] = lambda done: None
