@@ -1,10 +1,48 @@
 """The table's choices and its page; no row is compiled here."""
 
+import types
+
+import pytest
 from commands import import_command
 
 topology_table = import_command("launch.topology_table")
 
 GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("needs", "seconds", "taken"),
+    [
+        ((20, 9, 5), (1.0, 2.0, 3.0), "dots"),  # The cheapest does not fit.
+        ((9, 7, 5), (3.0, 2.0, 2.5), "dots"),  # It fits, but moves more bytes than dots.
+        ((9, 7, 5), (2.0, 3.0, 1.0), "none"),  # The search ends where it gets dearer.
+        ((20, 19, 15.5), (1.0, 2.0, 3.0), None),  # 15.5 of 16 GiB leaves no room.
+    ],
+)
+def test_the_cheapest_remat_that_fits_is_taken(monkeypatch, needs, seconds, taken):
+    pytest.importorskip("libtpu")
+
+    def plan(config, devices):
+        i = topology_table.REMAT.index(config.model.remat)
+        return types.SimpleNamespace(
+            fits=needs[i] <= 16,
+            peak_bytes=needs[i] * GIB,
+            floor_seconds=seconds[i] / 2,
+            serial_seconds=seconds[i],
+            floors={},
+            utilisation=lambda s: 1 / s,
+            chip_hours=lambda steps, s: s,
+            compile_seconds=0.0,
+        )
+
+    monkeypatch.setattr(topology_table.compile_for_tpu, "make_plan", plan)
+    row = topology_table.make_row("d16", "v5e:2x2")
+    assert (row["fits"], row["fsdp"]) == (taken is not None, 4)
+    if taken:
+        i = topology_table.REMAT.index(taken)
+        assert (row["remat"], row["chip_hours"]) == (taken, [seconds[i] / 2, seconds[i]])
+    else:
+        assert row["needs"] == needs[-1] * GIB
 
 
 def test_page():
