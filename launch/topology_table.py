@@ -77,35 +77,37 @@ def make_row(model: str, topology: str) -> dict:
 
     devices = devices_of(topology)
     chip = chips.of_kind(devices[0].device_kind)
-    row = {"model": model, "topology": topology, "chips": len(devices), "fits": False}
+    config = load_config(model)
+    config.mesh.update(data=-1, fsdp=math.gcd(FSDP, len(devices)), tensor=1)
+    row = {
+        "model": model,
+        "topology": topology,
+        "chips": len(devices),
+        "fsdp": config.mesh.fsdp,
+        "images": config.train.batch_size / len(devices),
+        "fits": False,
+    }
     least = math.inf
     for remat in REMAT:
-        config = load_config(model)
         config.model.remat = remat
-        fsdp = math.gcd(FSDP, len(devices))
-        config.mesh.update(data=-1, fsdp=fsdp, tensor=1)
-        share = config.train.batch_size / len(devices)
-        tried = {"fsdp": fsdp, "images": share, "remat": remat}
         try:
             plan = compile_for_tpu.make_plan(config, devices)
         except ValueError as error:
-            return row | tried | {"problem": str(error)}
-        tried["needs"] = plan.peak_bytes
-        if not plan.fits or plan.peak_bytes > (1 - SPARE) * chip.hbm_bytes:
-            row |= {} if row["fits"] else tried
-            continue
-        if plan.serial_seconds >= least:
+            return row | {"remat": remat, "problem": str(error)}
+        fits = plan.fits and plan.peak_bytes <= (1 - SPARE) * chip.hbm_bytes
+        if row["fits"] and not (fits and plan.serial_seconds < least):
             # More arithmetic did not save enough traffic; still more will not.
             break
-        steps, least = config.train.num_steps, plan.serial_seconds
-        ends = (plan.floor_seconds, least)
-        row |= tried | {
-            "fits": True,
-            "floors": plan.floors,
-            "utilisation": [plan.utilisation(s) for s in ends],
-            "chip_hours": [plan.chip_hours(steps, s) for s in ends],
-            "compile_seconds": plan.compile_seconds,
-        }
+        row |= {"remat": remat, "needs": plan.peak_bytes, "fits": fits}
+        if fits:
+            steps, least = config.train.num_steps, plan.serial_seconds
+            ends = (plan.floor_seconds, least)
+            row |= {
+                "floors": plan.floors,
+                "utilisation": [plan.utilisation(s) for s in ends],
+                "chip_hours": [plan.chip_hours(steps, s) for s in ends],
+                "compile_seconds": plan.compile_seconds,
+            }
     return row
 
 

@@ -16,7 +16,7 @@ from var_jax.sampling.generate import generate
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train import optim
 from var_jax.train.state import create
-from var_jax.train.step import make_train_step
+from var_jax.train.step import jit_train_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +170,7 @@ def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Prog
         objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    function = jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated_sharding(mesh)),
-        compiler_options=sharding.compiler_options(mesh),
-    )
+    function = jit_train_step(step, shardings, mesh)
     images = batch["index"].shape[0]
     args = (state, frozen, batch)
     return Program(function, args, mesh, config.sharding, images, donates=True)

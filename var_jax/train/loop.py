@@ -21,7 +21,7 @@ from var_jax.data.prefetch import prefetch_to_device
 from var_jax.objectives.base import Objective
 from var_jax.train.metrics import MetricWriter, Progress, flatten
 from var_jax.train.state import TrainState, create
-from var_jax.train.step import make_train_step
+from var_jax.train.step import jit_train_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +159,7 @@ def train(
             if initial_params is not None:
                 state = _start_from(state, initial_params)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        everywhere = sharding.replicated_sharding(mesh)
-        frozen = jax.device_put(frozen, everywhere)
+        frozen = jax.device_put(frozen, sharding.replicated_sharding(mesh))
         size = sum(x.size for x in jax.tree.leaves(state.params))
         logging.info(
             "%s: %.2fM parameters, %d steps of %d images (%d a device at a time), mesh %s, %s.",
@@ -185,12 +184,7 @@ def train(
                 function = make_train_step(
                     objective, optimizer, seed, settings.microbatches, settings.ema_decay
                 )
-                compiled[objective] = jax.jit(
-                    function,
-                    donate_argnums=0,
-                    out_shardings=(shardings, everywhere),
-                    compiler_options=sharding.compiler_options(mesh),
-                )
+                compiled[objective] = jit_train_step(function, shardings, mesh)
             return compiled[objective]
 
         writer = MetricWriter(workdir, start, settings.wandb_project)
