@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from var_jax.kernels.convolution import conv_general_dilated
+
 _ACTIVATION_AXES = ("batch", "height", "width", "channels")
 
 
@@ -40,6 +42,7 @@ def conv(
             nn.initializers.lecun_uniform(), (None, None, *axes)
         ),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
+        conv_general_dilated=conv_general_dilated,
         **kwargs,
     )
 

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from var_jax.kernels.convolution import conv_general_dilated
+
 # Channels of the convolutions between poolings; the features are taken before each pooling.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 MIN_SIZE = 16  # four halvings
@@ -63,6 +65,7 @@ class LPIPS(nn.Module):
                     padding=((1, 1), (1, 1)),
                     dtype=self.dtype,
                     precision=self.precision,
+                    conv_general_dilated=conv_general_dilated,
                     name=f"conv{stage + 1}_{i + 1}",
                 )
                 h = nn.relu(conv(h))

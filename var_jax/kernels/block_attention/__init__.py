@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from var_jax import kernels
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import cudnn, pallas_tpu, tiling, xla
 
@@ -37,14 +38,6 @@ def best_implementation(platform: str, dtype: jnp.dtype) -> str:
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     return "xla"
-
-
-def _platform() -> str:
-    """Where the computation will run: the abstract mesh's device if it names one."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None and device.device_kind.startswith("TPU"):
-        return "tpu"
-    return jax.default_backend()
 
 
 def _spec(batch: int, num_heads: int) -> PartitionSpec | None:
@@ -119,7 +112,7 @@ def block_attention(
             f"log_scale needs one entry for each of the {q.shape[2]} heads, got {log_scale.shape}."
         )
     tiling.check_segments(segments, q.shape[1], k.shape[1])
-    name = implementation or best_implementation(_platform(), q.dtype)
+    name = implementation or best_implementation(kernels.platform(), q.dtype)
     if name not in IMPLEMENTATIONS:
         raise ValueError(
             f"There is no block attention implementation {name!r}; choose one of "
