@@ -15,13 +15,13 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Callable
 from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from launch import cli
+from launch.rates import matrix_rate, memory_rate, time_runs
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
 _WHAT = flags.DEFINE_enum(
@@ -36,53 +36,6 @@ _IMPLEMENTATION = flags.DEFINE_string("implementation", None, "attention: see bl
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time to spend on timing.", 0.0)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs to time at least.", 2)
 _JSON = flags.DEFINE_string("json", None, "File for the results.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds of a run: median and quartiles over `runs`."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-
-def time_runs(run: Callable[[], Any], seconds: float, repeats: int) -> Timing:
-    """Times `run`, which must return arrays, after one run that is not counted."""
-    import jax
-    import numpy as np
-
-    jax.block_until_ready(run())
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < repeats or time.perf_counter() < end:
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    low, median, high = np.percentile(times, [25, 50, 75])
-    return Timing(float(median), float(low), float(high), len(times))
-
-
-def matrix_rate(dtype: Any, seconds: float = 1.0) -> float:
-    """Operations a second of one device on a large square product."""
-    import jax
-    import jax.numpy as jnp
-
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    return 2.0 * size**3 / time_runs(lambda: product(x, x), seconds, 5).median
-
-
-def memory_rate(seconds: float = 1.0) -> float:
-    """Bytes a second that one device reads and writes in a copy of 256 MiB."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones(64 * 2**20, jnp.float32)
-    copy = jax.jit(lambda a: a + 1)
-    return 2.0 * x.nbytes / time_runs(lambda: copy(x), seconds, 5).median
 
 
 def time_program(program: Any, seconds: float, repeats: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ cached tokens here, which is how this project trains. sample: with guidance, dec
 decode: the tokenizer. Weights are random. The two take turns, and a timed run follows an untimed
 one of its own, as steps follow steps: the first has to fetch the memory that the other gave back.
 With a CUDA build of both, --dtype bfloat16 times them on the GPU (PyTorch under autocast, with the
-fastest attention that it has installed).
+fastest attention that it has installed). The utilisation, of both, is the training step's useful
+operations over the time and over the measured rate of the device's matrix products.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from launch import cli
 from launch.compare_with_official import use_official
+from launch.rates import matrix_rate
 
 WHAT = ("train_step", "end_to_end", "sample", "encode", "decode")
 
@@ -128,8 +130,9 @@ class Official:
         gc.collect()
 
 
-def make_run(config: ConfigDict, what: str, batch_size: int) -> Callable[[], float]:
-    """Compiles ours; each call runs it once and returns the seconds."""
+def make_run(config: ConfigDict, what: str, batch_size: int) -> tuple[Callable[[], float], float]:
+    """Compiles ours; each call runs it once and returns the seconds. Also the useful operations of
+    a run, 0 where the model has no formula for them."""
     import jax
 
     from var_jax import build, programs, sharding
@@ -147,7 +150,7 @@ def make_run(config: ConfigDict, what: str, batch_size: int) -> Callable[[], flo
             args[0] = out[0]
         return time.perf_counter() - start
 
-    return run
+    return run, program.model_flops
 
 
 def main() -> None:
@@ -161,10 +164,12 @@ def main() -> None:
     config.model.update(dtype=_DTYPE.value, remat="none")
     config.model.num_classes = config.model.num_classes or 1000
     official = Official(config, _BATCH.value, _DTYPE.value)
-    results = {}
-    print(f"{'':12s}{'var_jax':>18s}{'PyTorch':>18s}   PyTorch / var_jax", flush=True)
+    rate = matrix_rate(_DTYPE.value)
+    results: dict[str, Any] = {"matrix_rate": rate}
+    print(f"Matrix products: {rate / 1e12:.3f} TFLOP/s.")
+    print(f"{'':12s}{'var_jax':>18s}{'PyTorch':>18s}   PyTorch / var_jax   utilisation", flush=True)
     for what in _WHAT.value:
-        ours = make_run(config, what, _BATCH.value)
+        ours, flops = make_run(config, what, _BATCH.value)
         theirs = functools.partial(official.seconds, what)
         pairs = [[(run(), run())[1] for run in (ours, theirs)] for _ in range(_ROUNDS.value)]
         times = np.array(pairs)
@@ -174,7 +179,10 @@ def main() -> None:
         median, spread = np.median(times, 0), np.ptp(times, 0) / 2
         results[what] = {"var_jax": times[:, 0].tolist(), "pytorch": times[:, 1].tolist()}
         cells = "".join(f"{m:10.3f} +-{s:5.3f}" for m, s in zip(median, spread, strict=True))
-        print(f"{what:12s}{cells}   {median[1] / median[0]:.2f}", flush=True)
+        use = [flops / m / rate for m in median] if flops else []
+        results[what]["utilisation"] = use
+        percent = " and ".join(f"{u:.0%}" for u in use)
+        print(f"{what:12s}{cells}   {median[1] / median[0]:17.2f}   {percent}", flush=True)
     if _JSON.value:
         from etils import epath
 
