@@ -50,15 +50,16 @@ def block_attention(
         precision = lax.Precision.DEFAULT
     wide = jnp.promote_types(v.dtype, jnp.float32)
     qs, ks = reference.scaled_operands(q, k, scale, log_scale)
-    qs, ks = qs.astype(q.dtype), ks.astype(k.dtype)
+    # [B, N, L, H], once: each product would rearrange its own slices otherwise.
+    qs, ks, v = (x.swapaxes(1, 2) for x in (qs.astype(q.dtype), ks.astype(k.dtype), v))
     outputs = []
     start = 0
     for group, lo, hi in row_groups(segments):
         rows = sum(s.rows for s in group)
         logits = jnp.einsum(
-            "bqnh,bknh->bnqk",
-            lax.slice_in_dim(qs, start, start + rows, axis=1),
-            lax.slice_in_dim(ks, lo, hi, axis=1),
+            "bnqh,bnkh->bnqk",
+            qs[:, :, start : start + rows],
+            ks[:, :, lo:hi],
             precision=precision,
             preferred_element_type=wide,
         )
@@ -67,12 +68,12 @@ def block_attention(
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         outputs.append(
             jnp.einsum(
-                "bnqk,bknh->bqnh",
+                "bnqk,bnkh->bnqh",
                 weights,
-                lax.slice_in_dim(v, lo, hi, axis=1),
+                v[:, :, lo:hi],
                 precision=precision,
                 preferred_element_type=wide,
             ).astype(v.dtype)
         )
         start += rows
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+    return jnp.concatenate(outputs, axis=2).swapaxes(1, 2)
