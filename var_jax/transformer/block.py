@@ -66,20 +66,24 @@ class Block(nn.Module):
         keep: jax.Array,
         segments: tuple[KeySegment, ...],
         cache: tuple[LevelCache, ...] | None = None,
-    ) -> tuple[jax.Array, LevelCache | None]:
+        modulation: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[LevelCache, jax.Array] | None]:
         """Args:
           x: [B, L, C].
           condition: [B, C], or [B, 6, C] with shared adaptive layer norm.
           keep: float32 [B, 2]: factors on the two residual branches (drop path: 0 or
             1 / keep probability; 1 in evaluation).
           segments, cache: see `Attention`.
+          modulation: [B, 6, C], what this block made of the same condition before.
 
         Returns:
-          x [B, L, C] and the new cache level, or None without a cache.
+          x [B, L, C]; and None without a cache, else the new cache level and the modulation.
         """
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = Modulation(
-            self.width, self.shared_adaln, self.adaln_init, self.dtype, name="adaln"
-        )(condition)
+        if modulation is None:
+            modulation = Modulation(
+                self.width, self.shared_adaln, self.adaln_init, self.dtype, name="adaln"
+            )(condition)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulation[:, i] for i in range(6))
         gate1 = (gamma1 * keep[:, :1]).astype(self.dtype)[:, None]
         gate2 = (gamma2 * keep[:, 1:]).astype(self.dtype)[:, None]
         y, new = Attention(
@@ -96,4 +100,5 @@ class Block(nn.Module):
             modulate(x, scale2, shift2).astype(self.dtype)
         )
         x = x + gate2 * y
-        return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), new
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        return x, None if cache is None else (new, modulation)

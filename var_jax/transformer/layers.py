@@ -107,10 +107,10 @@ class Modulation(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, condition: jax.Array) -> tuple[jax.Array, ...]:
+    def __call__(self, condition: jax.Array) -> jax.Array:
         """Args: condition: [B, C], or [B, 6, C] if shared.
 
-        Returns: gamma1, gamma2, scale1, scale2, shift1, shift2, each [B, C].
+        Returns: [B, 6, C]: gamma1, gamma2, scale1, scale2, shift1, shift2.
         """
         factor = jnp.array([self.init.gamma] * 2 + [self.init.scale_shift] * 4)
         if self.shared:
@@ -148,8 +148,7 @@ class Modulation(nn.Module):
             kernel = kernel.astype(self.dtype)
             # Six plain products: the gradients of a single one transpose the kernel on CPUs.
             six = jnp.stack([x @ kernel[:, i] for i in range(6)], axis=1) + bias.astype(self.dtype)
-        six = nn.with_logical_constraint(six, ("batch", None, "act_embed"))
-        return tuple(six[:, i] for i in range(6))
+        return nn.with_logical_constraint(six, ("batch", None, "act_embed"))
 
 
 class FinalAdaLN(nn.Module):

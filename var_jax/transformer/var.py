@@ -28,10 +28,13 @@ class StepCache:
     Attributes:
       levels: keys and values of the levels that later levels still see, coarsest first;
         arrays [depth, B, n_k, heads, head_dim].
+      modulation: of the blocks, [depth, B, 6, C]: it depends on the label alone. None at level 0,
+        which makes it; its matrices are a third of a block's parameters.
       first: index of the first level in `levels`.
     """
 
     levels: tuple[LevelCache, ...] = ()
+    modulation: jax.Array | None = None
     first: int = flax.struct.field(pytree_node=False, default=0)
 
 
@@ -185,11 +188,11 @@ class VAR(nn.Module):
         num_keys = sum(pyramid.sizes[lo : level + 1])
         segments = (KeySegment(pyramid.sizes[level], 0, num_keys),)
         keep = jnp.ones((self.depth, labels.shape[0], 2), jnp.float32)
-        x, new = self._stack(x, condition, keep, segments, visible)
+        x, (new, modulation) = self._stack(x, condition, keep, segments, visible, cache.modulation)
 
         first = first_level_kept(pyramid, self.context, level)
         levels = (*cache.levels, new)[first - cache.first :]
-        return self.final_adaln(x, condition), StepCache(levels, first)
+        return self.final_adaln(x, condition), StepCache(levels, modulation, first)
 
     def _condition(self, labels: jax.Array) -> jax.Array:
         """Class embeddings, float32 [B, C]."""
@@ -216,15 +219,16 @@ class VAR(nn.Module):
         keep = jnp.where(u < rates, 0.0, 1 / (1 - rates))
         return labels, keep
 
-    def _stack(self, x, condition, keep, segments, cache):
-        """All blocks; with a cache also returns the new level's keys and values."""
+    def _stack(self, x, condition, keep, segments, cache, modulation=None):
+        """All blocks; with a cache also returns the new level's keys and values, and the
+        modulation, which is made here unless it is given."""
         x = nn.with_logical_constraint(x.astype(self.dtype), ("batch", "length", "act_embed"))
-        if self.shared_adaln:
+        if self.shared_adaln and modulation is None:
             condition = self.shared_modulation(nn.silu(condition))
         condition = condition.astype(self.dtype)
 
-        def body(block, x, condition, keep, cache):
-            return block(x, condition, keep, segments, cache)
+        def body(block, x, condition, keep, cache, modulation):
+            return block(x, condition, keep, segments, cache, modulation)
 
         if self.remat != "none" and cache is None:
             body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
@@ -232,9 +236,9 @@ class VAR(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0, 0, 0),
             length=self.depth,
             unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scan(self.blocks, x, condition, keep, cache)
+        return scan(self.blocks, x, condition, keep, cache, modulation)
