@@ -59,6 +59,23 @@ def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
     assert not cache.levels  # Nothing is kept once nobody will look at it.
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_modulation_is_made_at_level_0_alone(shared):
+    var, params, inputs, labels = make(shared_adaln=shared)
+    _, cache = step(var, params, 0, None, labels, StepCache())
+    level_inputs = inputs[:, PYRAMID.level(1)]
+    expected, _ = step(var, params, 1, level_inputs, labels, cache)
+
+    def spoil(path, x):
+        unused = "adaln" in jax.tree_util.keystr(path) or "shared_modulation" in str(path[0])
+        return jnp.full_like(x, jnp.nan) if unused and "final" not in str(path[0]) else x
+
+    spoiled = jax.tree_util.tree_map_with_path(spoil, params)
+    assert any(jnp.isnan(x).any() for x in jax.tree.leaves(spoiled))
+    hidden, _ = step(var, spoiled, 1, level_inputs, labels, cache)
+    np.testing.assert_array_equal(hidden, expected)
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_no_level_sees_a_finer_one(level):
     var, params, inputs, labels = make()
