@@ -31,6 +31,7 @@ python -m launch.evaluate --checkpoint runs/quickstart/transformer --classifier 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -202,7 +203,7 @@ def _score_checkpoint(should_stop: Any) -> None:
     from var_jax.evaluation.generation_scores import draw_and_score
     from var_jax.evaluation.references import check_reference
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler
+    from var_jax.sampling.images import ImageSampler, sampling_params
 
     terms = sweep.parse_terms(_SWEEP.value) if _SWEEP.value else {}
     for name in terms:
@@ -225,7 +226,10 @@ def _score_checkpoint(should_stop: Any) -> None:
     num_samples = _NUM_SAMPLES.value or sampling_run.PAPER_NUM_SAMPLES
     labels = sampling_run.balanced_labels(num_samples, loaded.var.num_classes, _SEED.value)
     mesh = sharding.make_mesh(devices=jax.local_devices())
-    params = jax.device_put(loaded.params, sharding.replicated_sharding(mesh))
+    parameters_hash = fingerprint(loaded.params)
+    params = sampling_params(loaded.var, loaded.params)
+    params = jax.device_put(params, sharding.replicated_sharding(mesh))
+    loaded = dataclasses.replace(loaded, params=params)  # Lets go of the float32 ones.
     # A batch that does not divide by the devices would be drawn whole on each of them.
     batch = -(-_BATCH.value // mesh.size) * mesh.size
     config = loaded.config.copy_and_resolve_references()
@@ -233,7 +237,7 @@ def _score_checkpoint(should_stop: Any) -> None:
         with config.unlocked(), config.ignore_type():
             config.sampling.update(sampling_run.PAPER_SAMPLING)
     drawn_from = {
-        "checkpoint": {"step": loaded.step, "parameters_sha256": fingerprint(loaded.params)},
+        "checkpoint": {"step": loaded.step, "parameters_sha256": parameters_hash},
         "tokenizer_fingerprint": loaded.tokenizer.fingerprint,
         "dtype": {
             "transformer": jnp.dtype(loaded.var.dtype).name,

@@ -9,6 +9,8 @@ grid. Sample i depends on the seed, its label and i only, not on the batch size.
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags, logging
 
 from launch import cli
@@ -33,7 +35,7 @@ def main() -> None:
     from var_jax import build, sharding
     from var_jax.evaluation.pictures import grid
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler
+    from var_jax.sampling.images import ImageSampler, sampling_params
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):
@@ -53,6 +55,7 @@ def main() -> None:
         keep_partial=_SHOW_LEVELS.value,
     )
     batch = _BATCH.value or min(len(labels), 64)
+    loaded = dataclasses.replace(loaded, params=sampling_params(loaded.var, loaded.params))
     images, tokens, levels = [], [], []
     for start, found in sampler.batches(loaded.params, labels, _SEED.value, batch):
         images.append(to_uint8(found.images))

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from var_jax import build, sharding
 from var_jax.flops import forward_flops
 from var_jax.sampling.generate import generate
+from var_jax.sampling.images import sampling_params
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train import optim
 from var_jax.train.state import create
@@ -96,7 +97,7 @@ def train_tokenizer_step(config: ConfigDict, mesh: Mesh, batch_size: int = 0) ->
 
 
 def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
-    """Generating and decoding: (params, frozen, labels, seeds) -> images.
+    """Generating and decoding: (`sampling_params`, frozen, labels, seeds) -> images.
 
     Args and errors as for `train_step`; the sampler is the config's.
     """
@@ -104,7 +105,10 @@ def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
     loaded, objective = _model(config, mesh, cached=True)
     module, sampler = loaded.module, build.sampler(config)
     with sharding.activate(mesh, config.sharding):
-        boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
+        boxed = jax.eval_shape(
+            lambda key: sampling_params(objective.var, objective.init_params(key)),
+            jax.random.key(0),
+        )
     params = sharding.abstract_state(boxed, mesh, config.sharding)
 
     def run(params, frozen, labels, seeds):

@@ -11,7 +11,7 @@ from var_jax.heads.categorical import CategoricalHead
 from var_jax.pyramid import ScalePyramid
 from var_jax.sampling.generate import Sampler
 from var_jax.sampling.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance
-from var_jax.sampling.images import ImageSampler
+from var_jax.sampling.images import ImageSampler, sampling_params
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
@@ -71,6 +71,23 @@ def test_a_sample_is_the_same_in_every_batch_and_on_every_number_of_devices(mode
     # And no two draw the same numbers: where all codes are as likely, all maps differ.
     _, free, _ = draw(model, labels, Sampler(temperature=1e4))
     assert len({row.tobytes() for row in free}) == 50
+
+
+def test_parameters_in_the_computing_type_give_the_same(model):
+    var, head, tokenizer, frozen, params = model
+    narrow = var.clone(dtype=jnp.bfloat16)
+    cast = sampling_params(narrow, params)
+    blocks = cast["transformer"]["blocks"]
+    assert blocks["mlp"]["up"]["kernel"].dtype == blocks["adaln"]["bias"].dtype == jnp.bfloat16
+    assert blocks["attention"]["log_scale"].dtype == jnp.float32
+    assert cast["transformer"]["position"].dtype == jnp.float32
+    assert cast["head"] is params["head"]
+    labels = np.arange(12) % 3
+    found = [draw((narrow, head, tokenizer, frozen, p), labels) for p in (params, cast)]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    # In float32 there is nothing to cast.
+    jax.tree.map(np.testing.assert_array_equal, sampling_params(var, params), params)
 
 
 def test_the_second_call_compiles_nothing(model, caplog):

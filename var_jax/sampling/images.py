@@ -22,6 +22,25 @@ def sample_keys(seed: int, index: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
 
 
+def sampling_params(var: VAR, params: Any) -> Any:
+    """The parameters with the blocks' in the type that the blocks compute in.
+
+    A block casts all of them at every use but `log_scale`. Cast once, a bfloat16 model takes half
+    the memory, and a level reads half the bytes.
+
+    Args:
+      var: the module.
+      params: {'transformer': ..., 'head': ...}.
+    """
+
+    def cast(path, x):
+        return x if "log_scale" in jax.tree_util.keystr(path) else x.astype(var.dtype)
+
+    transformer = params["transformer"]
+    blocks = jax.tree_util.tree_map_with_path(cast, transformer["blocks"])
+    return {**params, "transformer": {**transformer, "blocks": blocks}}
+
+
 @flax.struct.dataclass
 class Samples:
     """A batch of samples.
@@ -87,7 +106,7 @@ class ImageSampler:
         """Draws one batch.
 
         Args:
-          params: {'transformer': ..., 'head': ...}.
+          params: {'transformer': ..., 'head': ...}; see `sampling_params`.
           labels: int [B] in 0..num_classes; num_classes is 'no class'.
           seed: of the run.
           index: int [B], global numbers of the samples.
