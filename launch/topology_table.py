@@ -54,8 +54,9 @@ the largest and, if nothing overlaps, their sum. The last two columns give both 
 utilisation (useful operations over peak) and the chip hours of the whole recipe.
 
 `remat` is the one of none, dots, full that leaves a twentieth of the memory free and costs least if
-nothing overlaps; [pods.md](pods.md) says in which rows full was not compiled. 16 chips (or all 8) share one copy of parameters and optimizer: of the sizes
-tried, 1 to 64 for d16 and 8 to 64 for d30, it costs least or within a twentieth of the least.
+nothing overlaps; [pods.md](pods.md) says in which rows full was not compiled. 16 chips (or all 8)
+share one copy of parameters and optimizer: of the sizes tried, 1 to 64 for d16 and 8 to 64 for d30,
+it costs least or within a twentieth of the least.
 
 | model | slice | chips | data x fsdp | images/chip | remat | GiB/chip | compute ms | memory ms \
 | links ms | utilisation | chip hours |
