@@ -31,7 +31,6 @@ python -m launch.evaluate --checkpoint runs/quickstart/transformer --classifier 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import sys
@@ -203,7 +202,7 @@ def _score_checkpoint(should_stop: Any) -> None:
     from var_jax.evaluation.generation_scores import draw_and_score
     from var_jax.evaluation.references import check_reference
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler, sampling_params
+    from var_jax.sampling.images import ImageSampler
 
     terms = sweep.parse_terms(_SWEEP.value) if _SWEEP.value else {}
     for name in terms:
@@ -227,9 +226,7 @@ def _score_checkpoint(should_stop: Any) -> None:
     labels = sampling_run.balanced_labels(num_samples, loaded.var.num_classes, _SEED.value)
     mesh = sharding.make_mesh(devices=jax.local_devices())
     parameters_hash = fingerprint(loaded.params)
-    params = sampling_params(loaded.var, loaded.params)
-    params = jax.device_put(params, sharding.replicated_sharding(mesh))
-    loaded = dataclasses.replace(loaded, params=params)  # Lets go of the float32 ones.
+    loaded = loaded.for_sampling(mesh)
     # A batch that does not divide by the devices would be drawn whole on each of them.
     batch = -(-_BATCH.value // mesh.size) * mesh.size
     config = loaded.config.copy_and_resolve_references()
@@ -272,7 +269,7 @@ def _score_checkpoint(should_stop: Any) -> None:
         draw = ImageSampler(loaded.var, loaded.head, module, loaded.tokenizer.params, sampler, mesh)
 
         def draw_part(start: int, stop: int) -> Any:
-            for _, samples in draw.batches(params, labels[:stop], _SEED.value, batch, start):
+            for _, samples in draw.batches(loaded.params, labels[:stop], _SEED.value, batch, start):
                 yield to_uint8(samples.images)
 
         files = sampling_run.SampleFiles(

@@ -9,8 +9,6 @@ grid. Sample i depends on the seed, its label and i only, not on the batch size.
 
 from __future__ import annotations
 
-import dataclasses
-
 from absl import flags, logging
 
 from launch import cli
@@ -35,14 +33,15 @@ def main() -> None:
     from var_jax import build, sharding
     from var_jax.evaluation.pictures import grid
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler, sampling_params
+    from var_jax.sampling.images import ImageSampler
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):
         raise ValueError(f"--output must end in .npz or .png, got {output}.")
     if not output.parent.exists():
         raise FileNotFoundError(f"The folder of --output, {output.parent}, does not exist.")
-    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value)
+    mesh = sharding.make_mesh()
+    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value).for_sampling(mesh)
     num_classes = loaded.var.num_classes
     labels = np.repeat(cli.parse_labels(_LABELS.value, num_classes), _NUM.value)
     sampler = ImageSampler(
@@ -51,11 +50,10 @@ def main() -> None:
         loaded.tokenizer.module,
         loaded.tokenizer.params,
         cli.sampler(loaded.config),
-        sharding.make_mesh(),
+        mesh,
         keep_partial=_SHOW_LEVELS.value,
     )
     batch = _BATCH.value or min(len(labels), 64)
-    loaded = dataclasses.replace(loaded, params=sampling_params(loaded.var, loaded.params))
     images, tokens, levels = [], [], []
     for start, found in sampler.batches(loaded.params, labels, _SEED.value, batch):
         images.append(to_uint8(found.images))

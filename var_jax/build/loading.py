@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from var_jax import checkpoint
+from var_jax import checkpoint, sharding
 from var_jax.build.modules import head, tokenizer, var
 from var_jax.build.sections import tuples
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.sampling.images import sampling_params
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
@@ -64,6 +67,12 @@ class LoadedTransformer:
     tokenizer: LoadedTokenizer
     config: ConfigDict
     step: int
+
+    def for_sampling(self, mesh: Mesh) -> LoadedTransformer:
+        """The same with `sampling_params` on all devices of the mesh; drop the float32 one."""
+        params = sampling_params(self.var, self.params)
+        params = jax.device_put(params, sharding.replicated_sharding(mesh))
+        return dataclasses.replace(self, params=params)
 
 
 def load_transformer(
