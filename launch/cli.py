@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging as std_logging
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ _SINGLE_HOST = flags.DEFINE_bool("single_host", False, "Do not join other hosts.
 
 #: Errors whose message is meant for the user; anything else is a bug and shows its traceback.
 _USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PACKAGES = tuple(f"{_ROOT / name}{os.sep}" for name in ("launch", "var_jax"))
 
 _CPU_LIBRARY_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -127,7 +131,8 @@ def copy_tokenizer(tokenizer: Any, workdir: str) -> None:
 
 
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:
-    ours = any(f"{os.sep}{part}{os.sep}" in record.pathname for part in ("var_jax", "launch"))
+    # By the whole path: a clone, and the environment in it, lies in a folder of the same name.
+    ours = record.pathname.startswith(_PACKAGES)
     # Orbax also warns about files that its own older formats had.
     orbax = f"{os.sep}orbax{os.sep}" in record.pathname
     return ours or record.levelno > (std_logging.WARNING if orbax else std_logging.INFO)

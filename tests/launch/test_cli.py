@@ -1,5 +1,6 @@
 """What every command sets before JAX starts."""
 
+import logging
 import os
 
 import pytest
@@ -30,3 +31,16 @@ def test_no_flag_where_an_accelerator_may_read_it(monkeypatch):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
     cli.prefer_fast_cpu_convolutions()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_a_library_in_a_clone_of_the_packages_name_is_not_taken_for_ours(monkeypatch):
+    monkeypatch.setattr(cli, "_PACKAGES", ("/home/me/var_jax/launch/", "/home/me/var_jax/var_jax/"))
+
+    def kept(path, level):
+        record = logging.LogRecord("absl", level, f"/home/me/var_jax/{path}", 1, "m", (), None)
+        return cli._is_worth_reading(record)
+
+    orbax = ".venv/lib/python3.11/site-packages/orbax/checkpoint/manager.py"
+    assert kept("var_jax/train/loop.py", logging.INFO) and kept("launch/train.py", logging.INFO)
+    assert not kept(orbax, logging.INFO) and not kept(orbax, logging.WARNING)
+    assert kept(orbax, logging.ERROR)
