@@ -29,9 +29,10 @@ def main() -> None:
     from etils import epath
     from jax.experimental import multihost_utils
 
-    from var_jax import build, sharding
+    from var_jax import build
     from var_jax.data.prefetch import prefetch_to_device
     from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+    from var_jax.parallel import sharding
     from var_jax.pixels import to_float
 
     with cli.session(_OUTPUT.value):

@@ -82,7 +82,7 @@ def session(workdir: str | None, data_paths: Sequence[str] = ()) -> Iterator[Cal
       workdir: every host must be able to write there; None if nothing is written.
       data_paths: every host must be able to read them.
     """
-    from var_jax import distributed
+    from var_jax.parallel import distributed
 
     distributed.initialize(
         workdir=workdir,
@@ -139,8 +139,8 @@ def _is_worth_reading(record: std_logging.LogRecord) -> bool:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    from var_jax.checkpoint_files import CheckpointError
-    from var_jax.distributed import PreflightError
+    from var_jax.checkpoint.files import CheckpointError
+    from var_jax.parallel.distributed import PreflightError
     from var_jax.train.loop import TrainingDiverged
 
     return (*_USER_ERRORS, CheckpointError, PreflightError, TrainingDiverged)

@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import cli
-from var_jax import topology
+from var_jax.plan import topology
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
@@ -65,7 +65,8 @@ def make_plan(
     Raises:
       ValueError: a dimension does not divide by its mesh axes.
     """
-    from var_jax import compile_plan, programs, sharding
+    from var_jax.parallel import sharding
+    from var_jax.plan import compile_plan, programs
 
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     if what == "train":

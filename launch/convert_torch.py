@@ -76,16 +76,16 @@ def save(folder: epath.Path, params: Any, metadata: dict[str, Any]) -> None:
     import jax
     import orbax.checkpoint as ocp
 
-    from var_jax import checkpoint_files
+    from var_jax.checkpoint import files
 
     state = {"params": jax.tree.map(lambda x: jax.device_put(x, may_alias=True), params)}
-    directory, _ = checkpoint_files.locate(folder)
-    checkpoint_files.probe_writable(directory)
+    directory, _ = files.locate(folder)
+    files.probe_writable(directory)
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), state)
     metadata = {
         "step": 0,
         "wall_time": time.time(),
-        "packages": checkpoint_files.package_versions(),
+        "packages": files.package_versions(),
         **metadata,
     }
     with ocp.CheckpointManager(directory, item_names=("state", "metadata")) as manager:
@@ -99,7 +99,7 @@ def save(folder: epath.Path, params: Any, metadata: dict[str, Any]) -> None:
             ),
         )
         manager.wait_until_finished()
-    checkpoint_files.record_sizes(directory, 0)
+    files.record_sizes(directory, 0)
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"Wrote {metadata['kind']} with {count:,} parameters to {folder}.", flush=True)
 
@@ -109,7 +109,7 @@ def import_files(args: argparse.Namespace) -> None:
     import jax
 
     from var_jax import build
-    from var_jax.checkpoint_files import complete_steps, fingerprint, locate
+    from var_jax.checkpoint.files import complete_steps, fingerprint, locate
     from var_jax.convert import official
     from var_jax.convert.config import tokenizer_config, transformer_config
 
@@ -174,7 +174,7 @@ def export_files(args: argparse.Namespace) -> None:
     import jax
 
     from var_jax import build
-    from var_jax.checkpoint_files import inspect
+    from var_jax.checkpoint.files import inspect
     from var_jax.convert import official
 
     if inspect(args.checkpoint).metadata.get("kind") == "transformer":

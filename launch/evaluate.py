@@ -140,16 +140,16 @@ def _need(mode: str, **given) -> None:
 
 
 def _extractor() -> Any:
-    from var_jax.evaluation.features import FeatureExtractor
-    from var_jax.evaluation.inception_weights import load_inception
+    from var_jax.evaluation.inception.extractor import FeatureExtractor
+    from var_jax.evaluation.inception.weights import load_inception
 
     weights = load_inception(_INCEPTION.value, sha256=_INCEPTION_SHA256.value)
     return FeatureExtractor(weights)
 
 
 def _score_files() -> None:
-    from var_jax.evaluation.adm import score_files
-    from var_jax.evaluation.sampling_run import ScoringProgress
+    from var_jax.evaluation.generated.adm import score_files
+    from var_jax.evaluation.generated.sampling_run import ScoringProgress
 
     scores = score_files(
         _SAMPLES.value,
@@ -170,8 +170,8 @@ def _score_files() -> None:
 
 def _make_reference() -> None:
     from var_jax import build
-    from var_jax.evaluation import references
-    from var_jax.evaluation.sampling_run import ScoringProgress
+    from var_jax.evaluation.generated import references
+    from var_jax.evaluation.generated.sampling_run import ScoringProgress
 
     config = _CONFIG.value
     extractor = _extractor() if _INCEPTION.value else None
@@ -195,14 +195,15 @@ def _score_checkpoint(should_stop: Any) -> None:
     import jax
     import jax.numpy as jnp
 
-    from var_jax import build, sharding
+    from var_jax import build
     from var_jax.checkpoint import fingerprint
-    from var_jax.evaluation import sampling_run, sweep
-    from var_jax.evaluation.adm import Judge
-    from var_jax.evaluation.generation_scores import draw_and_score
-    from var_jax.evaluation.references import check_reference
+    from var_jax.decoding.images import ImageSampler
+    from var_jax.evaluation.generated import sampling_run, sweep
+    from var_jax.evaluation.generated.adm import Judge
+    from var_jax.evaluation.generated.generation_scores import draw_and_score
+    from var_jax.evaluation.generated.references import check_reference
+    from var_jax.parallel import sharding
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler
 
     terms = sweep.parse_terms(_SWEEP.value) if _SWEEP.value else {}
     for name in terms:

@@ -74,17 +74,19 @@ def main() -> None:
     import jax
     from etils import epath
 
-    from var_jax import build, sharding
-    from var_jax.checkpoint_files import inspect, package_versions
+    from var_jax import build
+    from var_jax.checkpoint.files import inspect, package_versions
     from var_jax.convert.lpips import load_lpips
-    from var_jax.evaluation import references, text_preservation
-    from var_jax.evaluation.adm import EVALUATOR
-    from var_jax.evaluation.features import FeatureExtractor
-    from var_jax.evaluation.inception_weights import file_sha256, load_inception
-    from var_jax.evaluation.npz_images import ImageSpool, note_array
-    from var_jax.evaluation.sampling_run import ROUNDING, Progress, ScoringProgress
-    from var_jax.evaluation.tokenizer_report import TextPart, write_report
-    from var_jax.evaluation.tokenizer_scores import TokenizerRunner, score_tokenizer
+    from var_jax.evaluation.generated import references
+    from var_jax.evaluation.generated.adm import EVALUATOR
+    from var_jax.evaluation.generated.npz_images import ImageSpool, note_array
+    from var_jax.evaluation.generated.sampling_run import ROUNDING, Progress, ScoringProgress
+    from var_jax.evaluation.inception.extractor import FeatureExtractor
+    from var_jax.evaluation.inception.weights import file_sha256, load_inception
+    from var_jax.evaluation.reconstructed import text_preservation
+    from var_jax.evaluation.reconstructed.tokenizer_report import TextPart, write_report
+    from var_jax.evaluation.reconstructed.tokenizer_scores import TokenizerRunner, score_tokenizer
+    from var_jax.parallel import sharding
 
     if _REFERENCE.value and not _INCEPTION.value:
         raise ValueError("--reference needs --inception.")
@@ -179,7 +181,7 @@ def from_npz(path: str, shape: tuple[int, int, int], batch_size: int) -> Data:
     Raises:
       FileNotFoundError, ValueError: they are not what the tokenizer reads.
     """
-    from var_jax.evaluation import npz_images
+    from var_jax.evaluation.generated import npz_images
 
     names = npz_images.member_names(path)
     file = npz_images.NpzImages(path, "images" if "images" in names else npz_images.IMAGES)
@@ -201,7 +203,7 @@ def from_source(loaded: Any, batch_size: int) -> Data:
       ValueError: they are not what the tokenizer reads.
     """
     from var_jax import build
-    from var_jax.evaluation import references
+    from var_jax.evaluation.generated import references
 
     config = _CONFIG.value or loaded.config
     asked = (config.data.image_size, config.data.image_size, config.data.channels)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from var_jax import build
 from var_jax.data.pipeline import Pipeline
-from var_jax.evaluation.adm import read_reference
+from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.during_training import (
     Every,
     Reconstruction,
@@ -19,10 +19,10 @@ from var_jax.evaluation.during_training import (
     SmallFID,
     ValidationLoss,
 )
-from var_jax.evaluation.features import FeatureExtractor
-from var_jax.evaluation.inception_weights import load_inception
+from var_jax.evaluation.generated.adm import read_reference
+from var_jax.evaluation.inception.extractor import FeatureExtractor
+from var_jax.evaluation.inception.weights import load_inception
 from var_jax.objectives.likelihood import Likelihood
-from var_jax.sampling.images import ImageSampler
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluator
 

@@ -21,7 +21,7 @@ from launch import offline
 
 def describe_folder(path: epath.Path, arrays: bool) -> Iterable[str]:
     """Lines about a checkpoint of ours."""
-    from var_jax.checkpoint_files import inspect, named_leaves
+    from var_jax.checkpoint.files import inspect, named_leaves
 
     found = inspect(path)
     metadata = dict(found.metadata)

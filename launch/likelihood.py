@@ -46,7 +46,7 @@ def main() -> None:
         return
     if output is not None:
         output.write_text(json.dumps(values, indent=2) + "\n")
-    from var_jax.evaluation.likelihood import table
+    from var_jax.evaluation.token_likelihood import table
 
     print(table(values))
     print(
@@ -75,8 +75,9 @@ def score(
     """
     import jax
 
-    from var_jax import build, sharding
-    from var_jax.evaluation.likelihood import TokenLikelihood
+    from var_jax import build
+    from var_jax.evaluation.token_likelihood import TokenLikelihood
+    from var_jax.parallel import sharding
 
     loaded = build.load_transformer(checkpoint, tokenizer_path)
     config, tokenizer = loaded.config, loaded.tokenizer

@@ -29,7 +29,7 @@ def run(
     # A TPU may be busy with a run, and only one process can hold it.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from var_jax.checkpoint_files import CheckpointError
+    from var_jax.checkpoint.files import CheckpointError
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # Orbax warns about what these commands do not need.

@@ -26,7 +26,7 @@ def main() -> None:
     from etils import epath
 
     from var_jax import build
-    from var_jax.checkpoint_files import inspect
+    from var_jax.checkpoint.files import inspect
 
     with epath.Path(_IMAGES.value).open("rb") as file, np.load(file) as archive:
         if "images" not in archive:

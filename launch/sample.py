@@ -30,10 +30,11 @@ def main() -> None:
     from etils import epath
     from PIL import Image
 
-    from var_jax import build, sharding
+    from var_jax import build
+    from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.pictures import grid
+    from var_jax.parallel import sharding
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):

@@ -137,8 +137,8 @@ def write_results(config: ConfigDict, settings: dict[str, Any], workdir: str) ->
     import jax
     from etils import epath
 
-    from var_jax.evaluation import scaling_figure
-    from var_jax.evaluation.scaling_law import analyse
+    from var_jax.evaluation.scaling import scaling_figure
+    from var_jax.evaluation.scaling.scaling_law import analyse
 
     if jax.process_index():
         return
@@ -183,10 +183,11 @@ def read_run(workdir: str, name: str, on: str) -> tuple[Any, dict[str, Any]]:
     import jax
     import numpy as np
 
-    from var_jax import build, flops
+    from var_jax import build
     from var_jax.checkpoint import Checkpointer
-    from var_jax.evaluation.scaling_law import QUANTITIES, Curve
+    from var_jax.evaluation.scaling.scaling_law import QUANTITIES, Curve
     from var_jax.objectives.likelihood import Likelihood
+    from var_jax.plan import flops
     from var_jax.train.metrics import read_metrics
 
     with Checkpointer(workdir, read_only=True) as reader:

@@ -38,11 +38,12 @@ def score_small_set(
     import numpy as np
     from etils import epath
 
-    from var_jax import build, sharding
-    from var_jax.evaluation import small_set
-    from var_jax.evaluation.classifier import train_classifier
+    from var_jax import build
+    from var_jax.decoding.images import ImageSampler
+    from var_jax.evaluation.small_sets import small_set
+    from var_jax.evaluation.small_sets.classifier import train_classifier
+    from var_jax.parallel import sharding
     from var_jax.pixels import to_uint8
-    from var_jax.sampling.images import ImageSampler
 
     loaded = build.load_transformer(checkpoint, tokenizer_path)
     config, tokenizer = loaded.config, loaded.tokenizer

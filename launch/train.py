@@ -49,7 +49,8 @@ def train_transformer(
     import jax
 
     from launch import evaluators
-    from var_jax import build, chips, flops
+    from var_jax import build
+    from var_jax.plan import chips, flops
     from var_jax.train import optim
     from var_jax.train.loop import train
 

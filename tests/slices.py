@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from var_jax import sharding
-from var_jax.topology import devices
+from var_jax.parallel import sharding
+from var_jax.plan.topology import devices
 
 
 def mesh_on(topology="v5e:2x2", num_slices=1, **axes):

@@ -15,9 +15,9 @@ from goldens.fill import fill
 from var_jax.convert import official, var, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.mapping import check, flatten, read
+from var_jax.decoding.generate import Sampler, generate
+from var_jax.decoding.guidance import LinearGuidance
 from var_jax.objectives.likelihood import Likelihood
-from var_jax.sampling.generate import Sampler, generate
-from var_jax.sampling.guidance import LinearGuidance
 from var_jax.train.optim import OptimizerConfig, decay_mask, make_optimizer
 from var_jax.train.state import TrainState
 from var_jax.train.step import make_train_step

@@ -7,16 +7,16 @@ import var_jax
 
 #: Lowest first; a module may import its own layer and those above it in this list.
 LAYERS = [
-    {"pyramid", "pixels", "resample", "chips", "topology"},
-    {"context", "kernels", "sharding", "checkpoint_files", "checkpoint", "hlo"},
+    {"pyramid", "pixels", "resample"},
+    {"context", "kernels", "parallel", "checkpoint"},
     {"data"},
     {"codecs"},
     {"tokenizer", "transformer"},
     {"heads"},
-    {"sampling", "objectives", "adapters", "convert", "flops"},
+    {"decoding", "objectives", "convert"},
     {"train"},
     {"evaluation"},
-    {"roll_call", "distributed", "compile_plan", "programs", "build"},
+    {"build", "plan"},
 ]
 ROOT = pathlib.Path(var_jax.__file__).parent
 

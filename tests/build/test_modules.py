@@ -3,7 +3,7 @@ from recipes import TRANSFORMERS, load
 
 from var_jax import build
 from var_jax.context import RecentLevels
-from var_jax.sampling.guidance import ConstantGuidance, PerLevelGuidance
+from var_jax.decoding.guidance import ConstantGuidance, PerLevelGuidance
 
 
 @pytest.mark.parametrize("recipe", TRANSFORMERS)

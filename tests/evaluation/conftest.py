@@ -6,7 +6,7 @@ import pytest
 from goldens.fill import fill
 
 from var_jax.convert import safetensors_file
-from var_jax.evaluation.inception_weights import load_inception
+from var_jax.evaluation.inception.weights import load_inception
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax import sharding
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.sources import ArraySource
-from var_jax.evaluation import fid
+from var_jax.evaluation.distances import frechet
 from var_jax.evaluation.during_training import Every, Reconstruction, SmallFID
-from var_jax.evaluation.features import FeatureExtractor
+from var_jax.evaluation.inception.extractor import FeatureExtractor
+from var_jax.parallel import sharding
 from var_jax.pixels import to_float, to_uint8
 from var_jax.train.loop import Evaluation
 from var_jax.train.state import TrainState
@@ -73,13 +73,13 @@ def test_rfid_is_the_distance_of_the_held_out_images_to_their_reconstructions(
 
     def features(scale):
         made = to_uint8(to_float(images) * np.float32(scale))
-        return fid.statistics(extractor(np.repeat(made, 3, -1))["2048"])
+        return frechet.statistics(extractor(np.repeat(made, 3, -1))["2048"])
 
     for scale in (0.5, 0.9):  # The second time the originals are known.
         trained = state({"tokenizer": jnp.float32(0)}, ema={"tokenizer": jnp.float32(scale)})
         with sharding.activate(mesh, "replicated"):  # As inside the training loop.
             found = evaluator(trained, 3)
-        expected = fid.frechet_distance(features(scale), features(1))
+        expected = frechet.frechet_distance(features(scale), features(1))
         assert found.metrics["rfid"] == pytest.approx(expected, rel=1e-5) and expected > 1e-3
         assert not found.images
 
@@ -109,11 +109,11 @@ def test_fid_of_a_training_is_the_evaluator_s(mesh, inception_weights):
 
     extractor = FeatureExtractor(inception_weights, ("2048",), batch_size=8)
     features = extractor(np.repeat(to_uint8(images), 3, -1))["2048"]
-    real = fid.statistics(1.1 * features[::2])
+    real = frechet.statistics(1.1 * features[::2])
     evaluator = SmallFID(Sampler(), extractor, real, 8, 5, seed=7)
     with sharding.activate(mesh, "replicated"):  # As inside the training loop.
         found = evaluator(state("raw", ema="average"), 3).metrics
-    expected = fid.frechet_distance(fid.statistics(features), real)
+    expected = frechet.frechet_distance(frechet.statistics(features), real)
     assert found["fid"] == pytest.approx(expected, rel=1e-6) and expected > 1e-3
     assert found["fid_seconds"] > 0
     assert np.bincount(labels_seen).tolist() == [3, 3, 2]

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax import sharding
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.data.pipeline import Pipeline
-from var_jax.evaluation.likelihood import TokenLikelihood, table
+from var_jax.evaluation.token_likelihood import TokenLikelihood, table
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.objectives.likelihood import Likelihood
+from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.var import VAR
 

@@ -36,7 +36,7 @@ def test_prepare_imagenet_from_folders(tmp_path):
 
 def test_benchmark_input_runs():
     result = run(
-        "launch.benchmark_input",
+        "benchmarks.benchmark_input",
         "--num_workers=0",
         "--num_images=8",
         "--batch_size=4",

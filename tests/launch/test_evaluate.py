@@ -16,8 +16,9 @@ import pytest
 from commands import import_command
 from recipes import load
 
-from var_jax import build, sharding
+from var_jax import build
 from var_jax.checkpoint import Checkpointer, fingerprint
+from var_jax.parallel import sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
 command = import_command("launch.evaluate")
@@ -44,7 +45,7 @@ BATCH_OF_FILES = """
 import sys
 from absl import flags
 from launch import evaluate
-from var_jax.evaluation import adm
+from var_jax.evaluation.generated import adm
 adm.score_files = lambda *args, batch_size, **settings: {"batch_size": batch_size}
 flags.FLAGS(sys.argv)
 evaluate.main()

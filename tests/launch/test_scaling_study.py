@@ -10,10 +10,11 @@ from commands import import_command
 from recipes import load
 
 from launch import cli
-from var_jax import build, sharding
+from var_jax import build
 from var_jax.checkpoint import Checkpointer, fingerprint
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
-from var_jax.evaluation.scaling_law import QUANTITIES
+from var_jax.evaluation.scaling.scaling_law import QUANTITIES
+from var_jax.parallel import sharding
 
 command = import_command("launch.scaling_law")
 likelihood = import_command("launch.likelihood")

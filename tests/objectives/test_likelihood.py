@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax import sharding
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.objectives.likelihood import Likelihood, Stage, progressive_stages
+from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.var import VAR
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax import sharding
 from var_jax.checkpoint import Checkpointer
 from var_jax.objectives.base import Aux
+from var_jax.parallel import sharding
 from var_jax.train import loop, optim
 from var_jax.train.loop import Evaluation, TrainingDiverged, TrainSettings
 from var_jax.train.metrics import read_metrics

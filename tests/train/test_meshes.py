@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from recipes import load
 
-from var_jax import build, programs, sharding
+from var_jax import build
 from var_jax.checkpoint import Checkpointer
+from var_jax.parallel import sharding
+from var_jax.plan import programs
 from var_jax.train import loop, optim
 from var_jax.train.metrics import read_metrics
 from var_jax.train.step import example_keys

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from recipes import load
 
-from var_jax import build, sharding
+from var_jax import build
+from var_jax.parallel import sharding
 from var_jax.train import loop, optim
 
 

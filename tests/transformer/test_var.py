@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax import sharding
 from var_jax.context import BlockCausal, RecentLevels
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.var import VAR, StepCache
 

@@ -10,11 +10,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from var_jax import checkpoint, sharding
+from var_jax import checkpoint
 from var_jax.build.modules import head, tokenizer, var
 from var_jax.build.sections import tuples
+from var_jax.decoding.images import sampling_params
 from var_jax.heads.categorical import CategoricalHead
-from var_jax.sampling.images import sampling_params
+from var_jax.parallel import sharding
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 

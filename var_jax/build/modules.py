@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from var_jax.build.sections import call, read_section, tuples
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal, Context, RecentLevels
+from var_jax.decoding import guidance
+from var_jax.decoding.generate import Sampler
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.pyramid import ScalePyramid
-from var_jax.sampling import guidance
-from var_jax.sampling.generate import Sampler
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.layers import AdaLNInit
 from var_jax.transformer.var import VAR

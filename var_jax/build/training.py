@@ -12,13 +12,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from var_jax import sharding
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.build.modules import head, tokenizer, var
 from var_jax.build.sections import call, read_section, tuples
 from var_jax.convert.lpips import load_lpips
 from var_jax.objectives.likelihood import Likelihood, progressive_stages
 from var_jax.objectives.vqgan import VQGAN
+from var_jax.parallel import sharding
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.lpips import LPIPS
 from var_jax.train.loop import TrainSettings

@@ -11,17 +11,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from var_jax import sharding
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
-from var_jax.evaluation.features import FeatureExtractor
-from var_jax.evaluation.fid import GaussianStatistics, frechet_distance, statistics
-from var_jax.evaluation.likelihood import TokenLikelihood
-from var_jax.evaluation.npz_images import as_rgb
+from var_jax.decoding.images import ImageSampler
+from var_jax.evaluation.distances.frechet import GaussianStatistics, frechet_distance, statistics
+from var_jax.evaluation.generated.npz_images import as_rgb
+from var_jax.evaluation.inception.extractor import FeatureExtractor
 from var_jax.evaluation.pictures import grid
+from var_jax.evaluation.token_likelihood import TokenLikelihood
 from var_jax.objectives.likelihood import Likelihood, summarise
+from var_jax.parallel import sharding
 from var_jax.pixels import to_float, to_uint8
-from var_jax.sampling.images import ImageSampler
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.loop import Evaluation, Evaluator
 from var_jax.train.state import TrainState

@@ -15,10 +15,10 @@ import optax
 from absl import logging
 from etils import epath
 
-from var_jax import sharding
 from var_jax.checkpoint import Checkpointer
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.objectives.base import Objective
+from var_jax.parallel import sharding
 from var_jax.train.metrics import MetricWriter, Progress, flatten
 from var_jax.train.state import TrainState, create
 from var_jax.train.step import jit_train_step, make_train_step
@@ -116,7 +116,7 @@ def train(
       frozen: parameters that do not train, host or device arrays; replicated.
       batches: start step -> this process's shares of the batches from there on.
       settings: see `TrainSettings`.
-      mesh, preset: see `var_jax.sharding`.
+      mesh, preset: see `var_jax.parallel.sharding`.
       workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and samples/.
       metadata: what the checkpoint says beside the state; JSON.
       seed: of parameters and all random choices.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from var_jax import sharding
 from var_jax.objectives.base import Objective
+from var_jax.parallel import sharding
 from var_jax.train.state import TrainState
 
 #: Two streams of random numbers from one seed: per example, and per step.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from var_jax.topology import ENVIRONMENT
+from var_jax.plan.topology import ENVIRONMENT
 
 PROGRAM = """
 import sys

@@ -1,0 +1,1 @@
+"""What developers time and compare with; not installed."""

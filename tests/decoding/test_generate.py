@@ -1,0 +1,160 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from var_jax.codecs.residual_vq import ResidualVQ
+from var_jax.decoding.generate import Sampler
+from var_jax.decoding.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance
+from var_jax.decoding.images import ImageSampler, sampling_params
+from var_jax.heads.categorical import CategoricalHead
+from var_jax.parallel import sharding
+from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.var import VAR
+
+PYRAMID = ScalePyramid.from_patch_nums((1, 2, 4))
+SAMPLER = Sampler(LinearGuidance(2.0), top_k=0, top_p=0.9)
+
+
+@pytest.fixture(scope="module")
+def model():
+    codec = ResidualVQ(PYRAMID, 32, 4, phi_sharing=2)
+    tokenizer = VQVAE(
+        codec, 1, channels=8, multipliers=(1, 1), num_res_blocks=1, attention=False, norm_groups=4
+    )
+    var = VAR(PYRAMID, num_classes=3, code_dim=4, depth=2, width=32, num_heads=2)
+    head = CategoricalHead(32, 32, init_factor=20.0)
+    images = jnp.zeros((1, 8, 8, 1))
+    inputs = jnp.zeros((1, PYRAMID.length, 4))
+
+    def init():
+        return sharding.unbox(
+            {
+                "tokenizer": tokenizer.init(jax.random.key(0), images)["params"],
+                "transformer": var.init(jax.random.key(1), inputs, jnp.zeros(1, int))["params"],
+                "head": head.init(jax.random.key(2), jnp.zeros((1, 1, 32)))["params"],
+            }
+        )
+
+    params = jax.jit(init)()
+    frozen = params.pop("tokenizer")
+    params = jax.tree.map(
+        lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+    return var, head, tokenizer, frozen, params
+
+
+def draw(model, labels, sampler=SAMPLER, batch_size=None, mesh=None, seed=7, **kwargs):
+    *modules, frozen, params = model
+    sample = ImageSampler(*modules, frozen, sampler, mesh, **kwargs)
+    found = [s for _, s in sample.batches(params, labels, seed, batch_size or len(labels))]
+    return (
+        np.concatenate([s.images for s in found]),
+        np.concatenate([s.tokens for s in found]),
+        found,
+    )
+
+
+def test_a_sample_is_the_same_in_every_batch_and_on_every_number_of_devices(model):
+    labels = np.arange(50) % 3
+    images, tokens, _ = draw(model, labels)
+    for batch_size in (1, 8):
+        other_images, other_tokens, _ = draw(model, labels[:9], batch_size=batch_size)
+        np.testing.assert_array_equal(other_tokens, tokens[:9])
+        np.testing.assert_allclose(other_images, images[:9], atol=1e-5)
+    assert jax.device_count() == 8
+    _, eight, _ = draw(model, labels, batch_size=8, mesh=sharding.make_mesh())
+    np.testing.assert_array_equal(eight, tokens)
+    # And no two draw the same numbers: where all codes are as likely, all maps differ.
+    _, free, _ = draw(model, labels, Sampler(temperature=1e4))
+    assert len({row.tobytes() for row in free}) == 50
+
+
+def test_parameters_in_the_computing_type_give_the_same(model):
+    var, head, tokenizer, frozen, params = model
+    narrow = var.clone(dtype=jnp.bfloat16)
+    cast = sampling_params(narrow, params)
+    blocks = cast["transformer"]["blocks"]
+    assert blocks["mlp"]["up"]["kernel"].dtype == blocks["adaln"]["bias"].dtype == jnp.bfloat16
+    assert blocks["attention"]["log_scale"].dtype == jnp.float32
+    assert cast["transformer"]["position"].dtype == jnp.float32
+    assert cast["head"] is params["head"]
+    labels = np.arange(12) % 3
+    found = [draw((narrow, head, tokenizer, frozen, p), labels) for p in (params, cast)]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    # In float32 there is nothing to cast.
+    jax.tree.map(np.testing.assert_array_equal, sampling_params(var, params), params)
+
+
+def test_the_second_call_compiles_nothing(model, caplog):
+    *modules, frozen, params = model
+    sample = ImageSampler(*modules, frozen, SAMPLER)
+    index = np.arange(4)
+    sample(params, [0, 1, 2, 0], 1, index)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        sample(params, [2, 1, 0, 0], 2, index + 4)
+    assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+
+
+def manual_logits(model, tokens, labels):
+    """Teacher-forced logits of given tokens."""
+    var, head, tokenizer, frozen, params = model
+    inputs = tokenizer.codec.apply({"params": frozen["codec"]}, tokens, method="teacher_inputs")
+    hidden = var.apply({"params": params["transformer"]}, inputs, labels)
+    return head.apply({"params": params["head"]}, hidden)
+
+
+@pytest.mark.parametrize("guidance", [LinearGuidance(0.0), LinearGuidance(2.0)])
+def test_greedy_generation_agrees_with_teacher_forcing(model, guidance):
+    labels = np.array([0, 1, 2])
+    _, tokens, _ = draw(model, labels, Sampler(guidance, top_k=1))
+    logits = manual_logits(model, tokens, labels)
+    uncond = manual_logits(model, tokens, np.full(3, 3))
+    for k in range(PYRAMID.num_levels):
+        t, level = guidance.weight(k, 3), PYRAMID.level(k)
+        mixed = (1 + t) * logits[:, level] - t * uncond[:, level]
+        np.testing.assert_array_equal(mixed.argmax(-1), tokens[:, level])
+
+
+def test_guidance_weights():
+    assert [LinearGuidance(1.5).weight(k, 4) for k in range(4)] == [0, 0.5, 1.0, 1.5]
+    assert ConstantGuidance(2.0).weight(0, 4) == 2.0
+    assert PerLevelGuidance((0.0, 1.0)).weight(1, 2) == 1.0
+    with pytest.raises(ValueError, match="2 weights, but the pyramid has 3 levels"):
+        PerLevelGuidance((0.0, 1.0)).weight(0, 3)
+
+
+def test_unguided_late_levels_do_not_change_the_early_ones(model):
+    labels = np.array([0, 1, 2])
+    _, early, _ = draw(model, labels, Sampler(PerLevelGuidance((0.0, 2.0, 0.0)), top_p=0.9))
+    _, full, _ = draw(model, labels, Sampler(PerLevelGuidance((0.0, 2.0, 2.0)), top_p=0.9))
+    np.testing.assert_array_equal(early[:, :5], full[:, :5])
+    assert (early[:, 5:] != full[:, 5:]).any()
+
+
+def test_settings_can_differ_by_level(model):
+    labels = np.array([0, 1, 2, 0])
+    _, greedy_start, _ = draw(model, labels, dataclasses.replace(SAMPLER, top_k=(1, 0, 0)))
+    _, greedy, _ = draw(model, labels, dataclasses.replace(SAMPLER, top_k=1))
+    np.testing.assert_array_equal(greedy_start[:, :1], greedy[:, :1])
+    assert (greedy_start[:, 1:] != greedy[:, 1:]).any()
+    with pytest.raises(ValueError, match="top_p has 2 values"):
+        draw(model, labels, dataclasses.replace(SAMPLER, top_p=(0.5, 0.9)))
+
+
+def test_partial_images_end_with_the_image(model):
+    labels = np.array([0, 1])
+    images, _, found = draw(model, labels, keep_partial=True)
+    assert found[0].partial.shape == (3, 2, 8, 8, 1)
+    np.testing.assert_allclose(found[0].partial[-1], images, atol=1e-6)
+    smooth = draw(model, labels, dataclasses.replace(SAMPLER, smooth=True))[0]
+    assert np.abs(smooth - images).max() > 1e-3
+
+
+def test_labels_out_of_range_are_refused(model):
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        draw(model, np.array([4]))

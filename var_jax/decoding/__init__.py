@@ -1,0 +1,1 @@
+"""From labels to tokens to images: guidance and the loop over levels."""

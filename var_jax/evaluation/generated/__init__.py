@@ -1,0 +1,1 @@
+"""Generated images: drawing them, their files, and their scores against references."""

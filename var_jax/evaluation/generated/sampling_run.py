@@ -1,0 +1,364 @@
+"""Images drawn for scoring: balanced labels, parts that survive a killed run, one npz at the end.
+
+Sample i depends on the seed, its label and i only. The labels are a seeded permutation of equally
+many of each class, so that the file in the order of i is shuffled already: a score over chunks of
+consecutive images sees all classes, and writing needs no second pass over 10 GB.
+
+A folder of samples holds `settings.json` (what the images depend on), `parts/` while it grows,
+then `samples.npz` with `arr_0` (uint8 NHWC), `labels` and `note`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from var_jax.decoding import guidance
+from var_jax.decoding.generate import Sampler
+from var_jax.evaluation.generated import npz_images
+from var_jax.pyramid import ScalePyramid
+
+PART_SIZE = 500
+ROUNDING = "uint8 = floor(255 (x + 1) / 2 + 0.5), clipped to 0..255, of the decoder's x in [-1, 1]"
+#: The published FID protocol of VAR, for all depths (README of FoundationVision/VAR).
+PAPER_NUM_SAMPLES = 50_000
+PAPER_SAMPLING = {
+    "cfg": 1.5,
+    "cfg_schedule": "linear",
+    "top_k": 900,
+    "top_p": 0.96,
+    "temperature": 1.0,
+    "smooth": False,
+}
+_MIX = "(1+t) cond - t uncond"
+_CONVENTIONS = {
+    guidance.LinearGuidance: f"{_MIX}, t = cfg*k/(K-1)",
+    guidance.ConstantGuidance: f"{_MIX}, t = cfg",
+    guidance.PerLevelGuidance: f"{_MIX}, t given for each level",
+}
+#: start, stop -> the images start .. stop - 1 in batches, uint8 [n, H, W, c].
+DrawPart = Callable[[int, int], Iterable[np.ndarray]]
+
+
+def balanced_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
+    """Labels int32 [num_samples] in 0..num_classes - 1, in an order that the seed shuffles.
+
+    Each class comes num_samples / num_classes times; where that is no whole number, the first
+    classes once more than the others.
+    """
+    # Raw words and a stable sort: the same for every version of NumPy.
+    key = np.random.SeedSequence((seed, num_samples)).generate_state(2, np.uint64)
+    order = np.argsort(np.random.Philox(key=key).random_raw(num_samples), kind="stable")
+    return (np.arange(num_samples) % num_classes).astype(np.int32)[order]
+
+
+def describe_sampler(sampler: Sampler, pyramid: ScalePyramid) -> dict[str, Any]:
+    """The settings at each level, ready for JSON."""
+    levels = range(pyramid.num_levels)
+    policies = [sampler.policy(k, pyramid) for k in levels]
+    rule = sampler.guidance
+    return {
+        "guidance_convention": _CONVENTIONS.get(type(rule), _MIX),
+        "cfg": getattr(rule, "cfg", None),
+        "guidance_by_level": [float(rule.weight(k, pyramid.num_levels)) for k in levels],
+        "top_k_by_level": [p.top_k for p in policies],
+        "top_p_by_level": [p.top_p for p in policies],
+        "temperature_by_level": [p.temperature for p in policies],
+        "smooth_by_level": [p.smooth for p in policies],
+        "level_shapes": [list(shape) for shape in pyramid.shapes],
+    }
+
+
+def paper_protocol(pyramid: ScalePyramid) -> dict[str, Any]:
+    """What `describe_sampler` says under the published protocol, and its number of samples."""
+    values = PAPER_SAMPLING
+    sampler = Sampler(
+        guidance.LinearGuidance(values["cfg"]),
+        values["top_k"],
+        values["top_p"],
+        values["temperature"],
+        values["smooth"],
+    )
+    return {**describe_sampler(sampler, pyramid), "num_samples": PAPER_NUM_SAMPLES}
+
+
+def changes_of(used: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
+    """Where settings differ from a protocol: name -> {'protocol': value, 'used': value}."""
+    return {
+        name: {"protocol": value, "used": used[name]}
+        for name, value in protocol.items()
+        if used[name] != value
+    }
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """SHA-256 of settings, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+class SampleFiles:
+    """The samples of one setting in a folder.
+
+    Every process of a run makes one and calls it alike. Process p of P draws the parts p, p + P,
+    ...; it looks on the disk which of them are there already.
+
+    Args:
+      folder: local or gs:// folder, seen by all processes.
+      labels: int [N], of all samples.
+      settings: everything the images depend on, ready for JSON. They must be those that the
+        folder was begun with.
+      part_size: images a part; a folder that was begun keeps its own.
+      process_index, process_count: those of the run by default.
+
+    Raises:
+      ValueError: the folder holds samples of other settings.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        labels: np.ndarray,
+        settings: dict[str, Any],
+        *,
+        part_size: int = PART_SIZE,
+        process_index: int | None = None,
+        process_count: int | None = None,
+    ) -> None:
+        self.folder = epath.Path(folder)
+        self.labels = np.asarray(labels, np.int32)
+        # As JSON gives it back: tuples are lists there.
+        self.settings = json.loads(json.dumps(settings))
+        self.sha256 = digest(self.settings)
+        self._process = jax.process_index() if process_index is None else process_index
+        self._processes = jax.process_count() if process_count is None else process_count
+        begun = self.folder / "settings.json"
+        if not begun.exists() and self._process == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            record = {"settings_sha256": self.sha256, "part_size": part_size}
+            write_atomically(begun, {**record, "settings": self.settings})
+        self.barrier("settings")
+        record = read_json(begun)
+        if record.get("settings_sha256") != self.sha256:
+            difference = _difference(record.get("settings", {}), self.settings)
+            raise ValueError(
+                f"{self.folder} holds samples of other settings ({difference}); give another "
+                "--output, or delete that folder."
+            )
+        self.part_size = int(record["part_size"])
+        self.path = self.folder / "samples.npz"
+        self._parts = self.folder / "parts"
+
+    @property
+    def complete(self) -> bool:
+        """Whether samples.npz is there."""
+        return self.path.exists()
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the whole run."""
+        return -(-len(self.labels) // self.part_size)
+
+    def missing(self) -> list[int]:
+        """The parts that this process has to draw still."""
+        own = range(self._process, self.num_parts, self._processes)
+        return [part for part in own if not self._part(part).exists()]
+
+    def draw(
+        self, draw_part: DrawPart, should_stop: Callable[[int], bool] = lambda part: False
+    ) -> bool:
+        """Draws the missing parts, each written whole or not at all.
+
+        Args:
+          draw_part: draws the samples start .. stop - 1.
+          should_stop: asked after each part, equally often on all processes; then no more are
+            drawn.
+
+        Returns:
+          whether all parts are there.
+        """
+        if self.complete:
+            return True
+        self._parts.mkdir(parents=True, exist_ok=True)
+        missing = set(self.missing())
+        share = sum(stop - start for start, stop in map(self.bounds, missing))
+        progress = Progress("samples", share * self._processes, show=self._process == 0)
+        rounds = -(-self.num_parts // self._processes)
+        for number in range(rounds):
+            part = number * self._processes + self._process
+            if part in missing:
+                start, stop = self.bounds(part)
+                images = []
+                for batch in draw_part(start, stop):
+                    images.append(batch)
+                    progress.add(len(batch) * self._processes)
+                self._write(part, np.concatenate(images))
+            if should_stop(number) and number + 1 < rounds:
+                return False
+        self.barrier("drawn")
+        return True
+
+    def finish(self) -> epath.Path:
+        """Joins the parts in samples.npz, on process 0, and removes them.
+
+        Raises:
+          ValueError: a part is damaged.
+        """
+        if self._process == 0:
+            if not self.complete:
+                note = {"kind": "samples", "settings_sha256": self.sha256}
+                npz_images.write_images(
+                    self.path,
+                    self._images(),
+                    len(self.labels),
+                    labels=self.labels,
+                    note=npz_images.note_array(note),
+                )
+            if self._parts.exists():
+                self._parts.rmtree()
+        self.barrier("joined")
+        return self.path
+
+    def bounds(self, part: int) -> tuple[int, int]:
+        """The numbers of a part's first sample and of the one after its last."""
+        start = part * self.part_size
+        return start, min(start + self.part_size, len(self.labels))
+
+    def barrier(self, name: str) -> None:
+        """Waits for all processes of the run."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{self.folder} {name}")
+
+    def _part(self, part: int) -> epath.Path:
+        return self._parts / f"{part:06d}.npy"
+
+    def _write(self, part: int, images: np.ndarray) -> None:
+        start, stop = self.bounds(part)
+        if images.dtype != np.uint8 or len(images) != stop - start:
+            raise ValueError(
+                f"Part {part} came as {images.dtype} {list(images.shape)}; {stop - start} images "
+                "of uint8 are due."
+            )
+        final = self._part(part)
+        partial = final.parent / f"{final.name}.partial"
+        with partial.open("wb") as file:
+            np.save(file, images)
+        partial.replace(final)
+
+    def _images(self) -> Iterator[np.ndarray]:
+        for part in range(self.num_parts):
+            start, stop = self.bounds(part)
+            path = self._part(part)
+            try:
+                with path.open("rb") as file:
+                    images = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(
+                    f"The part {path} cannot be read ({error}); delete it and run again."
+                ) from error
+            if len(images) != stop - start:
+                raise ValueError(
+                    f"The part {path} has {len(images)} images where {stop - start} are due; "
+                    "delete it and run again."
+                )
+            yield images
+
+
+class Progress:
+    """Says every few seconds how far a long loop is, how fast, and when it will end.
+
+    Args:
+      what: is counted.
+      total: how many there will be.
+      show: whether to say anything.
+      every: seconds between two lines.
+    """
+
+    def __init__(self, what: str, total: int, show: bool = True, every: float = 10.0) -> None:
+        self._what, self._total, self._show, self._every = what, total, show, every
+        self._done = 0
+        self._shown = time.monotonic()
+        # Speed counts from the first batch on: before it stands the compilation.
+        self._first: tuple[int, float] | None = None
+
+    def add(self, count: int) -> None:
+        """Counts more of them."""
+        self.at(self._done + count)
+
+    def at(self, done: int) -> None:
+        """Says that so many are done."""
+        self._done = done
+        now = time.monotonic()
+        self._first = self._first or (done, now)
+        if not self._show or now - self._shown < self._every:
+            return
+        self._shown = now
+        first_done, first_time = self._first
+        if done == first_done or now == first_time:
+            logging.info("%s %d/%d", self._what, done, self._total)
+            return
+        speed = (done - first_done) / (now - first_time)
+        to_go = max(self._total - done, 0) / speed
+        logging.info(
+            "%s %d/%d  %.4g images/s  to go %s",
+            self._what,
+            done,
+            self._total,
+            speed,
+            f"{to_go // 3600:.0f} h {to_go % 3600 / 60:.0f} min"
+            if to_go >= 3600
+            else f"{to_go:.0f} s",
+        )
+
+
+class ScoringProgress:
+    """The same for `Judge`: one line of progress each for the reference and the samples."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Progress] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._parts or done <= self._parts[what]._done:
+            self._parts[what] = Progress(f"features of the {what}", total)
+        self._parts[what].at(done)
+
+
+def write_atomically(path: epath.Path, value: Any) -> None:
+    """Writes JSON, complete or not at all."""
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """An object that `write_atomically` wrote; empty where the file is none."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first setting that differs, in words."""
+    for name in sorted(there.keys() | here.keys()):
+        old, new = there.get(name), here.get(name)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            return f"{name}: {_difference(old, new)}"
+        return f"{name} {_short(old)} there, {_short(new)} here"
+    return "in a way that this version does not know"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,120 @@
+"""Inception features of a stream of images, on all local devices."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from var_jax.evaluation.inception.network import FEATURE_SIZES, Inception
+from var_jax.evaluation.inception.weights import InceptionWeights
+
+# On CPUs a larger batch is slower: its activations are fresh memory at every step.
+CPU_BATCH_SIZE = 8
+BATCH_SIZE = 32
+SCORE_FEATURES = ("2048", "spatial", "logits_unbiased")
+
+
+class FeatureExtractor:
+    """Batches of images in, NumPy features out.
+
+    The batch axis is spread over the devices; the last batch is padded, so that one image size
+    compiles once.
+
+    Attributes:
+      weights: the network's parameters and the hash of their file.
+      features: names of the features (see Inception); `sizes` has their lengths.
+      batch_size: images a step, over all devices; by default 32 a device, on CPUs 8 in all (which
+        keeps memory under 2 GB).
+    """
+
+    def __init__(
+        self,
+        weights: InceptionWeights,
+        features: Sequence[str] = SCORE_FEATURES,
+        *,
+        batch_size: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        devices = list(devices or jax.local_devices())
+        if batch_size is None:
+            on_cpu = devices[0].platform == "cpu"
+            batch_size = CPU_BATCH_SIZE if on_cpu else BATCH_SIZE * len(devices)
+        mesh = Mesh(np.array(devices), ("batch",))
+        self.weights = weights
+        self.features = tuple(features)
+        self.sizes = {name: FEATURE_SIZES[name] for name in self.features}
+        self.batch_size = max(1, -(-batch_size // len(devices))) * len(devices)
+        self._images = NamedSharding(mesh, PartitionSpec("batch"))
+        whole = NamedSharding(mesh, PartitionSpec())
+        self._params = jax.device_put(weights.params, whole)
+        self._apply = jax.jit(self._extract, out_shardings=self._images)
+
+    def _extract(self, params, images: jax.Array) -> dict[str, jax.Array]:
+        return Inception().apply({"params": params}, images, self.features)
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of images that are at hand.
+
+        Args:
+          images: uint8 [N, H, W, 3].
+
+        Returns:
+          float32 [N, size] for each feature.
+        """
+        parts = list(self.stream([images]))
+        if not parts:
+            return {name: np.zeros((0, FEATURE_SIZES[name]), np.float32) for name in self.features}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.features}
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Features of a stream of images, a batch at a time and in order.
+
+        Args:
+          batches: uint8 [n, H, W, 3], n any; they are cut and joined to batch_size.
+
+        Yields:
+          float32 [m, size] for each feature, m at most batch_size.
+        """
+        waiting: collections.deque = collections.deque()
+        for images in _rebatch(batches, self.batch_size):
+            padding = self.batch_size - len(images)
+            padded = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)]) if padding else images
+            out = self._apply(self._params, jax.device_put(padded, self._images))
+            waiting.append((len(images), out))
+            if len(waiting) > 1:  # one batch is computed while the next is read
+                yield _fetch(*waiting.popleft())
+        while waiting:
+            yield _fetch(*waiting.popleft())
+
+
+def _fetch(count: int, out: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[:count] for name, value in out.items()}
+
+
+def _rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Cuts and joins arrays [n, ...] to [size, ...]; the last may be shorter."""
+    rest: list[np.ndarray] = []
+    held = 0
+    for batch in batches:
+        _check_images(batch)
+        while len(batch):
+            part = batch[: size - held]
+            rest.append(part)
+            held += len(part)
+            batch = batch[len(part) :]
+            if held == size:
+                yield rest[0] if len(rest) == 1 else np.concatenate(rest)
+                rest, held = [], 0
+    if held:
+        yield np.concatenate(rest)
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"Inception takes uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}."
+        )

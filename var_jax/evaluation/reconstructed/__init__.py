@@ -1,0 +1,1 @@
+"""Reconstructions: scores of a tokenizer against the very pictures that went in."""

@@ -1,0 +1,1 @@
+"""Scaling studies: power laws of loss and error in size and compute."""
