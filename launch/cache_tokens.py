@@ -27,21 +27,19 @@ def main() -> None:
     import jax
     import numpy as np
     from etils import epath
-    from jax.experimental import multihost_utils
 
     from var_jax import build
     from var_jax.data.prefetch import prefetch_to_device
     from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
-    from var_jax.parallel import sharding
+    from var_jax.parallel import arrays, sharding
     from var_jax.pixels import to_float
 
     with cli.session(_OUTPUT.value):
-        loaded = build.load_tokenizer(_TOKENIZER.value)
-        config = loaded.config
         mesh = sharding.make_mesh()
         everywhere = sharding.replicated_sharding(mesh)
-        params = jax.device_put(loaded.params, everywhere)
-        sharding.check_batch(_BATCH.value, mesh)
+        loaded = build.load_tokenizer(_TOKENIZER.value).on(mesh)
+        config = loaded.config
+        batch_size = sharding.padded_batch(_BATCH.value, mesh)
 
         def encode(params, images):
             return loaded.module.apply({"params": params}, to_float(images), method="encode")
@@ -53,8 +51,9 @@ def main() -> None:
             images = build.pipeline(
                 config,
                 source,
-                _BATCH.value,
+                batch_size,
                 train=False,
+                mesh=mesh,
                 augment=split == "train" and crops > 1,
                 passes=crops,
             )
@@ -72,20 +71,18 @@ def main() -> None:
             writer = None
             if jax.process_index() == 0:
                 writer = TokenCacheWriter(epath.Path(_OUTPUT.value) / split, settings)
-            start = np.int64(writer.next_sample if writer else 0)
-            if jax.process_count() > 1:
-                start = multihost_utils.broadcast_one_to_all(start)
+            start = arrays.from_process_0(writer.next_sample if writer else 0)
             if start >= settings.num_samples:
                 logging.info("%s: %d samples are there already.", split, settings.num_samples)
                 if writer:
                     writer.close()
                 continue
             shown = began = time.monotonic()
-            host_batches = images.batches(start_step=int(start) // _BATCH.value)
-            batches = prefetch_to_device(host_batches, sharding.batch_sharding(mesh))
+            host_batches = images.batches(start_step=start // batch_size)
+            batches = prefetch_to_device(host_batches, sharding.batch_sharding(mesh), batch_size)
             for batch, _ in batches:
-                tokens = np.asarray(encode(params, batch["image"]))
-                labels, index = (sharding.to_host(batch[k]) for k in ("label", "index"))
+                tokens = np.asarray(encode(loaded.params, batch["image"]))
+                labels, index = (arrays.to_host(batch[k]) for k in ("label", "index"))
                 if writer:
                     writer.write(tokens, labels, index)
                 if writer and time.monotonic() - shown > 10:

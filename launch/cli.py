@@ -111,25 +111,6 @@ def record_run(config: ConfigDict, workdir: str) -> None:
     commands.write_text(before + shlex.join([sys.executable, *sys.argv]) + "\n")
 
 
-def metadata(config: ConfigDict, kind: str, ema: bool) -> dict[str, Any]:
-    """What a checkpoint says about itself beside its state; see `build.load_params`."""
-    return {"kind": kind, "config": json.loads(json.dumps(config.to_dict())), "ema": ema}
-
-
-def copy_tokenizer(tokenizer: Any, workdir: str) -> None:
-    """Puts the tokenizer's parameters into workdir/tokenizer, so that the run is whole."""
-    from etils import epath
-
-    from var_jax.checkpoint import Checkpointer
-
-    folder = epath.Path(workdir) / "tokenizer"
-    with Checkpointer(folder) as checkpointer:
-        if checkpointer.latest_step() is None:
-            state = {"params": {"tokenizer": tokenizer.params}}
-            values = metadata(tokenizer.config, "tokenizer", ema=False)
-            checkpointer.save(0, state, values, force=True)
-
-
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:
     # By the whole path: a clone, and the environment in it, lies in a folder of the same name.
     ours = record.pathname.startswith(_PACKAGES)
@@ -141,7 +122,7 @@ def _is_worth_reading(record: std_logging.LogRecord) -> bool:
 def _user_errors() -> tuple[type[Exception], ...]:
     from var_jax.checkpoint.files import CheckpointError
     from var_jax.parallel.distributed import PreflightError
-    from var_jax.train.loop import TrainingDiverged
+    from var_jax.train.log import TrainingDiverged
 
     return (*_USER_ERRORS, CheckpointError, PreflightError, TrainingDiverged)
 

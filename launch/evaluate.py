@@ -203,7 +203,6 @@ def _score_checkpoint(should_stop: Any) -> None:
     from var_jax.evaluation.generated.generation_scores import draw_and_score
     from var_jax.evaluation.generated.references import check_reference
     from var_jax.parallel import sharding
-    from var_jax.pixels import to_uint8
 
     terms = sweep.parse_terms(_SWEEP.value) if _SWEEP.value else {}
     for name in terms:
@@ -219,23 +218,23 @@ def _score_checkpoint(should_stop: Any) -> None:
             allow_mismatched=_ALLOW_MISMATCHED.value,
             progress=sampling_run.ScoringProgress(),
         )
-    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value)
+    # Each host draws parts of its own.
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    loaded = build.load_transformer(
+        _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
+    )
     module, pyramid = loaded.tokenizer.module, loaded.var.pyramid
     if judge is not None:
         judge.check(module.image_shape[:2], {}, "The checkpoint")
     num_samples = _NUM_SAMPLES.value or sampling_run.PAPER_NUM_SAMPLES
     labels = sampling_run.balanced_labels(num_samples, loaded.var.num_classes, _SEED.value)
-    mesh = sharding.make_mesh(devices=jax.local_devices())
-    parameters_hash = fingerprint(loaded.params)
-    loaded = loaded.for_sampling(mesh)
-    # A batch that does not divide by the devices would be drawn whole on each of them.
-    batch = -(-_BATCH.value // mesh.size) * mesh.size
+    batch = sharding.padded_batch(_BATCH.value, mesh)
     config = loaded.config.copy_and_resolve_references()
     if _PRESET.value == "paper":
         with config.unlocked(), config.ignore_type():
             config.sampling.update(sampling_run.PAPER_SAMPLING)
     drawn_from = {
-        "checkpoint": {"step": loaded.step, "parameters_sha256": parameters_hash},
+        "checkpoint": {"step": loaded.step, "parameters_sha256": fingerprint(loaded.params)},
         "tokenizer_fingerprint": loaded.tokenizer.fingerprint,
         "dtype": {
             "transformer": jnp.dtype(loaded.var.dtype).name,
@@ -271,7 +270,7 @@ def _score_checkpoint(should_stop: Any) -> None:
 
         def draw_part(start: int, stop: int) -> Any:
             for _, samples in draw.batches(loaded.params, labels[:stop], _SEED.value, batch, start):
-                yield to_uint8(samples.images)
+                yield samples.images
 
         files = sampling_run.SampleFiles(
             folder, labels, {"sampler": described, **drawn_from}, part_size=_PART_SIZE.value

@@ -73,13 +73,13 @@ def score(
       token_cache: read tokens from there; '' encodes images.
       batch_size: examples at once, over all devices.
     """
-    import jax
-
     from var_jax import build
     from var_jax.evaluation.token_likelihood import TokenLikelihood
     from var_jax.parallel import sharding
 
-    loaded = build.load_transformer(checkpoint, tokenizer_path)
+    # The mesh of the training may not fit the devices that are here.
+    mesh = sharding.make_mesh()
+    loaded = build.load_transformer(checkpoint, tokenizer_path, mesh=mesh)
     config, tokenizer = loaded.config, loaded.tokenizer
     cached = bool(token_cache)
     config.token_cache = token_cache
@@ -89,16 +89,12 @@ def score(
             f"The data has {source.num_classes} classes, but the transformer was trained with "
             f"{loaded.var.num_classes}; give the data it was trained on."
         )
-    # The mesh of the training may not fit the devices that are here.
-    mesh = sharding.make_mesh()
-    sharding.check_batch(batch_size, mesh)
-    pipeline = build.pipeline(config, source, batch_size, train=False)
+    batch_size = sharding.padded_batch(batch_size, mesh)
+    pipeline = build.pipeline(config, source, batch_size, train=False, mesh=mesh)
     _, objective = build.likelihood(config, tokenizer, cached)
     frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
     logging.info("Scoring %d examples of %s.", pipeline.num_samples, split)
-    with sharding.activate(mesh, "replicated"):
-        params = jax.device_put(loaded.params, sharding.replicated_sharding(mesh))
-        scores = TokenLikelihood(objective, frozen, pipeline, mesh)(params)
+    scores = TokenLikelihood(objective, frozen, pipeline, mesh)(loaded.params)
     return {
         "checkpoint": str(checkpoint),
         "step": loaded.step,

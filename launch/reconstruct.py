@@ -71,9 +71,11 @@ def reconstruct(tokenizer, images, batch_size: int):
     import jax.numpy as jnp
     import numpy as np
 
+    from var_jax.parallel import sharding
     from var_jax.pixels import to_float, to_uint8
 
     module = tokenizer.module
+    params = tokenizer.on(sharding.make_mesh(devices=jax.local_devices()[:1])).params
 
     @jax.jit
     def run(params, x):
@@ -87,7 +89,7 @@ def reconstruct(tokenizer, images, batch_size: int):
         # The last batch is filled up, so that one program serves all.
         fill = np.repeat(batch[-1:], batch_size - len(batch), 0)
         x = to_float(np.concatenate([batch, fill]))
-        y, codes = jax.device_get(run(tokenizer.params, jnp.asarray(x)))
+        y, codes = jax.device_get(run(params, jnp.asarray(x)))
         y, x = y[: len(batch)], x[: len(batch)]
         if integer:
             y = to_uint8(y)

@@ -26,6 +26,7 @@ flags.mark_flags_as_required(["checkpoint", "labels", "output"])
 
 
 def main() -> None:
+    import jax
     import numpy as np
     from etils import epath
     from PIL import Image
@@ -34,45 +35,49 @@ def main() -> None:
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.pictures import grid
     from var_jax.parallel import sharding
-    from var_jax.pixels import to_uint8
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):
         raise ValueError(f"--output must end in .npz or .png, got {output}.")
     if not output.parent.exists():
         raise FileNotFoundError(f"The folder of --output, {output.parent}, does not exist.")
-    mesh = sharding.make_mesh()
-    loaded = build.load_transformer(_CHECKPOINT.value, _TOKENIZER.value).for_sampling(mesh)
-    num_classes = loaded.var.num_classes
-    labels = np.repeat(cli.parse_labels(_LABELS.value, num_classes), _NUM.value)
-    sampler = ImageSampler(
-        loaded.var,
-        loaded.head,
-        loaded.tokenizer.module,
-        loaded.tokenizer.params,
-        cli.sampler(loaded.config),
-        mesh,
-        keep_partial=_SHOW_LEVELS.value,
-    )
-    batch = _BATCH.value or min(len(labels), 64)
-    images, tokens, levels = [], [], []
-    for start, found in sampler.batches(loaded.params, labels, _SEED.value, batch):
-        images.append(to_uint8(found.images))
-        tokens.append(found.tokens)
-        if found.partial is not None:
-            levels.append(to_uint8(found.partial))
-        logging.info("%d/%d samples", start + len(found.tokens), len(labels))
-    images = np.concatenate(images)
-    with output.open("wb") as file:
-        if output.suffix == ".png":
-            picture = grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
-            Image.fromarray(picture.squeeze()).save(file, format="PNG")
-        else:
-            arrays = {"images": images, "labels": labels, "tokens": np.concatenate(tokens)}
-            if levels:
-                arrays["levels"] = np.concatenate(levels, axis=1)
-            np.savez(file, **arrays)
-    logging.info("Wrote %s.", output)
+    with cli.session(str(output.parent)):
+        mesh = sharding.make_mesh()
+        loaded = build.load_transformer(
+            _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
+        )
+        num_classes = loaded.var.num_classes
+        labels = np.repeat(cli.parse_labels(_LABELS.value, num_classes), _NUM.value)
+        sampler = ImageSampler(
+            loaded.var,
+            loaded.head,
+            loaded.tokenizer.module,
+            loaded.tokenizer.params,
+            cli.sampler(loaded.config),
+            mesh,
+            keep_partial=_SHOW_LEVELS.value,
+        )
+        batch = _BATCH.value or min(len(labels), 64)
+        images, tokens, levels = [], [], []
+        for numbers, found in sampler.batches(loaded.params, labels, _SEED.value, batch):
+            images.append(found.images)
+            tokens.append(found.tokens)
+            if found.partial is not None:
+                levels.append(found.partial)
+            logging.info("%d/%d samples", numbers[-1] + 1, len(labels))
+        if jax.process_index():
+            return
+        images = np.concatenate(images)
+        with output.open("wb") as file:
+            if output.suffix == ".png":
+                picture = grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
+                Image.fromarray(picture.squeeze()).save(file, format="PNG")
+            else:
+                arrays = {"images": images, "labels": labels, "tokens": np.concatenate(tokens)}
+                if levels:
+                    arrays["levels"] = np.concatenate(levels).swapaxes(0, 1)
+                np.savez(file, **arrays)
+        logging.info("Wrote %s.", output)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ def score_small_set(
     from var_jax.evaluation.small_sets import small_set
     from var_jax.evaluation.small_sets.classifier import train_classifier
     from var_jax.parallel import sharding
-    from var_jax.pixels import to_uint8
 
     loaded = build.load_transformer(checkpoint, tokenizer_path)
     config, tokenizer = loaded.config, loaded.tokenizer
@@ -83,15 +82,14 @@ def score_small_set(
 
     def draw(params):
         found = [s for _, s in sampler.batches(params, labels, seed, batch_size)]
-        images = to_uint8(np.concatenate([s.images for s in found]))
-        return small_set.LabelledImages(images, labels)
+        return small_set.LabelledImages(np.concatenate([s.images for s in found]), labels)
 
     logging.info("Drawing %d samples.", len(labels))
     generated = draw(loaded.params)
     # The first sample of each class again, with what each of its levels shows.
     growing = ImageSampler(*model, keep_partial=True)
     first = np.arange(min(num_classes, len(labels)))
-    levels = to_uint8(growing(loaded.params, labels[first], seed, first).partial)
+    levels = growing(loaded.params, labels[first], seed, first).partial.swapaxes(0, 1)
     objective, _ = build.likelihood(config, tokenizer, cached=True)
     untrained = jax.jit(lambda key: sharding.unbox(objective(0).init_params(key)))
     untrained = draw(untrained(jax.random.key(config.seed)))

@@ -9,8 +9,6 @@ and samples/ (held-out originals above their reconstructions). config.evaluation
 
 from __future__ import annotations
 
-import dataclasses
-
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -22,44 +20,15 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
-    from launch import evaluators
     from var_jax import build
-    from var_jax.train import optim
     from var_jax.train.loop import train
 
     config, workdir = _CONFIG.value, _WORKDIR.value
     with cli.session(workdir, build.data_paths(config, cached=False)) as stop:
+        experiment = build.tokenizer_experiment(config)
         cli.record_run(config, workdir)
-        evaluation = build.evaluation_settings(config, "tokenizer_train")
-        objective, frozen, optimizers = build.vqgan(config)
-        settings = build.train_settings(config, "tokenizer_train")
-        settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
-        mesh = build.make_mesh(config)
-        images = build.pipeline(
-            config, build.source(config, "train"), settings.batch_size, train=True
-        )
-        held_out = build.pipeline(
-            config, build.source(config, "val"), settings.batch_size, train=False
-        )
-        state = train(
-            name="tokenizer",
-            objective_at=lambda step: objective,
-            optimizer=optim.make_group_optimizer(optimizers, settings.num_steps),
-            frozen=frozen,
-            batches=images.batches,
-            settings=settings,
-            mesh=mesh,
-            preset=config.sharding,
-            workdir=workdir,
-            metadata=cli.metadata(config, "tokenizer", settings.ema_decay > 0),
-            seed=config.seed,
-            learning_rate=optim.learning_rate_schedule(optimizers["tokenizer"], settings.num_steps),
-            evaluators=evaluators.make_for_tokenizer(
-                evaluation, objective.tokenizer, held_out, mesh
-            ),
-            should_stop=stop,
-        )
-        if int(state.step) == settings.num_steps:
+        state = train(experiment, workdir, stop)
+        if int(state.step) == experiment.settings.num_steps:
             logging.info("The tokenizer is in %s.", workdir)
 
 

@@ -127,8 +127,8 @@ def test_retention_keeps_newest_and_best(tmp_path):
     mesh = mesh_of()
     with Checkpointer(tmp_path, max_to_keep=2, best_metric="fid") as saver:
         for step, fid in [(1, 9.0), (2, 4.0), (3, 5.0), (4, None), (5, float("nan")), (6, None)]:
-            metrics = None if fid is None else {"fid": fid}
-            assert saver.save(step, make_state(step, mesh), {}, metrics)
+            assert saver.save(step, make_state(step, mesh), {})
+            saver.note_metrics(step, {} if fid is None else {"fid": fid})
         saver.wait()
         assert saver.steps() == [2, 5, 6] and saver.best_step() == 2
     # What is best is known to the next run of the same command too.

@@ -60,12 +60,10 @@ def test_hosts_see_the_same_global_batches_also_after_a_resume(hosts):
     for start in (0, 2, 5):  # one before, one after an epoch's end
         shares = [
             take(
-                Pipeline(source, augment, 8, seed=1, process_index=h, process_count=hosts).batches(
-                    start
-                ),
+                Pipeline(source, augment, 8, seed=1, rows=share).batches(start),
                 9 - start,
             )
-            for h in range(hosts)
+            for share in np.split(np.arange(8), hosts)
         ]
         for step in range(start, 9):
             joined = {
@@ -115,8 +113,8 @@ def test_worker_processes_change_nothing_and_report_unreadable_images():
 def test_evaluation_counts_every_sample_once_with_equal_steps(hosts):
     source = numbered_source(53)
     pipelines = [
-        Pipeline(source, PLAIN, 8, train=False, process_index=h, process_count=hosts)
-        for h in range(hosts)
+        Pipeline(source, PLAIN, 8, train=False, rows=share)
+        for share in np.split(np.arange(8), hosts)
     ]
     batches = [list(p.batches()) for p in pipelines]
     assert {len(b) for b in batches} == {7} and pipelines[0].num_steps == 7

@@ -64,7 +64,7 @@ def test_a_sample_is_the_same_in_every_batch_and_on_every_number_of_devices(mode
     for batch_size in (1, 8):
         other_images, other_tokens, _ = draw(model, labels[:9], batch_size=batch_size)
         np.testing.assert_array_equal(other_tokens, tokens[:9])
-        np.testing.assert_allclose(other_images, images[:9], atol=1e-5)
+        assert np.abs(other_images.astype(int) - images[:9]).max() <= 1  # Rounding at a half.
     assert jax.device_count() == 8
     _, eight, _ = draw(model, labels, batch_size=8, mesh=sharding.make_mesh())
     np.testing.assert_array_equal(eight, tokens)

@@ -11,7 +11,7 @@ from var_jax.evaluation.during_training import Every, Reconstruction, SmallFID
 from var_jax.evaluation.inception.extractor import FeatureExtractor
 from var_jax.parallel import sharding
 from var_jax.pixels import to_float, to_uint8
-from var_jax.train.loop import Evaluation
+from var_jax.train.experiment import Evaluation
 from var_jax.train.state import TrainState
 
 
@@ -101,11 +101,12 @@ def test_fid_of_a_training_is_the_evaluator_s(mesh, inception_weights):
     class Sampler:
         var = types.SimpleNamespace(num_classes=3)
 
-        def batches(self, params, labels, seed, batch_size):
-            assert params == "average" and seed == 7 and batch_size == 5
+        def batches(self, params, labels, seed, batch_size, own):
+            assert params == "average" and seed == 7 and batch_size == 5 and own
             labels_seen.extend(labels)
             for start in (0, 5):
-                yield start, types.SimpleNamespace(images=images[start : start + 5])
+                part = to_uint8(images[start : start + 5])
+                yield start + np.arange(len(part)), types.SimpleNamespace(images=part)
 
     extractor = FeatureExtractor(inception_weights, ("2048",), batch_size=8)
     features = extractor(np.repeat(to_uint8(images), 3, -1))["2048"]

@@ -50,7 +50,7 @@ def pretend(config, workdir, should_stop):
             lines.append(json.dumps({"step": step - 1, "loss_mean": 9.0}))
             lines.append(json.dumps(values))
         with Checkpointer(workdir) as checkpointer:
-            metadata = cli.metadata(config, "transformer", False)
+            metadata = build.metadata(config, "transformer", ema=False)
             checkpointer.save(4, {"params": {"x": np.zeros(2)}}, metadata, force=True)
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return not should_stop(4)
@@ -125,7 +125,7 @@ def make_tokenizer_and_tokens(folder, config):
         lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), jax.eval_shape(init)
     )
     with Checkpointer(folder / "tokenizer") as checkpointer:
-        metadata = cli.metadata(config, "tokenizer", False)
+        metadata = build.metadata(config, "tokenizer", ema=False)
         checkpointer.save(0, {"params": {"tokenizer": params}}, metadata, force=True)
     for split in ("train", "val"):
         settings = TokenCacheSettings(

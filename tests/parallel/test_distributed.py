@@ -72,7 +72,7 @@ PREAMBLE = """
     import jax, jax.numpy as jnp, numpy as np
     import flax.linen as nn
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    from var_jax.parallel import distributed, sharding
+    from var_jax.parallel import arrays, distributed, sharding
     from var_jax.checkpoint import Checkpointer
     process, coordinator, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 
@@ -145,7 +145,8 @@ TRAIN = """
     with sharding.activate(mesh, "fsdp"), distributed.StopSignal() as stop:
         for i in range(first, LAST):
             x = np.random.default_rng(i).normal(size=(16, 16)).astype(np.float32)
-            batch = sharding.global_batch(x[process * 8 : process * 8 + 8], mesh)
+            rows = sharding.batch_sharding(mesh)
+            batch = arrays.global_rows(x[process * 8 : process * 8 + 8], rows, 16)
             state, loss = step(state, batch)
             print("loss", i + 1, float(loss).hex())
             HOOK

@@ -19,7 +19,8 @@ from var_jax.checkpoint import Checkpointer
 from var_jax.objectives.base import Aux
 from var_jax.parallel import sharding
 from var_jax.train import loop, optim
-from var_jax.train.loop import Evaluation, TrainingDiverged, TrainSettings
+from var_jax.train.experiment import Evaluation, Experiment, TrainSettings
+from var_jax.train.log import TrainingDiverged
 from var_jax.train.metrics import read_metrics
 
 BATCH = 8
@@ -66,7 +67,7 @@ def run(workdir, num_steps=10, poison=(), stop_at=None, devices=1, preset="repli
     config = optim.OptimizerConfig(0.1, warmup_steps=1, weight_decay=0.1)
     mesh_shape = dict(fsdp=-1, data=1) if preset == "fsdp" else {}
     options = dict(log_every=2, save_every=4, ema_decay=0.9) | settings
-    return loop.train(
+    experiment = Experiment(
         name="regression",
         objective_at=lambda step: Regression(),
         optimizer=optim.make_optimizer(config, 10),
@@ -75,14 +76,13 @@ def run(workdir, num_steps=10, poison=(), stop_at=None, devices=1, preset="repli
         settings=TrainSettings(num_steps=num_steps, batch_size=BATCH, **options),
         mesh=sharding.make_mesh(devices=jax.devices()[:devices], **mesh_shape),
         preset=preset,
-        workdir=workdir,
         metadata={"kind": "test"},
         learning_rate=optim.learning_rate_schedule(config, 10),
         evaluators=[
             lambda state, step: Evaluation({"norm": jnp.abs(state.params["kernel"]).sum()})
         ],
-        should_stop=lambda step: step == stop_at,
     )
+    return loop.train(experiment, workdir, lambda step: step == stop_at)
 
 
 def assert_equal(a, b):

@@ -14,6 +14,7 @@ from var_jax.checkpoint import Checkpointer
 from var_jax.parallel import sharding
 from var_jax.plan import programs
 from var_jax.train import loop, optim
+from var_jax.train.experiment import Experiment
 from var_jax.train.metrics import read_metrics
 from var_jax.train.step import example_keys
 
@@ -85,7 +86,7 @@ def train(workdir, tokenizer, layout):
             index = np.arange(step * BATCH, (step + 1) * BATCH)
             yield {"tokens": tokens[index], "label": (index % 10).astype(np.int32), "index": index}
 
-    state = loop.train(
+    experiment = Experiment(
         name="transformer",
         objective_at=objective_at,
         optimizer=optim.make_optimizer(optimizer, STEPS),
@@ -94,9 +95,9 @@ def train(workdir, tokenizer, layout):
         settings=settings,
         mesh=mesh_of(num_devices, **axes),
         preset=preset,
-        workdir=workdir,
         metadata={"kind": "test"},
     )
+    state = loop.train(experiment, workdir)
     return state, [line["loss"] for line in read_metrics(workdir)]
 
 

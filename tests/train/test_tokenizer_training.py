@@ -7,6 +7,7 @@ from recipes import load
 from var_jax import build
 from var_jax.parallel import sharding
 from var_jax.train import loop, optim
+from var_jax.train.experiment import Experiment
 
 
 def small_config():
@@ -39,7 +40,7 @@ def run(workdir, devices, stop_at=None):
             image = np.random.default_rng(step).integers(0, 256, (8, 8, 8, 3), np.uint8)
             yield {"image": image, "index": index}
 
-    return loop.train(
+    experiment = Experiment(
         name="tokenizer",
         objective_at=lambda step: objective,
         optimizer=optim.make_group_optimizer(optimizers, settings.num_steps),
@@ -48,12 +49,10 @@ def run(workdir, devices, stop_at=None):
         settings=settings,
         mesh=sharding.make_mesh(data=1, fsdp=-1, devices=jax.devices()[:devices]),
         preset="fsdp",
-        workdir=workdir,
         metadata={"kind": "test"},
         learning_rate=optim.learning_rate_schedule(optimizers["tokenizer"], settings.num_steps),
-        evaluators=[],
-        should_stop=lambda step: step == stop_at,
     )
+    return loop.train(experiment, workdir, lambda step: step == stop_at)
 
 
 def test_both_networks_train_shard_and_resume(tmp_path):

@@ -14,6 +14,7 @@ from var_jax.build.data import (
     transform,
 )
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings, evaluation_settings
+from var_jax.build.experiment import metadata, tokenizer_experiment, transformer_experiment
 from var_jax.build.loading import (
     LoadedTokenizer,
     LoadedTransformer,
@@ -38,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "load_transformer",
     "make_mesh",
+    "metadata",
     "optimizer_config",
     "pipeline",
     "pyramid",
@@ -45,9 +47,11 @@ __all__ = [
     "set_num_classes",
     "source",
     "tokenizer",
+    "tokenizer_experiment",
     "train_settings",
     "training_source",
     "transform",
+    "transformer_experiment",
     "use_tokenizer",
     "var",
     "vqgan",

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from var_jax.build.sections import call, tuples
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
+from var_jax.parallel import arrays, sharding
 
 #: Options of data sources that name places in a file system.
 _PATH_OPTIONS = ("path", "data_dir")
@@ -85,6 +86,7 @@ def pipeline(
     batch_size: int,
     *,
     train: bool,
+    mesh: jax.sharding.Mesh | None = None,
     augment: bool | None = None,
     passes: int = 1,
 ) -> data_pipeline.Pipeline:
@@ -95,18 +97,20 @@ def pipeline(
       records: a source of images, or a token cache.
       batch_size: over all processes.
       train: endless shuffled epochs, or one pass in order.
+      mesh: the batches go to: this process makes the rows that its devices hold. None: all of
+        them.
       augment: random crops and augmentation; by default as `train`.
       passes: see `Pipeline`.
     """
     augment = train if augment is None else augment
+    rows = mesh and arrays.process_rows(sharding.batch_sharding(mesh), batch_size)
     return data_pipeline.Pipeline(
         records,
         transform(config, augment) if records.channels else None,
         batch_size,
         seed=config.seed,
         train=train,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
         num_workers=config.data.get("num_workers", 0),
         num_threads=config.data.get("num_threads", 4),
         prefetch=config.data.get("prefetch", 4),

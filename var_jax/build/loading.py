@@ -15,7 +15,8 @@ from var_jax.build.modules import head, tokenizer, var
 from var_jax.build.sections import tuples
 from var_jax.decoding.images import sampling_params
 from var_jax.heads.categorical import CategoricalHead
-from var_jax.parallel import sharding
+from var_jax.objectives.likelihood import Likelihood
+from var_jax.parallel import arrays, sharding
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
@@ -26,7 +27,8 @@ class LoadedTokenizer:
 
     Attributes:
       module: what `params` belongs to.
-      params: its parameters, float32; the moving average where the run kept one.
+      params: its parameters, float32; the moving average where the run kept one. On the host
+        (NumPy) until they are placed.
       fingerprint: of params.
       config: of the run that trained it.
     """
@@ -35,6 +37,16 @@ class LoadedTokenizer:
     params: Any
     fingerprint: str
     config: ConfigDict
+
+    def on(self, mesh: Mesh, preset: str | sharding.Rules = "replicated") -> LoadedTokenizer:
+        """The same with its parameters on a mesh, to be passed to all that use them there.
+
+        Raises:
+          ValueError: the preset does not fit the mesh; see `sharding.abstract_shardings`.
+        """
+        boxed = jax.eval_shape(self.module.init_params, jax.random.key(0))
+        shardings = sharding.abstract_shardings(boxed, mesh, preset)
+        return dataclasses.replace(self, params=arrays.place(self.params, shardings))
 
 
 def load_tokenizer(path: epath.PathLike) -> LoadedTokenizer:
@@ -56,10 +68,11 @@ class LoadedTransformer:
 
     Attributes:
       var, head: modules.
-      params: {'transformer': ..., 'head': ...}.
-      tokenizer: its tokenizer.
+      params: {'transformer': ..., 'head': ...}, on the mesh.
+      tokenizer: its tokenizer, its parameters on the mesh.
       config: of the run that trained it.
       step: of the checkpoint.
+      mesh, preset: where and how the parameters lie.
     """
 
     var: VAR
@@ -68,39 +81,59 @@ class LoadedTransformer:
     tokenizer: LoadedTokenizer
     config: ConfigDict
     step: int
-
-    def for_sampling(self, mesh: Mesh) -> LoadedTransformer:
-        """The same with `sampling_params` on all devices of the mesh; drop the float32 one."""
-        params = sampling_params(self.var, self.params)
-        params = jax.device_put(params, sharding.replicated_sharding(mesh))
-        return dataclasses.replace(self, params=params)
+    mesh: Mesh
+    preset: str | sharding.Rules
 
 
 def load_transformer(
-    path: epath.PathLike, tokenizer_path: epath.PathLike | None = None
+    path: epath.PathLike,
+    tokenizer_path: epath.PathLike | None = None,
+    *,
+    mesh: Mesh | None = None,
+    preset: str | sharding.Rules = "replicated",
+    for_sampling: bool = False,
 ) -> LoadedTransformer:
-    """Reads a transformer checkpoint and the tokenizer beside it.
+    """Reads a transformer checkpoint, straight to where it is used, and the tokenizer beside it.
 
     Args:
       path: a run's workdir, or a converted one.
       tokenizer_path: another place of the same tokenizer; by default `path`/tokenizer.
+      mesh: None is one device of this process.
+      preset: how the parameters are cut.
+      for_sampling: see `sampling_params`; else all parameters are float32.
 
     Raises:
       FileNotFoundError: one of them is missing.
       ValueError: not a transformer, or another tokenizer than the one it was trained with.
     """
-    params, metadata = load_params(path, "transformer", None)
-    loaded = load_tokenizer(tokenizer_path or epath.Path(path) / "tokenizer")
-    expected = metadata["tokenizer_fingerprint"]
-    if loaded.fingerprint != expected:
-        raise ValueError(
-            f"The tokenizer in {tokenizer_path or epath.Path(path) / 'tokenizer'} "
-            f"({loaded.fingerprint[:12]}) is not the one that the transformer in {path} was "
-            f"trained with ({expected[:12]}); its images would be noise. Give --tokenizer."
-        )
-    config = ConfigDict(metadata["config"])
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    with checkpoint.Checkpointer(path, read_only=True) as reader:
+        metadata, root = _metadata(reader, path, "transformer")
+        loaded = load_tokenizer(tokenizer_path or epath.Path(path) / "tokenizer")
+        expected = metadata["tokenizer_fingerprint"]
+        if loaded.fingerprint != expected:
+            raise ValueError(
+                f"The tokenizer in {tokenizer_path or epath.Path(path) / 'tokenizer'} "
+                f"({loaded.fingerprint[:12]}) is not the one that the transformer in {path} was "
+                f"trained with ({expected[:12]}); its images would be noise. Give --tokenizer."
+            )
+        config = ConfigDict(metadata["config"])
+        objective = Likelihood(var(config), head(config), loaded.module.codec)
+        boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
+        target = sharding.abstract_state(boxed, mesh, preset)
+        if for_sampling:
+            types = jax.eval_shape(lambda p: sampling_params(objective.var, p), target)
+            target = jax.tree.map(lambda x, t: x.update(dtype=t.dtype), target, types)
+        params, metadata, _ = reader.restore_params(root, target)
     return LoadedTransformer(
-        var(config), head(config), params, loaded, config, int(metadata.get("step", 0))
+        objective.var,
+        objective.head,
+        params,
+        loaded.on(mesh),
+        config,
+        int(metadata.get("step", 0)),
+        mesh,
+        preset,
     )
 
 
@@ -113,19 +146,26 @@ def load_params(path: epath.PathLike, kind: str, part: str | None) -> tuple[Any,
       part: name below the parameters, or None for all of them.
 
     Returns:
-      (tree of float32 arrays on the default device, metadata).
+      (tree of float32 NumPy arrays, whole on every process; metadata).
     """
     with checkpoint.Checkpointer(path, read_only=True) as reader:
-        metadata = reader.read_metadata()
-        if metadata.get("kind") != kind:
-            raise ValueError(
-                f"{path} holds a {metadata.get('kind', 'checkpoint of unknown kind')}, not a "
-                f"{kind}; give the workdir of a {kind}."
-            )
-        root = "ema" if metadata.get("ema") else "params"
+        _, root = _metadata(reader, path, kind)
         name = root if part is None else f"{root}/{part}"
-        params, metadata, _ = reader.restore_params(name)
+        params, metadata, _ = reader.restore_params(name, as_numpy=True)
     return params, metadata
+
+
+def _metadata(
+    reader: checkpoint.Checkpointer, path: epath.PathLike, kind: str
+) -> tuple[dict[str, Any], str]:
+    """The metadata of a checkpoint of this kind, and where its parameters lie in the state."""
+    metadata = reader.read_metadata()
+    if metadata.get("kind") != kind:
+        raise ValueError(
+            f"{path} holds a {metadata.get('kind', 'checkpoint of unknown kind')}, not a "
+            f"{kind}; give the workdir of a {kind}."
+        )
+    return metadata, "ema" if metadata.get("ema") else "params"
 
 
 def use_tokenizer(config: ConfigDict, loaded: LoadedTokenizer) -> None:

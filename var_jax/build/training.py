@@ -21,7 +21,7 @@ from var_jax.objectives.vqgan import VQGAN
 from var_jax.parallel import sharding
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.lpips import LPIPS
-from var_jax.train.loop import TrainSettings
+from var_jax.train.experiment import TrainSettings
 from var_jax.train.optim import OptimizerConfig
 
 _RUN_KEYS = frozenset(inspect.signature(TrainSettings).parameters)

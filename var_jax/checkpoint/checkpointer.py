@@ -38,7 +38,7 @@ class Checkpointer:
       path: the run's workdir, its `checkpoints` folder, or one step's folder (for reading);
         local or gs://.
       max_to_keep: number of newest steps that stay.
-      best_metric: name of a metric; the step with its best value stays as well.
+      best_metric: name of a metric; the step with its best value stays as well (`note_metrics`).
       best_mode: 'min' or 'max', which value of best_metric is best.
       save_every: `save` without force does nothing at steps that are no multiple of it.
       read_only: never write, move or delete anything.
@@ -62,29 +62,19 @@ class Checkpointer:
         if best_mode not in ("min", "max"):
             raise ValueError(f"best_mode must be 'min' or 'max', got {best_mode!r}.")
         self.directory, self._only_step = files.locate(path)
-        self._best_metric = best_metric
+        self._best_metric, self._best_mode = best_metric, best_mode
         self._save_every = save_every
         self._read_only = read_only or self._only_step is not None
         self._pending: int | None = None
         if not self._read_only:
             files.probe_writable(self.directory)
-        keep: list[Any] = [managers.LatestN(max_to_keep)]
-        if best_metric is not None:
-            keep.append(
-                managers.BestN(
-                    get_metric_fn=self._metric,
-                    reverse=best_mode == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        self._best = files.read_best(self.directory, best_metric) if best_metric else None
+        keep = [managers.LatestN(max_to_keep), _Steps(lambda: self._best and self._best[0])]
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
                 save_interval_steps=0 if self._read_only else 1,
-                best_fn=self._metric if best_metric is not None else None,
-                best_mode=best_mode,
                 preservation_policy=managers.AnyPreservationPolicy(keep),
                 read_only=self._read_only,
                 create=not self._read_only,
@@ -105,7 +95,6 @@ class Checkpointer:
         step: int,
         state: Any,
         metadata: dict[str, Any],
-        metrics: dict[str, float] | None = None,
         force: bool = False,
     ) -> bool:
         """Starts to write a step in the background.
@@ -117,7 +106,6 @@ class Checkpointer:
           state: tree of arrays without boxes, sharded in any way.
           metadata: what JSON can hold: the config, fingerprints. Step, time and package
             versions are added.
-          metrics: for best_metric; steps saved without it are kept by age alone.
           force: save at any step, not only at multiples of save_every.
 
         Returns:
@@ -141,18 +129,31 @@ class Checkpointer:
             json.dumps(metadata)
         except TypeError as error:
             raise ValueError(f"The checkpoint's metadata is not JSON: {error}.") from error
-        if self._best_metric is not None:
-            value = (metrics or {}).get(self._best_metric)
-            metrics = None if value is None or not math.isfinite(value) else metrics
         self._pending = step
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
         )
         try:
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, force=True)
         except Exception as error:
             raise self._write_error(error) from error
         return True
+
+    def note_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Tells what a saved step is worth; the best step stays, also in later runs.
+
+        Args:
+          step: was saved, and may still be on its way to the disk.
+          metrics: the same on every process; without a finite best_metric nothing changes.
+        """
+        value = metrics.get(self._best_metric) if self._best_metric else None
+        if value is None or not math.isfinite(value):
+            return
+        sign = 1 if self._best_mode == "min" else -1
+        if self._best is None or sign * value < sign * self._best[1]:
+            self._best = (step, float(value))
+            if jax.process_index() == 0:
+                files.write_best(self.directory, self._best_metric, *self._best)
 
     def check(self) -> None:
         """Raises CheckpointError if the background save has failed; cheap, call it each step."""
@@ -189,8 +190,9 @@ class Checkpointer:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the best value of best_metric."""
-        return self._manager.best_step() if self._best_metric is not None else None
+        """The step with the best value of best_metric, if it is there."""
+        step = self._best[0] if self._best is not None else None
+        return step if step in self.steps() else None
 
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
         """Restores the whole state straight into the target's shardings.
@@ -333,9 +335,6 @@ class Checkpointer:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
         self._manager.reload()
 
-    def _metric(self, metrics: dict[str, float]) -> float:
-        return metrics[self._best_metric]
-
     def _record_files(self) -> None:
         if self._pending is not None and jax.process_index() == 0:
             files.record_sizes(self.directory, self._pending)
@@ -349,6 +348,16 @@ class Checkpointer:
             f"{files.one_line(error)}; "
             + ("no step is saved yet." if good is None else f"the last good step is {good}.")
         )
+
+
+class _Steps:
+    """A preservation policy of Orbax: keeps one step, which may change."""
+
+    def __init__(self, step: Callable[[], int | None]) -> None:
+        self._step = step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [c.step == self._step() for c in checkpoints]
 
 
 def _nest(names: Sequence[str], tree: Any) -> Any:

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 
 _SIZES = "files.json"
+_BEST = "best.json"
 
 
 class CheckpointError(RuntimeError):
@@ -186,6 +187,25 @@ def record_sizes(directory: epath.Path, step: int) -> None:
     files = [f for item in ("state", "metadata") for f in _files(folder / item)]
     sizes = {str(f.relative_to(folder)): f.stat().length for f in files}
     (folder / _SIZES).write_text(json.dumps(sizes, indent=1, sort_keys=True))
+
+
+def read_best(directory: epath.Path, metric: str) -> tuple[int, float] | None:
+    """(step, value) that `write_best` wrote for this metric, if the step is still there."""
+    try:
+        found = json.loads((directory / _BEST).read_text())
+        step, value = int(found["step"]), float(found["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    there = found.get("metric") == metric and step in complete_steps(directory)
+    return (step, value) if there else None
+
+
+def write_best(directory: epath.Path, metric: str, step: int, value: float) -> None:
+    """Remembers the step with the best value of a metric."""
+    text = json.dumps({"metric": metric, "step": step, "value": value}) + "\n"
+    partial = directory / f"{_BEST}.partial"
+    partial.write_text(text)
+    partial.replace(directory / _BEST)
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:

@@ -74,8 +74,7 @@ def build_transformer(shape: var.TransformerShape) -> tuple[VAR, CategoricalHead
 
 def abstract_tokenizer(tokenizer: VQVAE) -> Any:
     """Shapes of the tokenizer's parameters, nested dicts."""
-    images = jnp.zeros((1, *tokenizer.image_shape))
-    return nn.unbox(jax.eval_shape(tokenizer.init, jax.random.key(0), images))["params"]
+    return nn.unbox(jax.eval_shape(tokenizer.init_params, jax.random.key(0)))
 
 
 def abstract_transformer(transformer: VAR, head: CategoricalHead) -> Any:

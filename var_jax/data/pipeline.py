@@ -1,7 +1,7 @@
 """The stateless input pipeline: batch i is a function of (seed, i) and of nothing else.
 
 Every epoch is a fresh shuffle of all records, each of which appears exactly once, also where an
-epoch ends inside a batch. Host h of n makes the h-th contiguous share of global batch i, so any
+epoch ends inside a batch. A host makes the rows of global batch i that its devices hold, so any
 number of hosts sees the same global batches in the same order, and resuming needs the step only.
 Grain computes the batches ahead of time in threads or in worker processes; their number changes
 nothing in what comes out.
@@ -34,9 +34,9 @@ class Pipeline:
     """Batches of a source, by step.
 
     Training batches never end: {"image": uint8 [b, H, W, c] or "tokens": int32 [b, L],
-    "label": int32 [b], "index": int64 [b]}, where b = batch_size / process_count and index is
-    the global sample number step * batch_size + position, from which all randomness that
-    belongs to a sample is derived.
+    "label": int32 [b], "index": int64 [b]}, where b is the number of `rows` and index is the
+    global sample number step * batch_size + row, from which all randomness that belongs to a
+    sample is derived.
 
     Without `train` it is one pass in the order of the source. The last batch is filled up, so
     that all hosts take equally many steps, and "mask": bool [b] is False on what must not count:
@@ -53,8 +53,8 @@ class Pipeline:
       batch_size: global batch size, over all hosts.
       seed: >= 0; of the order and of the augmentation.
       train: endless shuffled epochs, or one pass in order.
-      process_index: this host, in [0, process_count).
-      process_count: number of hosts.
+      rows: which of a batch's rows 0 .. batch_size - 1 this host makes
+        (`parallel.arrays.process_rows`); None makes all.
       num_workers: 0 computes in threads of this process; n > 0 in n spawned processes, which
         is faster for photographs on machines with many cores (the script then needs the usual
         `if __name__ == "__main__":`).
@@ -63,7 +63,7 @@ class Pipeline:
       passes: see above; 1 to train.
 
     Raises:
-      ValueError: an argument out of range, or a batch that does not divide by the hosts.
+      ValueError: an argument out of range.
     """
 
     def __init__(
@@ -74,23 +74,19 @@ class Pipeline:
         *,
         seed: int = 0,
         train: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
         num_workers: int = 0,
         num_threads: int = 4,
         prefetch: int = 4,
         passes: int = 1,
     ) -> None:
-        if batch_size < 1 or batch_size % process_count:
+        rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < batch_size:
             raise ValueError(
-                f"The global batch size {batch_size} must be a positive multiple of the "
-                f"{process_count} hosts."
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(
-                f"process_index must lie in 0..{process_count - 1}, got {process_index}."
+                f"rows must lie in 0..{batch_size - 1}, got {rows.min()}..{rows.max()}."
             )
         for name, value, low in (
+            ("batch_size", batch_size, 1),
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
             ("num_threads", num_threads, 1),
@@ -110,8 +106,7 @@ class Pipeline:
         self.batch_size = batch_size
         self.seed = seed
         self.train = train
-        self.process_index = process_index
-        self.process_count = process_count
+        self.rows = rows
         self.num_workers = num_workers
         self.num_threads = num_threads
         self.prefetch = prefetch
@@ -131,9 +126,7 @@ class Pipeline:
 
     def sample_numbers(self, step: int) -> np.ndarray:
         """int64 [b]: the global sample numbers of this host's share of batch `step`."""
-        share = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * share
-        return np.arange(first, first + share, dtype=np.int64)
+        return step * self.batch_size + self.rows
 
     def record_numbers(self, samples: np.ndarray) -> np.ndarray:
         """int64 [b]: which record of the source each global sample number reads."""

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
+from var_jax.parallel import arrays
+
 
 def prefetch_to_device(
     iterator: Iterable[dict[str, np.ndarray]],
     sharding: jax.sharding.Sharding | None = None,
+    batch_size: int | None = None,
     size: int = 2,
 ) -> Iterator[tuple[dict[str, jax.Array], float]]:
     """Keeps `size` batches on their way to the devices while the step before them runs.
@@ -20,8 +23,10 @@ def prefetch_to_device(
     Transfers are asynchronous, so the time measured is what the loop really waited for data.
 
     Args:
-      iterator: host-local shares of global batches, arrays with the batch on axis 0.
+      iterator: of each global batch the rows that this process's devices hold
+        (`arrays.process_rows`), arrays with the batch on axis 0.
       sharding: of the global batch's axis 0 (the same for every field); None: default device.
+      batch_size: rows of a global batch; None: those that the iterator gives are all.
       size: batches in flight, >= 1.
 
     Yields:
@@ -36,7 +41,7 @@ def prefetch_to_device(
             value = value.astype(np.uint32)
         if sharding is None:
             return jax.device_put(value)
-        return jax.make_array_from_process_local_data(sharding, value)
+        return arrays.global_rows(value, sharding, batch_size or len(value))
 
     source = iter(iterator)
     ready: collections.deque = collections.deque()

@@ -91,11 +91,11 @@ def generate(
       keep_partial: also return the features after each level.
     """
     pyramid = var.pyramid
-    batch = labels.shape[0]
     weights = [sampler.guidance.weight(k, pyramid.num_levels) for k in range(pyramid.num_levels)]
     # The unconditional half runs up to the last guided level: later ones do not look at it.
     guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
-    both = jnp.concatenate([labels, jnp.full_like(labels, var.num_classes)])
+    # Each example beside its unconditional twin: a cut batch axis keeps both on one device.
+    both = _pairs(labels, jnp.full_like(labels, var.num_classes))
 
     def step(level, inputs, labels, cache):
         return var.apply(
@@ -107,15 +107,15 @@ def generate(
     for k in range(pyramid.num_levels):
         guided = k < guided_levels
         if k == guided_levels and k > 0:
-            cache = jax.tree.map(lambda x: x[:, :batch], cache)
+            cache = jax.tree.map(lambda x: _pair(x, 0, axis=1), cache)
         if guided and inputs is not None:
-            inputs = jnp.concatenate([inputs, inputs])
+            inputs = _pairs(inputs, inputs)
         hidden, cache = step(k, inputs, both if guided else labels, cache)
         level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
         target, code = head.apply(
             {"params": params["head"]},
-            hidden[:batch],
-            hidden[batch:] if weights[k] != 0 else None,
+            _pair(hidden, 0) if guided else hidden,
+            _pair(hidden, 1) if weights[k] != 0 else None,
             weights[k],
             level_keys,
             sampler.policy(k, pyramid),
@@ -127,3 +127,14 @@ def generate(
             partial.append(codec.apply({"params": codec_params}, carry, method="finish"))
     features = codec.apply({"params": codec_params}, carry, method="finish")
     return Generated(jnp.concatenate(tokens, axis=1), features, tuple(partial))
+
+
+def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+    """[B, ...] twice -> [2 B, ...]: first 0, second 0, first 1, second 1, ..."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _pair(x: jax.Array, which: int, axis: int = 0) -> jax.Array:
+    """One of each pair that `_pairs` made."""
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    return jax.lax.index_in_dim(pairs, which, axis + 1, keepdims=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.decoding.generate import Sampler, generate
-from var_jax.parallel import sharding
+from var_jax.parallel import arrays, sharding
+from var_jax.pixels import to_uint8
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
@@ -46,14 +48,14 @@ class Samples:
     """A batch of samples.
 
     Attributes:
-      images: float32 [B, H, W, c] in [-1, 1].
+      images: uint8 [B, H, W, c].
       tokens: int32 [B, L].
-      partial: float32 [K, B, H, W, c], what the first 1 .. K levels show; None unless asked for.
+      partial: uint8 [B, K, H, W, c], what the first 1 .. K levels show; None unless asked for.
     """
 
-    images: jax.Array
-    tokens: jax.Array
-    partial: jax.Array | None = None
+    images: Any
+    tokens: Any
+    partial: Any = None
 
 
 class ImageSampler:
@@ -61,10 +63,14 @@ class ImageSampler:
 
     Args:
       var, head, tokenizer: modules.
-      tokenizer_params: of the tokenizer.
+      tokenizer_params: of the tokenizer, on the mesh or on the host.
       sampler: settings.
-      mesh: batches are spread over its data and fsdp axes; None: the default device alone.
+      mesh: batches are spread over its data and fsdp axes; None: one device of this process.
+      preset: how activations lie on the mesh: that of the parameters; see `sharding.PRESETS`.
       keep_partial: also decode what each level shows.
+
+    Attributes:
+      program: the compiled function (params, tokenizer_params, labels, seed, index) -> Samples.
     """
 
     def __init__(
@@ -75,13 +81,15 @@ class ImageSampler:
         tokenizer_params: Any,
         sampler: Sampler,
         mesh: jax.sharding.Mesh | None = None,
+        preset: str | sharding.Rules = "replicated",
         keep_partial: bool = False,
     ) -> None:
         self.var, self.sampler = var, sampler
-        self._mesh = mesh if mesh is not None else sharding.make_mesh(devices=jax.devices()[:1])
-        self._everywhere = sharding.replicated_sharding(self._mesh)
-        self._split = sharding.batch_sharding(self._mesh)
-        self._frozen = jax.device_put(tokenizer_params, self._everywhere)
+        self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+        self._preset = preset
+        self._frozen = arrays.put_host_arrays(
+            tokenizer_params, sharding.replicated_sharding(self.mesh)
+        )
 
         def run(params, frozen, labels, seed, index):
             keys = sample_keys(seed, index)
@@ -91,57 +99,91 @@ class ImageSampler:
             )
 
             def decode(features):
-                return tokenizer.apply({"params": frozen}, features, method="decode")
+                return to_uint8(tokenizer.apply({"params": frozen}, features, method="decode"))
 
-            partial = jnp.stack([decode(f) for f in result.partial]) if keep_partial else None
+            partial = jnp.stack([decode(f) for f in result.partial], 1) if keep_partial else None
             return Samples(decode(result.features), result.tokens, partial)
 
-        self._run = jax.jit(
+        self.program = jax.jit(
             run,
-            out_shardings=self._everywhere,
-            compiler_options=sharding.compiler_options(self._mesh),
+            out_shardings=sharding.batch_sharding(self.mesh),
+            compiler_options=sharding.compiler_options(self.mesh),
         )
 
     def __call__(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
-        """Draws one batch.
+        """Draws one batch, whole on every process.
 
         Args:
-          params: {'transformer': ..., 'head': ...}; see `sampling_params`.
+          params: {'transformer': ..., 'head': ...} on the mesh; see `sampling_params`.
           labels: int [B] in 0..num_classes; num_classes is 'no class'.
           seed: of the run.
           index: int [B], global numbers of the samples.
 
+        Returns:
+          NumPy arrays.
+
         Raises:
           ValueError: a label out of range.
         """
+        found = jax.tree.map(arrays.to_host, self._draw(params, labels, seed, index))
+        return jax.tree.map(lambda x: x[: len(labels)], found)
+
+    def batches(
+        self,
+        params: Any,
+        labels: Sequence[int],
+        seed: int,
+        batch_size: int,
+        first: int = 0,
+        *,
+        own: bool = False,
+    ) -> Iterator[tuple[np.ndarray, Samples]]:
+        """Draws the samples first, first + 1, ... of a long list of labels.
+
+        Args:
+          params, seed: as for a call.
+          labels: of all samples.
+          batch_size: samples at once, rounded up to what the mesh divides.
+          first: number of the first sample.
+          own: give each process only the samples that it answers for: each has one.
+
+        Yields:
+          (int64 [n], numbers of the samples; the samples as NumPy arrays).
+        """
+        labels = np.asarray(labels, np.int32)
+        size = sharding.padded_batch(batch_size, self.mesh)
+        waiting: collections.deque = collections.deque()
+
+        def fetch(start: int, found: Samples) -> tuple[np.ndarray, Samples]:
+            if own:
+                rows, _ = arrays.own_rows(found.tokens)
+                found = jax.tree.map(lambda x: arrays.own_rows(x)[1], found)
+            else:
+                rows, found = np.arange(size), jax.tree.map(arrays.to_host, found)
+            numbers = start + rows
+            kept = numbers < len(labels)
+            return numbers[kept], jax.tree.map(lambda x: x[kept], found)
+
+        for start in range(first, len(labels), size):
+            part = np.resize(labels[start : start + size], size)
+            waiting.append((start, self._draw(params, part, seed, start + np.arange(size))))
+            if len(waiting) > 1:  # One batch is drawn while the one before is fetched.
+                yield fetch(*waiting.popleft())
+        while waiting:
+            yield fetch(*waiting.popleft())
+
+    def _draw(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
         labels = np.asarray(labels, np.int32)
         if labels.size and not 0 <= labels.min() <= labels.max() <= self.var.num_classes:
             raise ValueError(
                 f"Labels must lie in 0..{self.var.num_classes} ({self.var.num_classes} is 'no "
                 f"class'), got {labels.min()}..{labels.max()}."
             )
-        parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        place = self._split if len(labels) % parts == 0 else self._everywhere
-        seed = jax.device_put(np.uint32(seed), self._everywhere)
-        labels = jax.device_put(labels, place)
-        index = jax.device_put(np.asarray(index, np.uint32), place)
-        return self._run(params, self._frozen, labels, seed, index)
-
-    def batches(
-        self, params: Any, labels: Sequence[int], seed: int, batch_size: int, first: int = 0
-    ) -> Iterator[tuple[int, Samples]]:
-        """Draws the samples first, first + 1, ... of a long list of labels.
-
-        Yields:
-          (number of the batch's first sample, Samples as numpy arrays); the last batch is
-          drawn at full size and cut.
-        """
-        labels = np.asarray(labels, np.int32)
-        for start in range(first, len(labels), batch_size):
-            part = labels[start : start + batch_size]
-            padded = np.resize(part, batch_size)
-            index = start + np.arange(batch_size)
-            found = jax.tree.map(sharding.to_host, self(params, padded, seed, index))
-            count = len(part)
-            partial = None if found.partial is None else found.partial[:, :count]
-            yield start, Samples(found.images[:count], found.tokens[:count], partial)
+        size = sharding.padded_batch(len(labels), self.mesh)
+        split = sharding.batch_sharding(self.mesh)
+        labels, index = (
+            arrays.place(np.resize(x, size), split) for x in (labels, np.asarray(index, np.uint32))
+        )
+        seed = arrays.place(np.uint32(seed), sharding.replicated_sharding(self.mesh))
+        with sharding.activate(self.mesh, self._preset):
+            return self.program(params, self._frozen, labels, seed, index)

@@ -1,4 +1,9 @@
-"""Evaluators that run inside the training loop, on every process alike."""
+"""Evaluators that run inside the training loop, on every process alike.
+
+They run wherever the step fits: batches are filled up to what the mesh divides, parameters stay
+as the training lays them, and a process fetches uint8 pictures of the rows that its own devices
+hold, whose features it extracts there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from var_jax.data.pipeline import Pipeline
@@ -19,11 +23,11 @@ from var_jax.evaluation.generated.npz_images import as_rgb
 from var_jax.evaluation.inception.extractor import FeatureExtractor
 from var_jax.evaluation.pictures import grid
 from var_jax.evaluation.token_likelihood import TokenLikelihood
-from var_jax.objectives.likelihood import Likelihood, summarise
-from var_jax.parallel import sharding
+from var_jax.objectives.likelihood import summarise
+from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_float, to_uint8
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.train.loop import Evaluation, Evaluator
+from var_jax.train.experiment import Evaluation, Evaluator
 from var_jax.train.state import TrainState
 
 
@@ -31,11 +35,11 @@ class ValidationLoss:
     """Negative log likelihood and accuracy on held-out data, each example once.
 
     Args:
-      objective, frozen, pipeline, mesh: see `TokenLikelihood`.
+      measure: of the held-out data.
     """
 
-    def __init__(self, objective: Likelihood, frozen: Any, pipeline: Pipeline, mesh: Mesh) -> None:
-        self._measure = TokenLikelihood(objective, frozen, pipeline, mesh)
+    def __init__(self, measure: TokenLikelihood) -> None:
+        self._measure = measure
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         scores = self._measure(state.evaluation_params())
@@ -59,8 +63,7 @@ class SampleGrid:
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         index = np.arange(len(self._labels))
         found = self._sampler(state.evaluation_params(), self._labels, self._seed, index)
-        picture = grid(to_uint8(sharding.to_host(found.images)), self._columns)
-        return Evaluation(images={"samples": picture})
+        return Evaluation(images={"samples": grid(found.images, self._columns)})
 
 
 class Reconstruction:
@@ -68,12 +71,17 @@ class Reconstruction:
 
     Args:
       tokenizer: module.
-      pipeline: images, one pass in order.
+      pipeline: images, one pass in order; its batch size is what the mesh divides.
       mesh: of the training.
+      preset: how the training lays parameters and activations on it.
       shown: pairs in the picture, spread evenly over the split: many data sets are sorted by
         class; 0 is no picture.
-      params: of a tokenizer that does not train; None: those of the state.
+      params: of a tokenizer that does not train, on the mesh; None: those of the state.
       extractor: Inception, on this process's devices of the mesh; gives '2048'. None: no rFID.
+
+    Attributes:
+      program: the compiled function (params, images uint8 [B, H, W, c]) -> reconstructions uint8,
+        PSNR float32 [B] in dB.
     """
 
     def __init__(
@@ -81,14 +89,14 @@ class Reconstruction:
         tokenizer: VQVAE,
         pipeline: Pipeline,
         mesh: Mesh,
+        preset: str | sharding.Rules = "replicated",
         shown: int = 16,
         params: Any = None,
         extractor: FeatureExtractor | None = None,
     ) -> None:
-        self._pipeline, self._mesh, self._extractor = pipeline, mesh, extractor
+        self._pipeline, self._mesh, self._preset = pipeline, mesh, preset
+        self._extractor, self._params = extractor, params
         self._originals: GaussianStatistics | None = None
-        everywhere = sharding.replicated_sharding(mesh)
-        self._params = None if params is None else jax.device_put(params, everywhere)
         count = min(shown, pipeline.num_samples)
         self._shown = (2 * np.arange(count) + 1) * pipeline.num_samples // (2 * count)
 
@@ -96,39 +104,56 @@ class Reconstruction:
             images = to_float(images)
             output = tokenizer.apply({"params": params}, images, method="reconstruct")
             mse = jnp.square((output - images) / 2).mean((1, 2, 3))
-            return output, -10 * jnp.log10(jnp.maximum(mse, 1e-10))
+            return to_uint8(output), -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
-        self._run = jax.jit(run, out_shardings=everywhere)
+        self.program = jax.jit(
+            run,
+            out_shardings=sharding.batch_sharding(mesh),
+            compiler_options=sharding.compiler_options(mesh),
+        )
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         params = self._params
         if params is None:
             params = state.evaluation_params()["tokenizer"]
-        psnr, before, after, features, originals = [], [], [], [], []
-        batches = prefetch_to_device(self._pipeline.batches(), sharding.batch_sharding(self._mesh))
+        numbers, psnr, made, originals = [], [], [], []
+        # Of each picture shown: its number, the original, the reconstruction.
+        pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        batches = prefetch_to_device(
+            self._pipeline.batches(),
+            sharding.batch_sharding(self._mesh),
+            self._pipeline.batch_size,
+        )
         for batch, _ in batches:
-            output, values = self._run(params, batch["image"])
-            mask = sharding.to_host(batch["mask"])
-            psnr.append(sharding.to_host(values)[mask])
-            chosen = mask & np.isin(sharding.to_host(batch["index"]), self._shown)
-            if chosen.any():
-                before.append(sharding.to_host(batch["image"])[chosen])
-                after.append(to_uint8(sharding.to_host(output)[chosen]))
+            with sharding.activate(self._mesh, self._preset):
+                found = self.program(params, batch["image"])
+            own = [arrays.own_rows(x)[1] for x in (*found, *_fields(batch))]
+            output, values, images, index, _ = (x[own[-1]] for x in own)
+            numbers.append(index)
+            psnr.append(values)
+            shown = np.isin(index, self._shown)
+            pairs.append((index[shown], images[shown], output[shown]))
             if self._extractor is not None:
-                made = to_uint8(sharding.to_host(output)[mask])
-                features.append(self._extractor(_share(made))["2048"])
+                made.append(self._extractor(as_rgb(output))["2048"])
                 if self._originals is None:
-                    images = sharding.to_host(batch["image"])[mask]
-                    originals.append(self._extractor(_share(images))["2048"])
-        metrics, pictures = {"psnr": np.concatenate(psnr).mean()}, {}
+                    originals.append(self._extractor(as_rgb(images))["2048"])
+        numbers = np.concatenate(numbers)
+        every = arrays.gather_rows(numbers, np.concatenate(psnr))
+        metrics, pictures = {"psnr": every.mean()}, {}
         if self._extractor is not None:
             if self._originals is None:
-                self._originals = _joint_statistics(originals)
-            metrics["rfid"] = frechet_distance(_joint_statistics(features), self._originals)
-        if before:
-            pairs = np.concatenate(before + after)
-            pictures["reconstructions"] = grid(pairs, columns=len(pairs) // 2)
+                self._originals = _joint_statistics(numbers, originals)
+            found = _joint_statistics(numbers, made)
+            metrics["rfid"] = frechet_distance(found, self._originals)
+        if len(self._shown):
+            index, before, after = (np.concatenate(part) for part in zip(*pairs, strict=True))
+            rows = [arrays.gather_rows(index, part) for part in (before, after)]
+            pictures["reconstructions"] = grid(np.concatenate(rows), columns=len(rows[0]))
         return Evaluation(metrics, pictures)
+
+
+def _fields(batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+    return batch["image"], batch["index"], batch["mask"]
 
 
 class SmallFID:
@@ -136,7 +161,7 @@ class SmallFID:
 
     It falls with the number of samples, so it compares steps and runs that share that number,
     not papers. Samples are drawn on the mesh of the training; every process extracts the features
-    of its share on its own devices.
+    of those that its own devices hold.
 
     Args:
       sampler: draws the images.
@@ -165,33 +190,30 @@ class SmallFID:
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         began = time.perf_counter()
         batches = self._sampler.batches(
-            state.evaluation_params(), self._labels, self._seed, self._batch_size
+            state.evaluation_params(), self._labels, self._seed, self._batch_size, own=True
         )
-        features = self._extractor.stream(
-            _share(to_uint8(samples.images)) for _, samples in batches
-        )
-        found = _joint_statistics([part["2048"] for part in features])
+        numbers: list[np.ndarray] = []
+
+        def images():
+            for index, samples in batches:
+                numbers.append(index)
+                yield as_rgb(samples.images)
+
+        none = self._extractor(np.zeros((0, 1, 1, 3), np.uint8))  # A process may have no rows.
+        features = [none["2048"], *(part["2048"] for part in self._extractor.stream(images()))]
+        found = _joint_statistics(np.concatenate(numbers), features)
         value = frechet_distance(found, self._reference)
         return Evaluation({"fid": value, "fid_seconds": time.perf_counter() - began})
 
 
-def _share(images: np.ndarray) -> np.ndarray:
-    """This process's part of a batch uint8 that all of them hold, as Inception reads it."""
-    return as_rgb(np.array_split(images, jax.process_count())[jax.process_index()])
+def _joint_statistics(numbers: np.ndarray, features: list[np.ndarray]) -> GaussianStatistics:
+    """Of the features of all processes; kept, not reduced, they join to the bit.
 
-
-def _joint_statistics(features: list[np.ndarray]) -> GaussianStatistics:
-    """Of the features of all processes; kept, not reduced, they join to the bit."""
-    found = np.concatenate(features)
-    return statistics(_gather(found) if jax.process_count() > 1 else found)
-
-
-def _gather(rows: np.ndarray) -> np.ndarray:
-    """Rows of all processes, which may hold different numbers of them."""
-    counts = multihost_utils.process_allgather(np.array(len(rows)))
-    padded = np.pad(rows, [(0, counts.max() - len(rows)), (0, 0)])
-    parts = multihost_utils.process_allgather(padded)
-    return np.concatenate([part[:n] for part, n in zip(parts, counts, strict=True)])
+    Args:
+      numbers: of this process's images.
+      features: of them, float32 [n, size] in parts.
+    """
+    return statistics(arrays.gather_rows(numbers, np.concatenate(features)))
 
 
 class Every:

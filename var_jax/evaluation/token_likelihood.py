@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.objectives.likelihood import Likelihood
-from var_jax.parallel import sharding
+from var_jax.parallel import arrays, sharding
 from var_jax.pyramid import ScalePyramid
 
 
@@ -87,24 +87,37 @@ class TokenLikelihood:
 
     Args:
       objective: without label smoothing or ramps: what matters is the likelihood.
-      frozen: the objective's frozen parameters.
-      pipeline: images or tokens, one pass in order (train=False).
+      frozen: the objective's frozen parameters, on the mesh or on the host.
+      pipeline: images or tokens, one pass in order (train=False); its batch size is what the
+        mesh divides.
       mesh: batches are spread over its data and fsdp axes.
+      preset: how activations lie on the mesh: that of the parameters.
+
+    Attributes:
+      program: the compiled function (params, frozen, batch) -> sums over the batch's examples of
+        nll and of hits, each [L]; each example's nats per token and whether it counts, each [B].
     """
 
-    def __init__(self, objective: Likelihood, frozen: Any, pipeline: Pipeline, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        objective: Likelihood,
+        frozen: Any,
+        pipeline: Pipeline,
+        mesh: Mesh,
+        preset: str | sharding.Rules = "replicated",
+    ) -> None:
         self._pyramid = objective.var.pyramid
-        self._pipeline, self._mesh = pipeline, mesh
+        self._pipeline, self._mesh, self._preset = pipeline, mesh, preset
         everywhere = sharding.replicated_sharding(mesh)
-        self._frozen = jax.device_put(frozen, everywhere)
+        self._frozen = arrays.put_host_arrays(frozen, everywhere)
 
         def sums(params, frozen, batch):
             _, nll, correct = objective.per_token(params, frozen, batch)
             mask = batch["mask"].astype(jnp.float32)[:, None]
-            return (nll * mask).sum(0), (correct * mask).sum(0), nll.mean(1)
+            return (nll * mask).sum(0), (correct * mask).sum(0), nll.mean(1), batch["mask"]
 
         options = sharding.compiler_options(mesh)
-        self._sums = jax.jit(sums, out_shardings=everywhere, compiler_options=options)
+        self.program = jax.jit(sums, out_shardings=everywhere, compiler_options=options)
 
     def __call__(
         self, params: Any, progress: Callable[[int], None] = lambda done: None
@@ -120,14 +133,19 @@ class TokenLikelihood:
         """
         length = self._pyramid.length
         nll, correct, examples = np.zeros(length), np.zeros(length), []
-        batches = prefetch_to_device(self._pipeline.batches(), sharding.batch_sharding(self._mesh))
+        batches = prefetch_to_device(
+            self._pipeline.batches(),
+            sharding.batch_sharding(self._mesh),
+            self._pipeline.batch_size,
+        )
         for batch, _ in batches:
-            part = self._sums(params, self._frozen, batch)
-            nll_sum, correct_sum, by_example = jax.device_get(part)
+            with sharding.activate(self._mesh, self._preset):
+                part = self.program(params, self._frozen, batch)
+            nll_sum, correct_sum, by_example, mask = map(np.asarray, part)
             # Sums of a batch fit float32; those of a split do not.
             nll += nll_sum.astype(np.float64)
             correct += correct_sum.astype(np.float64)
-            examples.append(by_example[sharding.to_host(batch["mask"])].astype(np.float64))
+            examples.append(by_example[mask].astype(np.float64))
             progress(sum(map(len, examples)))
         examples = np.concatenate(examples) if examples else np.zeros(0)
         count = len(examples)

@@ -171,7 +171,7 @@ class VQGAN:
         """Parameters of the networks that train, in the boxes of their logical axis names."""
         tokenizer_key, discriminator_key = jax.random.split(key)
         images = jnp.zeros((1, *self.tokenizer.image_shape))
-        params = {"tokenizer": self.tokenizer.init(tokenizer_key, images)["params"]}
+        params = {"tokenizer": self.tokenizer.init_params(tokenizer_key)}
         if self.discriminator is not None:
             params["discriminator"] = self.discriminator.init(discriminator_key, images)["params"]
         return params

@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 #: data: whole copies of the parameters; fsdp: parameters and batch cut together (ZeRO-3);
@@ -337,22 +337,10 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> int:
     return batch_size // parts
 
 
-def global_batch(local: Any, mesh: Mesh) -> Any:
-    """Arrays over all hosts from each host's share of the batch (axis 0, in host order).
-
-    Args:
-      local: tree of numpy arrays, the same shapes on every host.
-      mesh: whose data and fsdp axes cut axis 0.
-    """
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
-
-
-def to_host(x: jax.Array) -> np.ndarray:
-    """A global array as numpy, whole on every process."""
-    if x.is_fully_addressable:
-        return np.asarray(jax.device_get(x))
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+def padded_batch(size: int, mesh: Mesh) -> int:
+    """The smallest batch of at least `size` examples that the mesh divides."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return -(-size // parts) * parts
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:

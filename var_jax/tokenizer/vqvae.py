@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,11 @@ class VQVAE(nn.Module):
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
         self.quant_conv = conv(self.codec.code_dim, **exact)
         self.post_quant_conv = conv(self.codec.code_dim, **exact)
+
+    @nn.nowrap
+    def init_params(self, key: jax.Array) -> dict[str, Any]:
+        """Parameters at initialisation, in the boxes that hold their logical axis names."""
+        return self.init(key, jnp.zeros((1, *self.image_shape)))["params"]
 
     @property
     def stride(self) -> int:

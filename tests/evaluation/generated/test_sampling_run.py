@@ -14,7 +14,6 @@ from var_jax.evaluation.generated.npz_images import NpzImages
 from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.parallel import sharding
-from var_jax.pixels import to_uint8
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
@@ -183,7 +182,7 @@ def test_samples_are_the_same_on_one_and_on_eight_devices(model, tmp_path):
 
         def draw_part(start, stop, sampler=sampler):
             for _, samples in sampler.batches(params, labels[:stop], 5, 8, start):
-                yield to_uint8(samples.images)
+                yield samples.images
 
         # The second run was interrupted after two parts of another division into batches.
         files = SampleFiles(tmp_path / str(count), labels, {}, part_size=8 if count == 1 else 6)

@@ -21,7 +21,7 @@ from var_jax.evaluation.generated.summary import Extractor, Summary, SummaryBuil
 from var_jax.evaluation.reconstructed.image_scores import WINDOW, image_scores, psnr
 from var_jax.evaluation.reconstructed.text_preservation import MAX_PSNR
 from var_jax.evaluation.small_sets.small_set import level_statistics
-from var_jax.parallel import sharding
+from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_float, to_uint8
 from var_jax.tokenizer.lpips import LPIPS, MIN_SIZE
 from var_jax.tokenizer.vqvae import VQVAE
@@ -94,12 +94,12 @@ class TokenizerRunner:
         lpips_params: Any = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
-        mesh = mesh if mesh is not None else sharding.make_mesh(devices=jax.devices()[:1])
+        mesh = mesh if mesh is not None else sharding.make_mesh(devices=jax.local_devices()[:1])
         everywhere = sharding.replicated_sharding(mesh)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self._split = sharding.batch_sharding(mesh)
-        self._params = jax.device_put({"tokenizer": params, "lpips": lpips_params}, everywhere)
+        self._params = arrays.place({"tokenizer": params, "lpips": lpips_params}, everywhere)
         side = min(tokenizer.image_shape[:2])
         if lpips_params is not None and side < MIN_SIZE:
             raise ValueError(f"LPIPS needs images of at least {MIN_SIZE} px, not {side}.")
@@ -129,7 +129,7 @@ class TokenizerRunner:
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """uint8 [n, H, W, c] -> reconstructions uint8, tokens int32 [n, L], scores by name [n]."""
         found = [
-            jax.tree.map(lambda x, n=count: sharding.to_host(x)[:n], self._run(self._params, part))
+            jax.tree.map(lambda x, n=count: arrays.to_host(x)[:n], self._run(self._params, part))
             for count, part in self._parts(images)
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
@@ -139,7 +139,7 @@ class TokenizerRunner:
         parts = zip(self._parts(images), self._parts(tokens), strict=True)
         found = [
             jax.tree.map(
-                lambda x, n=count: sharding.to_host(x)[:, :n], self._levels(self._params, x, t)
+                lambda x, n=count: arrays.to_host(x)[:, :n], self._levels(self._params, x, t)
             )
             for (count, x), (_, t) in parts
         ]

@@ -9,7 +9,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from var_jax import build
+from var_jax.build.data import pipeline, source
+from var_jax.build.evaluation import EvaluationSettings, FIDSettings
+from var_jax.build.loading import LoadedTokenizer
+from var_jax.build.modules import sampler as sampling
 from var_jax.data.pipeline import Pipeline
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.during_training import (
@@ -22,15 +25,17 @@ from var_jax.evaluation.during_training import (
 from var_jax.evaluation.generated.adm import read_reference
 from var_jax.evaluation.inception.extractor import FeatureExtractor
 from var_jax.evaluation.inception.weights import load_inception
+from var_jax.evaluation.token_likelihood import TokenLikelihood
 from var_jax.objectives.likelihood import Likelihood
+from var_jax.parallel import sharding
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.train.loop import Evaluator
+from var_jax.train.experiment import Evaluator
 
 
-def make(
+def transformer_evaluators(
     config: ConfigDict,
-    settings: build.EvaluationSettings,
-    tokenizer: build.LoadedTokenizer,
+    settings: EvaluationSettings,
+    tokenizer: LoadedTokenizer,
     objective: Likelihood,
     frozen: Any,
     held_out: Pipeline,
@@ -41,8 +46,8 @@ def make(
     Args:
       config: of the training.
       settings: see `build.evaluation_settings`.
-      tokenizer: of the tokens.
-      objective, frozen: the plain likelihood and its frozen parameters.
+      tokenizer: of the tokens, its parameters on the mesh where an evaluator decodes or encodes.
+      objective, frozen: the plain likelihood and its frozen parameters, on the mesh.
       held_out: what the objective reads, one pass in order.
       mesh: of the training.
 
@@ -51,27 +56,33 @@ def make(
     """
     found: list[Evaluator] = []
     if settings.likelihood:
-        found.append(ValidationLoss(objective, frozen, held_out, mesh))
+        measure = TokenLikelihood(objective, frozen, held_out, mesh, config.sharding)
+        found.append(ValidationLoss(measure))
     if settings.samples_per_class or settings.fid is not None:
         sampler = ImageSampler(
             objective.var,
             objective.head,
             tokenizer.module,
             tokenizer.params,
-            build.sampler(config),
+            sampling(config),
             mesh,
+            config.sharding,
         )
     if settings.samples_per_class:
         classes = min(objective.var.num_classes, settings.max_classes)
         labels = np.tile(np.arange(classes), settings.samples_per_class)
         found.append(SampleGrid(sampler, labels, config.seed, columns=classes))
     if settings.reconstructions:
-        images = build.pipeline(
-            config, build.source(config, "val"), config.train.batch_size, train=False
-        )
+        batch_size = sharding.padded_batch(config.train.batch_size, mesh)
+        images = pipeline(config, source(config, "val"), batch_size, train=False, mesh=mesh)
         found.append(
             Reconstruction(
-                tokenizer.module, images, mesh, settings.reconstructions, tokenizer.params
+                tokenizer.module,
+                images,
+                mesh,
+                config.sharding,
+                settings.reconstructions,
+                tokenizer.params,
             )
         )
     if settings.fid is not None:
@@ -80,8 +91,9 @@ def make(
     return found
 
 
-def make_for_tokenizer(
-    settings: build.EvaluationSettings,
+def tokenizer_evaluators(
+    config: ConfigDict,
+    settings: EvaluationSettings,
     tokenizer: VQVAE,
     held_out: Pipeline,
     mesh: jax.sharding.Mesh,
@@ -89,6 +101,7 @@ def make_for_tokenizer(
     """The evaluators of a tokenizer's training.
 
     Args:
+      config: of the training.
       settings: see `build.evaluation_settings`.
       tokenizer: module.
       held_out: images, one pass in order.
@@ -99,7 +112,7 @@ def make_for_tokenizer(
     """
     shown = 16 if settings.reconstructions is None else settings.reconstructions
     extractor = _extractor(settings.rfid, mesh) if settings.rfid else None
-    return [Reconstruction(tokenizer, held_out, mesh, shown, extractor=extractor)]
+    return [Reconstruction(tokenizer, held_out, mesh, config.sharding, shown, extractor=extractor)]
 
 
 def _extractor(inception: str, mesh: jax.sharding.Mesh) -> FeatureExtractor:
@@ -108,7 +121,7 @@ def _extractor(inception: str, mesh: jax.sharding.Mesh) -> FeatureExtractor:
 
 
 def _small_fid(
-    config: ConfigDict, settings: build.FIDSettings, sampler: ImageSampler, mesh: jax.sharding.Mesh
+    config: ConfigDict, settings: FIDSettings, sampler: ImageSampler, mesh: jax.sharding.Mesh
 ) -> SmallFID:
     extractor = _extractor(settings.inception, mesh)
     logging.info("Reading the reference %s.", settings.reference)

@@ -1,0 +1,126 @@
+"""A whole training from a config: the one object that the loop takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from var_jax.build.data import pipeline, set_num_classes, source, training_source
+from var_jax.build.evaluation import evaluation_settings
+from var_jax.build.evaluators import tokenizer_evaluators, transformer_evaluators
+from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
+from var_jax.build.training import likelihood, make_mesh, optimizer_config, train_settings, vqgan
+from var_jax.plan import chips, flops
+from var_jax.train import optim
+from var_jax.train.experiment import Experiment, SavedBeside
+
+
+def tokenizer_experiment(config: ConfigDict) -> Experiment:
+    """The training of the tokenizer that a config describes."""
+    evaluation = evaluation_settings(config, "tokenizer_train")
+    objective, frozen, optimizers = vqgan(config)
+    settings = train_settings(config, "tokenizer_train")
+    settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
+    mesh = make_mesh(config)
+    images, held_out = (
+        pipeline(config, source(config, split), settings.batch_size, train=train, mesh=mesh)
+        for split, train in (("train", True), ("val", False))
+    )
+    return Experiment(
+        name="tokenizer",
+        objective_at=lambda step: objective,
+        optimizer=optim.make_group_optimizer(optimizers, settings.num_steps),
+        batches=images.batches,
+        settings=settings,
+        mesh=mesh,
+        preset=config.sharding,
+        metadata=metadata(config, "tokenizer", ema=settings.ema_decay > 0),
+        seed=config.seed,
+        frozen=frozen,
+        learning_rate=optim.learning_rate_schedule(optimizers["tokenizer"], settings.num_steps),
+        evaluators=tokenizer_evaluators(config, evaluation, objective.tokenizer, held_out, mesh),
+    )
+
+
+def transformer_experiment(config: ConfigDict) -> Experiment:
+    """The training of the transformer that a config describes.
+
+    Args:
+      config: complete; what the tokenizer and the data say is filled in.
+
+    Raises:
+      ValueError: no tokenizer is named, or it does not fit.
+    """
+    if not config.tokenizer_checkpoint:
+        raise ValueError(
+            "The transformer needs a tokenizer; give --config.tokenizer_checkpoint=<its workdir>."
+        )
+    evaluation = evaluation_settings(config, "train")
+    tokenizer = load_tokenizer(config.tokenizer_checkpoint)
+    use_tokenizer(config, tokenizer)
+    settings = train_settings(config, "train")
+    settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
+    sources = {
+        split: training_source(config, split, tokenizer.fingerprint) for split in ("train", "val")
+    }
+    set_num_classes(config, sources["train"].num_classes)
+    mesh = make_mesh(config)
+    batches, held_out = (
+        pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
+        for split, train in (("train", True), ("val", False))
+    )
+    # Placed once, for the step and all evaluators.
+    tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
+    cached = bool(config.token_cache)
+    objective_at, evaluated = likelihood(config, tokenizer, cached)
+    frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
+    optimizer = optimizer_config(config.train.optimizer, "train.optimizer", settings.batch_size)
+    initial = None
+    if config.train.get("initial_checkpoint", ""):
+        initial, _ = load_params(config.train.initial_checkpoint, "transformer", None)
+    chip = chips.of_kind(jax.devices()[0].device_kind)
+    return Experiment(
+        name="transformer",
+        objective_at=objective_at,
+        optimizer=optim.make_optimizer(optimizer, settings.num_steps),
+        batches=batches.batches,
+        settings=settings,
+        mesh=mesh,
+        preset=config.sharding,
+        metadata=metadata(
+            config,
+            "transformer",
+            ema=settings.ema_decay > 0,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+        ),
+        seed=config.seed,
+        frozen=frozen,
+        learning_rate=optim.learning_rate_schedule(optimizer, settings.num_steps),
+        flops_per_image=3 * flops.forward_flops(evaluated.var, evaluated.head.vocab_size),
+        peak_flops=chip.flops if chip else 0.0,
+        evaluators=transformer_evaluators(
+            config, evaluation, tokenizer, evaluated, frozen, held_out, mesh
+        ),
+        initial_params=initial,
+        beside={
+            "tokenizer": SavedBeside(
+                {"tokenizer": tokenizer.params},
+                metadata(tokenizer.config, "tokenizer", ema=False),
+            )
+        },
+    )
+
+
+def metadata(config: ConfigDict, kind: str, **values: Any) -> dict[str, Any]:
+    """What a checkpoint says about itself beside its state; `load_params` reads it.
+
+    Args:
+      config: of the run.
+      kind: 'tokenizer' or 'transformer'.
+      values: what else, such as whether the state has a moving average (ema).
+    """
+    return {"kind": kind, "config": json.loads(json.dumps(config.to_dict())), **values}
