@@ -168,8 +168,8 @@ def test_stop_step():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 6, "process_count": 4}, "multiple of the 4 hosts"),
-        ({"batch_size": 4, "process_count": 2, "process_index": 2}, "process_index must lie"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 4, "rows": [2, 3, 4]}, r"rows must lie in 0\.\.3, got 2\.\.4"),
         ({"batch_size": 4, "seed": -1}, "seed must be at least 0"),
         ({"batch_size": 4, "prefetch": 0}, "prefetch must be at least 1"),
         ({"batch_size": 4, "passes": 2}, "passes is for one pass"),

@@ -68,7 +68,8 @@ def tokenizer():
     params = sharding.unbox(init(jax.random.key(0))["params"])
     tokens = jax.jit(lambda f: codec.apply({"params": params}, f, method="encode"))(features)
     assert len(np.unique(tokens)) > 16
-    return build.LoadedTokenizer(module, {"codec": params}, "", config), np.asarray(tokens)
+    params = jax.device_get({"codec": params})
+    return build.LoadedTokenizer(module, params, "", config), np.asarray(tokens)
 
 
 def train(workdir, tokenizer, layout):
