@@ -10,6 +10,9 @@ DEMO = [
     "resvg-py",
 ]
 
+# What opens gs:// paths; Orbax writes its arrays there by itself.
+GCS = ["etils[epath-gcs]"]
+
 setup(
     name="var_jax",
     version="0.1.0",
@@ -39,10 +42,13 @@ setup(
     extras_require={
         "demo": DEMO,
         "gpu": ["jax[cuda13]"],
-        "tpu": ["jax[tpu]"],
+        "gcs": GCS,
+        "tpu": ["jax[tpu]", *GCS],
         "wandb": ["wandb"],
         "test": [
             *DEMO,
+            *GCS,
+            "gcp-storage-emulator",
             "ipykernel",
             "jax[tpu]",
             "nbclient",

@@ -184,7 +184,7 @@ setup() {
   # The system's Python may be older than 3.11, so uv brings one.
   on_all_workers "set -e; tar xzf var_jax.tar.gz; python3 -m pip install --user -q uv; \
 ~/.local/bin/uv venv -q --clear --python 3.12 ~/var_jax_env; \
-VIRTUAL_ENV=~/var_jax_env ~/.local/bin/uv pip install -q -e ~/var_jax 'jax[tpu]'; \
+VIRTUAL_ENV=~/var_jax_env ~/.local/bin/uv pip install -q -e ~/var_jax'[tpu]'; \
 ~/var_jax_env/bin/python -c 'import jax; print(jax.__version__)'"
 }
 
