@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from var_jax import checkpoint
-from var_jax.checkpoint import Checkpointer, CheckpointError, files
+from var_jax.checkpoint import Checkpointer, CheckpointError
 from var_jax.parallel import sharding
 
 
@@ -366,6 +367,6 @@ def test_fingerprint_sees_names_shapes_types_and_bytes():
 
 def test_sizes_are_recorded(tmp_path):
     save_steps(tmp_path, [1])
-    folder = files.absolute(tmp_path) / "checkpoints" / "1"
+    folder = epath.Path(tmp_path) / "checkpoints" / "1"
     sizes = json.loads((folder / "files.json").read_text())
     assert any(name.startswith("state/") for name in sizes) and "metadata/metadata" in sizes

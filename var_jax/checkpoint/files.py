@@ -16,6 +16,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from var_jax.paths import resolve
+
 #: Packages whose versions are recorded with each checkpoint.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 
@@ -96,16 +98,10 @@ def inspect(path: epath.PathLike, step: int | None = None) -> Inspection:
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     """(folder of checkpoints, step or None) from a workdir, that folder, or a step's folder."""
-    path = absolute(path)
+    path = resolve(path)
     if path.name.isdigit() and (path.parent.name == "checkpoints" or (path / "state").exists()):
         return path.parent, int(path.name)
     return (path if path.name == "checkpoints" else path / "checkpoints"), None
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-    """The path with its local part made absolute; gs:// paths as they are."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.expanduser().absolute()
 
 
 def complete_steps(directory: epath.Path) -> list[int]:

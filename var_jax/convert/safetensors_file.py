@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
 from var_jax.convert.lazy_state import LazyState, LazyTensor, check_name
+from var_jax.paths import replacing
 
 _MAX_HEADER_BYTES = 100 * 10**6  # the limit of the format's own library
 _DTYPES: dict[str, np.dtype] = {
@@ -139,13 +139,10 @@ def write(
         position += nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
-    final = epath.Path(path)
-    partial = final.parent / f"{final.name}.partial"
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name in names:
             tensor = tensors[name]
             array = tensor.read() if isinstance(tensor, LazyTensor) else np.asarray(tensor)
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    partial.replace(final)

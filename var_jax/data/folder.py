@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.data.sources import check_split, is_remote, split_per_class
+from var_jax.data.sources import check_split, split_per_class
+from var_jax.paths import is_remote
 
 #: File endings that count as images in a folder (any case).
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

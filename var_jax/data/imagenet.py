@@ -21,7 +21,7 @@ from PIL import Image
 
 from var_jax.data import shards
 from var_jax.data.folder import FolderSource
-from var_jax.data.sources import is_remote
+from var_jax.paths import is_remote, write_json
 
 #: Images of the official splits.
 COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -224,7 +224,7 @@ def write_split(
                 "choose another output directory."
             )
     else:
-        shards.write_json(path, settings)
+        write_json(path, settings)
     start = time.perf_counter()
     done = []
 
@@ -243,7 +243,7 @@ def write_split(
 
         entry = shards.write_shard(directory / name, records(), compress=False)
         entry["labels"] = sorted(labels)
-        shards.write_json(entry_path, entry)
+        write_json(entry_path, entry)
         done.append(entry["records"])
         return entry
 
@@ -266,7 +266,7 @@ def write_split(
         "labels": sorted({label for entry in entries for label in entry["labels"]}),
         "shards": [{k: entry[k] for k in ("file", "records", "bytes")} for entry in entries],
     }
-    shards.write_json(directory / shards.METADATA, table)
+    write_json(directory / shards.METADATA, table)
     for entry in entries:
         (directory / f"{entry['file']}.json").unlink(missing_ok=True)
     return table

@@ -20,7 +20,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from var_jax.data.sources import check_labels, is_remote
+from var_jax.data.sources import check_labels
+from var_jax.paths import is_remote
 
 METADATA = "metadata.json"
 _IMAGE_HEADER = struct.Struct("<iH")
@@ -29,18 +30,6 @@ _IMAGE_HEADER = struct.Struct("<iH")
 def cache_directory() -> epath.Path:
     """Where downloaded and derived files go: $VAR_JAX_CACHE, or ~/.cache/var_jax."""
     return epath.Path(os.environ.get("VAR_JAX_CACHE") or os.path.expanduser("~/.cache/var_jax"))
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes a JSON file atomically: a reader sees the old one or the whole new one."""
-    path = epath.Path(path)
-    text = json.dumps(value, indent=1)
-    if is_remote(path):  # Object stores show a file when it is complete.
-        path.write_text(text)
-        return
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) -> dict[str, Any]:

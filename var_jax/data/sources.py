@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import os
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from etils import epath
 
 SPLITS = ("train", "val")
 
@@ -217,11 +215,6 @@ class _RepeatedArrays(ArraySource):
             "image": self.images[index % len(self.images)],
             "label": int(self.labels[index]),
         }
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path lies in an object store (gs://, s3://) and not in a file system."""
-    return "://" in os.fspath(path)
 
 
 # Where each source is built; imported when it is asked for, since some imports are heavy.

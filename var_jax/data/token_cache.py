@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from var_jax.data import shards
+from var_jax.paths import write_json
 from var_jax.pyramid import ScalePyramid
 
 SETTINGS = "settings.json"
@@ -129,7 +130,7 @@ class TokenCacheWriter:
                     "another directory."
                 )
         else:
-            shards.write_json(path, values)
+            write_json(path, values)
         self._shard_size = shard_size
         self._num_shards = -(-settings.num_samples // shard_size)
         self._done: list[dict[str, Any]] = []
@@ -206,7 +207,7 @@ class TokenCacheWriter:
         entry = shards.write_shard(self.directory / name, self._buffer, compress=True)
         labels = np.frombuffer(b"".join(r[:4] for r in self._buffer), "<i4")
         entry["labels"] = np.unique(labels).tolist()
-        shards.write_json(self.directory / f"{name}.json", entry)
+        write_json(self.directory / f"{name}.json", entry)
         self._done.append(entry)
         self._buffer = []
 
@@ -223,7 +224,7 @@ class TokenCacheWriter:
                 f"The cache holds {self._next} of {self.settings.num_samples} samples; write "
                 "the others before closing it."
             )
-        shards.write_json(
+        write_json(
             self.directory / shards.METADATA,
             {
                 "kind": "tokens",

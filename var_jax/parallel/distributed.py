@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from var_jax.checkpoint import files
 from var_jax.checkpoint.files import CheckpointError, one_line
 from var_jax.parallel.roll_call import Cluster, PreflightError, roll_call
+from var_jax.paths import resolve
 
 __all__ = ["Cluster", "PreflightError", "StopSignal", "detect_cluster", "initialize"]
 
@@ -177,9 +178,9 @@ def _local_report(
     problem = None
     try:
         if workdir is not None:
-            files.probe_writable(files.absolute(workdir))
+            files.probe_writable(resolve(workdir))
         for path in data_paths:
-            _probe_readable(files.absolute(path))
+            _probe_readable(resolve(path))
     except (CheckpointError, PreflightError) as error:
         problem = str(error)
     versions = {"python": platform.python_version(), **files.package_versions()}

@@ -17,7 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from var_jax.checkpoint.files import absolute, one_line
+from var_jax.checkpoint.files import one_line
+from var_jax.paths import resolve
 
 
 class PreflightError(RuntimeError):
@@ -98,7 +99,7 @@ def _hold_roll_call(cluster, port, report, workdir, deadline_seconds) -> str | N
                 reports[process], lines[process] = answer, line
         problem = problem or _find_problem(cluster, reports, deadline_seconds)
         if problem is None and workdir is not None:
-            marker = absolute(workdir) / f".roll-call-{time.time_ns()}"
+            marker = resolve(workdir) / f".roll-call-{time.time_ns()}"
             marker.write_text("seen")
             for line in lines.values():
                 line.send({"marker": str(marker)})

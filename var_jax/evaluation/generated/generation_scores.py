@@ -18,9 +18,9 @@ from var_jax.evaluation.generated.sampling_run import (
     DrawPart,
     SampleFiles,
     read_json,
-    write_atomically,
 )
 from var_jax.evaluation.inception.weights import file_sha256
+from var_jax.paths import write_json
 
 #: What must be the same for scores that are there already to be those that were asked for.
 _IDENTITY = ("evaluator", "inception_sha256", "reference_sha256", "mismatched_reference_allowed")
@@ -87,11 +87,11 @@ def draw_and_score(
             "versions": package_versions(),
             "evaluation": identity or None,
         }
-        write_atomically(manifest_file, manifest)
+        write_json(manifest_file, manifest)
         if judge is not None:
             scores = {**judge.score(str(path)), "settings_sha256": files.sha256}
             # Last, so that its presence says that all is there.
-            write_atomically(scores_file, scores)
+            write_json(scores_file, scores)
             if not keep_samples:
                 path.unlink()
     # The others must not leave while process 0 computes: their leaving would end its run.

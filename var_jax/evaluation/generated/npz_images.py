@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from var_jax.paths import replacing
+
 IMAGES = "arr_0"
 LABELS = ("labels", "arr_1", "label", "y")
 _HEADERS = {
@@ -229,8 +231,7 @@ def write_images(
     """
     final = epath.Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.parent / f"{final.name}.partial"
-    with partial.open("wb") as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+    with replacing(final) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
@@ -251,7 +252,6 @@ def write_images(
                 done += len(batch)
             if done != count:
                 raise ValueError(f"{done} images came for {path} where {count} were announced.")
-    partial.replace(final)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from var_jax.decoding import guidance
 from var_jax.decoding.generate import Sampler
 from var_jax.evaluation.generated import npz_images
+from var_jax.paths import replacing, write_json
 from var_jax.pyramid import ScalePyramid
 
 PART_SIZE = 500
@@ -144,7 +145,7 @@ class SampleFiles:
         if not begun.exists() and self._process == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             record = {"settings_sha256": self.sha256, "part_size": part_size}
-            write_atomically(begun, {**record, "settings": self.settings})
+            write_json(begun, {**record, "settings": self.settings})
         self.barrier("settings")
         record = read_json(begun)
         if record.get("settings_sha256") != self.sha256:
@@ -247,11 +248,8 @@ class SampleFiles:
                 f"Part {part} came as {images.dtype} {list(images.shape)}; {stop - start} images "
                 "of uint8 are due."
             )
-        final = self._part(part)
-        partial = final.parent / f"{final.name}.partial"
-        with partial.open("wb") as file:
+        with replacing(self._part(part)) as file:
             np.save(file, images)
-        partial.replace(final)
 
     def _images(self) -> Iterator[np.ndarray]:
         for part in range(self.num_parts):
@@ -331,15 +329,8 @@ class ScoringProgress:
         self._parts[what].at(done)
 
 
-def write_atomically(path: epath.Path, value: Any) -> None:
-    """Writes JSON, complete or not at all."""
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
-
-
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """An object that `write_atomically` wrote; empty where the file is none."""
+    """An object in a JSON file; empty where the file is none."""
     try:
         value = json.loads(path.read_text())
     except ValueError:

@@ -14,8 +14,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from var_jax.evaluation.generated.sampling_run import write_atomically
 from var_jax.evaluation.report import line_plots
+from var_jax.paths import write_json
 
 #: What can be swept, and of which kind its values are.
 KINDS: dict[str, Callable[[str], Any]] = {
@@ -107,7 +107,7 @@ def run_sweep(
         rows.append({"name": name, "settings": dict(combination), "scores": scores})
         if write:
             terms_json = {key: list(values) for key, values in terms.items()}
-            write_atomically(output / "sweep.json", {"terms": terms_json, "runs": rows})
+            write_json(output / "sweep.json", {"terms": terms_json, "runs": rows})
             (output / "sweep.md").write_text(table(terms, rows))
             if drawn:
                 (output / "sweep.png").write_bytes(picture(terms, rows))

@@ -19,6 +19,7 @@ from flax import struct, traverse_util
 
 from var_jax.convert.torch_file import open_state
 from var_jax.evaluation.inception.network import IMAGE_SIZE, Inception
+from var_jax.paths import replacing
 
 PUBLISHED_SHA256 = "6726825d"  # first digits, as in the published file names
 PUBLISHED_URL = (
@@ -145,9 +146,8 @@ def save_inception(path: str, weights: InceptionWeights) -> None:
     np.savez(buffer, __sha256__=np.array(weights.sha256), **arrays)
     final = epath.Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.parent / f"{final.name}.partial"
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(final)
+    with replacing(final) as file:
+        file.write(buffer.getvalue())
 
 
 def _load_npz(path: str) -> InceptionWeights:

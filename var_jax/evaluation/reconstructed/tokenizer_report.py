@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.evaluation.generated.sampling_run import write_atomically
 from var_jax.evaluation.pictures import grid
 from var_jax.evaluation.reconstructed.text_preservation import TextScores
 from var_jax.evaluation.reconstructed.tokenizer_scores import Examples, TokenizerScores
 from var_jax.evaluation.report import MarkdownReport, Report, encode_png, line_plots
+from var_jax.paths import write_json
 
 #: Below so many images a Frechet distance says more about their number than about the tokenizer.
 FEW_IMAGES = 10_000
@@ -118,12 +118,12 @@ def write_report(
         (output / name).write_bytes(png)
     (output / "report.md").write_text(markdown.render())
     (output / "report.html").write_text(html.render())
-    write_atomically(output / "manifest.json", manifest)
+    write_json(output / "manifest.json", manifest)
     result = json.loads(json.dumps(dataclasses.asdict(scores)))
     result["text"] = [dataclasses.asdict(s) for s in text.scores] if text else None
     result["remarks"] = told
     # Last, so that its presence says that all is there.
-    write_atomically(output / "scores.json", result)
+    write_json(output / "scores.json", result)
     return result
 
 
