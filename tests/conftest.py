@@ -1,6 +1,10 @@
-"""Eight CPU devices for every test, set before JAX starts its backends."""
+"""Eight CPU devices for every test, set before JAX starts its backends; a bucket on localhost."""
 
 import os
+
+import bucket as local_bucket
+import pytest
+from ports import free_port
 
 from launch import cli
 
@@ -9,3 +13,12 @@ _FLAG = "--xla_force_host_platform_device_count=8"
 if _FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 cli.prefer_fast_cpu_convolutions()
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """gs://bucket on localhost, for this process and for commands that inherit its environment."""
+    with local_bucket.serve(free_port()) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield f"gs://{local_bucket.NAME}"

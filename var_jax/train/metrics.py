@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -12,6 +14,9 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+
+from var_jax.paths import is_remote, write_text
+from var_jax.train.mirror import Mirror
 
 
 def flatten(metrics: dict[str, Any]) -> dict[str, float]:
@@ -31,6 +36,8 @@ class MetricWriter:
 
     A resumed run goes on in the same files: what an interrupted run logged past the restored
     step is taken out of metrics.jsonl and hidden in TensorBoard, so steps never run backwards.
+    The files of a gs:// workdir are written locally and copied there by a thread, every two
+    minutes and at the end.
 
     Args:
       workdir: local or gs:// directory; gets metrics.jsonl, tensorboard/ and samples/.
@@ -44,19 +51,18 @@ class MetricWriter:
             return
         from tensorboardX import SummaryWriter
 
-        self.workdir = epath.Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        self._path = self.workdir / "metrics.jsonl"
-        self._lines = []
-        if self._path.exists():
-            self._lines = [
-                line for line in self._path.read_text().splitlines() if _step(line) < start_step
-            ]
-        self._rewrite()
-        # Only a local file can be appended to; an object store gets the whole file again.
-        self._file = None if _is_remote(self._path) else open(self._path, "a")  # noqa: SIM115
-        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step)
-        self._wandb = _wandb_run(self.workdir, wandb_project) if wandb_project else None
+        workdir = epath.Path(workdir)
+        self._mirror = Mirror(workdir) if is_remote(workdir) else None
+        self._folder = self._mirror.folder if self._mirror else pathlib.Path(workdir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        before = workdir / "metrics.jsonl"
+        lines = before.read_text().splitlines() if before.exists() else []
+        kept = "".join(line + "\n" for line in lines if _step(line) < start_step)
+        path = self._folder / "metrics.jsonl"
+        write_text(path, kept)
+        self._file = open(path, "a")  # noqa: SIM115
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step)
+        self._wandb = _wandb_run(workdir, wandb_project) if wandb_project else None
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Logs scalars and small arrays (an array's entries as name/0, name/1, ...)."""
@@ -65,13 +71,8 @@ class MetricWriter:
         flat = flatten(metrics)
         # JSON has no NaN; null keeps the line readable for every parser.
         clean = {k: v if math.isfinite(v) else None for k, v in flat.items()}
-        line = json.dumps({"step": step, **clean})
-        if self._file is not None:
-            self._file.write(line + "\n")
-            self._file.flush()
-        else:
-            self._lines.append(line)
-            self._rewrite()
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
         for name, value in flat.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
@@ -84,28 +85,27 @@ class MetricWriter:
             return
         from PIL import Image
 
-        folder = self.workdir / "samples"
+        folder = self._folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        with (folder / f"{name}_{step:08d}.png").open("wb") as file:
-            picture.save(file, format="PNG")
+        picture.save(folder / f"{name}_{step:08d}.png")
         self._board.add_image(name, image, step, dataformats="HWC")
 
+    def copy_soon(self) -> None:
+        """With a gs:// workdir, starts to copy there what is new; never waits."""
+        if self.active and self._mirror is not None:
+            self._mirror.copy_soon()
+
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Closes the files and copies what is left; what cannot be copied is said, not raised."""
         if not self.active:
             return
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-    def _rewrite(self) -> None:
-        text = "".join(line + "\n" for line in self._lines)
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
@@ -123,10 +123,6 @@ def _step(line: str) -> float:
         return math.inf
 
 
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
-
-
 def _wandb_run(workdir: epath.Path, project: str) -> Any:
     """One Weights & Biases run over all resumes: its id stays in the workdir."""
     import wandb
@@ -134,7 +130,9 @@ def _wandb_run(workdir: epath.Path, project: str) -> Any:
     path = workdir / "wandb_id.txt"
     run_id = path.read_text().strip() if path.exists() else wandb.util.generate_id()
     path.write_text(run_id)
-    return wandb.init(project=project, id=run_id, resume="allow", dir=str(workdir))
+    # Its own files are uploaded by wandb itself.
+    folder = tempfile.mkdtemp(prefix="var_jax-wandb-") if is_remote(workdir) else str(workdir)
+    return wandb.init(project=project, id=run_id, resume="allow", dir=folder)
 
 
 class Progress:
