@@ -124,7 +124,8 @@ def train(
                 checkpointer.check()
                 with log.timed("checkpoint"):
                     force = last or stopping or bool(evaluating)
-                    checkpointer.save(done, state, experiment.metadata, force=force)
+                    if checkpointer.save(done, state, experiment.metadata, force=force):
+                        writer.copy_soon()
                 if evaluating:
                     found = log.evaluate(experiment.evaluators, state, done)
                     checkpointer.note_metrics(done, found)
