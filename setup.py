@@ -25,6 +25,7 @@ setup(
         "absl-py",
         "array_record",
         "etils[epath]",
+        "filelock",
         "flax",
         "grain",
         "jax>=0.10",

@@ -17,6 +17,8 @@ from absl import app, flags, logging
 from jaxlib import version as jaxlib_version
 from ml_collections import ConfigDict
 
+from launch import compilation_cache
+
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0; found by itself on Cloud TPU."
@@ -24,6 +26,12 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", 0)
 _SINGLE_HOST = flags.DEFINE_bool("single_host", False, "Do not join other hosts.")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs, so that a restart need not compile; '' is none. By default "
+    "below ~/.cache/var_jax, at most 4 GiB; with several processes WORKDIR/compiled.",
+)
 
 #: Errors whose message is meant for the user; anything else is a bug and shows its traceback.
 _USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
@@ -60,6 +68,7 @@ def run(main: Callable[[], None]) -> None:
         # Orbax reports every file through the same logger; keep the run's own lines readable.
         logging.get_absl_handler().addFilter(_is_worth_reading)
         try:
+            compilation_cache.use_local(_COMPILATION_CACHE.value)
             main()
         except _user_errors() as error:
             if _TRACEBACK.value:
@@ -92,6 +101,7 @@ def session(workdir: str | None, data_paths: Sequence[str] = ()) -> Iterator[Cal
         process_id=_PROCESS_ID.value,
         skip=_SINGLE_HOST.value,
     )
+    compilation_cache.use_shared(_COMPILATION_CACHE.value, workdir)
     with distributed.StopSignal() as signal:
         yield signal.requested
 

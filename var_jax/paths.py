@@ -50,6 +50,11 @@ def resolve(path: epath.PathLike) -> epath.Path:
     return epath.Path(text).expanduser().absolute()
 
 
+def cache_directory() -> epath.Path:
+    """Where downloaded and derived files go: $VAR_JAX_CACHE, or ~/.cache/var_jax."""
+    return resolve(os.environ.get("VAR_JAX_CACHE") or "~/.cache/var_jax")
+
+
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """A file to write to that appears at `path` when it is whole; until then what was there stays.

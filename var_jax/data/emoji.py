@@ -15,8 +15,8 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from var_jax.data.shards import cache_directory
 from var_jax.data.sources import ArraySource, check_split
+from var_jax.paths import cache_directory
 
 #: The groups of the Unicode emoji list, sorted, which gives the class ids.
 GROUPS = (

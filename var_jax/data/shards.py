@@ -21,15 +21,10 @@ from absl import logging
 from etils import epath
 
 from var_jax.data.sources import check_labels
-from var_jax.paths import is_remote
+from var_jax.paths import cache_directory, is_remote
 
 METADATA = "metadata.json"
 _IMAGE_HEADER = struct.Struct("<iH")
-
-
-def cache_directory() -> epath.Path:
-    """Where downloaded and derived files go: $VAR_JAX_CACHE, or ~/.cache/var_jax."""
-    return epath.Path(os.environ.get("VAR_JAX_CACHE") or os.path.expanduser("~/.cache/var_jax"))
 
 
 def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) -> dict[str, Any]:
