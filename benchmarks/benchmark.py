@@ -35,7 +35,7 @@ _IMAGES = flags.DEFINE_bool("images", False, "train_step: encode images in the s
 _IMPLEMENTATION = flags.DEFINE_string("implementation", None, "attention: see block_attention.")
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time to spend on timing.", 0.0)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs to time at least.", 2)
-_JSON = flags.DEFINE_string("json", None, "File for the results.")
+_JSON = cli.define_path("json", None, "File for the results.")
 
 
 def time_program(program: Any, seconds: float, repeats: int) -> dict[str, Any]:

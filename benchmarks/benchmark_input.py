@@ -20,11 +20,12 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
+from launch import cli
 from var_jax.data import Pipeline, make_source, make_transform
 from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter
 from var_jax.pyramid import ScalePyramid
 
-_PATH = flags.DEFINE_string("path", None, "Folder of class folders; by default, made pictures.")
+_PATH = cli.define_path("path", None, "Folder of class folders; by default, made pictures.")
 _SIZE = flags.DEFINE_integer("size", 256, "Pixels of a side after cropping.", 8)
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images a batch.", 1)
 _WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Worker processes.", 0)

@@ -32,12 +32,12 @@ from launch import cli
 WHAT = ("train_step", "end_to_end", "sample", "encode", "decode")
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
-_OFFICIAL = flags.DEFINE_string("official", None, "Clone of FoundationVision/VAR.")
+_OFFICIAL = cli.define_path("official", None, "Clone of FoundationVision/VAR.")
 _WHAT = flags.DEFINE_multi_enum("what", list(WHAT), list(WHAT), "What to time.")
 _BATCH = flags.DEFINE_integer("batch_size", 2, "Images.", 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Computation.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of each, in turn.", 2)
-_JSON = flags.DEFINE_string("json", None, "File for the results.")
+_JSON = cli.define_path("json", None, "File for the results.")
 
 
 class Official:

@@ -24,11 +24,11 @@ from benchmarks.compare_with_official import use_official
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
-_OFFICIAL = flags.DEFINE_string("official", None, "Clone of FoundationVision/VAR.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Workdir of a tokenizer.")
-_TOKENS = flags.DEFINE_string("tokens", None, "Token cache that it made.")
+_OFFICIAL = cli.define_path("official", None, "Clone of FoundationVision/VAR.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Workdir of a tokenizer.")
+_TOKENS = cli.define_path("tokens", None, "Token cache that it made.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of training.", 10)
-_PLOT = flags.DEFINE_string("plot", None, "Picture to write.")
+_PLOT = cli.define_path("plot", None, "Picture to write.")
 flags.mark_flags_as_required(["config", "official", "tokenizer", "tokens"])
 
 #: Official names of our schedules.

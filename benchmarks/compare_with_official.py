@@ -148,8 +148,12 @@ def compare_checkpoint(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = offline.parser("benchmarks.compare_with_official", __doc__)
-    parser.add_argument("--official", required=True, help="clone of FoundationVision/VAR")
-    parser.add_argument("--checkpoint", help="transformer to compare, of a run or an import")
+    parser.add_argument(
+        "--official", required=True, type=offline.path, help="clone of FoundationVision/VAR"
+    )
+    parser.add_argument(
+        "--checkpoint", type=offline.path, help="transformer to compare, of a run or an import"
+    )
     parser.add_argument("--batch_size", type=int, default=2, help="pictures to compare")
     return parser
 

@@ -21,7 +21,7 @@ from launch import cli, compile_for_tpu
 _MODELS = flags.DEFINE_list("models", ["d16", "d20", "d24", "d30", "d36"], "Which models.")
 _TOPOLOGIES = flags.DEFINE_list("topologies", [], "Which topologies; all by default.")
 _REDO = flags.DEFINE_bool("redo", False, "Compile rows anew that are there already.")
-_FOLDER = flags.DEFINE_string("folder", "docs", "Where topologies.json and topologies.md lie.")
+_FOLDER = cli.define_path("folder", "docs", "Where topologies.json and topologies.md lie.")
 
 #: Slices of 8, 64 and 256 chips.
 TOPOLOGIES = (

@@ -15,8 +15,8 @@ from absl import flags, logging
 
 from launch import cli
 
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Workdir of the tokenizer.")
-_OUTPUT = flags.DEFINE_string("output", None, "Local or gs:// directory of the cache.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Workdir of the tokenizer.")
+_OUTPUT = cli.define_path("output", None, "Local or gs:// directory of the cache.")
 _CROPS = flags.DEFINE_integer("crops", 1, "Random crops (and augmentations) an image.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images encoded at once, over all devices.", 1)
 _SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Splits to encode.")

@@ -19,6 +19,21 @@ from ml_collections import ConfigDict
 
 from launch import compilation_cache
 
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path, local or gs://"
+
+    def parse(self, argument: str) -> str:
+        from var_jax.paths import resolve
+
+        return str(resolve(argument)) if argument else argument
+
+
+def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[str]:
+    """A flag that names a place in the ways that `paths.resolve` knows; '' is none."""
+    return flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer())
+
+
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0; found by itself on Cloud TPU."
@@ -26,7 +41,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", 0)
 _SINGLE_HOST = flags.DEFINE_bool("single_host", False, "Do not join other hosts.")
-_COMPILATION_CACHE = flags.DEFINE_string(
+_COMPILATION_CACHE = define_path(
     "compilation_cache",
     None,
     "Folder of compiled programs, so that a restart need not compile; '' is none. By default "
@@ -68,6 +83,7 @@ def run(main: Callable[[], None]) -> None:
         # Orbax reports every file through the same logger; keep the run's own lines readable.
         logging.get_absl_handler().addFilter(_is_worth_reading)
         try:
+            _resolve_config_paths()
             compilation_cache.use_local(_COMPILATION_CACHE.value)
             main()
         except _user_errors() as error:
@@ -119,6 +135,15 @@ def record_run(config: ConfigDict, workdir: str) -> None:
     commands = folder / "commands.txt"
     before = commands.read_text() if commands.exists() else ""
     commands.write_text(before + shlex.join([sys.executable, *sys.argv]) + "\n")
+
+
+def _resolve_config_paths() -> None:
+    configs = [flags.FLAGS[name].value for name in flags.FLAGS]
+    for config in configs:
+        if isinstance(config, ConfigDict):
+            from var_jax import build
+
+            build.resolve_paths(config)
 
 
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:

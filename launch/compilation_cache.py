@@ -49,9 +49,7 @@ def use_shared(folder: str | None, workdir: str | None) -> None:
 def _use(folder: str, max_bytes: int = -1) -> None:
     import jax
 
-    from var_jax.paths import resolve
-
-    jax.config.update("jax_compilation_cache_dir", str(resolve(folder)) if folder else None)
+    jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_compilation_cache_max_size", max_bytes)
 
 

@@ -47,12 +47,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = offline.parser("launch.convert_torch", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("import", help="official files -> checkpoint")
-    reading.add_argument("--vae", help="the tokenizer's file")
-    reading.add_argument("--transformer", help="the transformer's file")
+    reading.add_argument("--vae", type=offline.path, help="the tokenizer's file")
+    reading.add_argument("--transformer", type=offline.path, help="the transformer's file")
     reading.add_argument(
-        "--tokenizer", help="a tokenizer checkpoint of ours, where there is no --vae"
+        "--tokenizer",
+        type=offline.path,
+        help="a tokenizer checkpoint of ours, where there is no --vae",
     )
-    reading.add_argument("--output", required=True, help="new folder")
+    reading.add_argument("--output", required=True, type=offline.path, help="new folder")
     reading.add_argument(
         "--patch_nums",
         type=patch_nums,
@@ -62,8 +64,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--num_heads", type=int, help="where neither attention scales nor heads of 64 tell"
     )
     writing = commands.add_parser("export", help="checkpoint -> official files")
-    writing.add_argument("--checkpoint", required=True, help="folder of a run or of an import")
-    writing.add_argument("--output", required=True, help="folder")
+    writing.add_argument(
+        "--checkpoint", required=True, type=offline.path, help="folder of a run or of an import"
+    )
+    writing.add_argument("--output", required=True, type=offline.path, help="folder")
     return parser
 
 

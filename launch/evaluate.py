@@ -41,20 +41,20 @@ from ml_collections import config_flags
 
 from launch import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a transformer.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Its tokenizer; beside it by default.")
+_CHECKPOINT = cli.define_path("checkpoint", None, "Workdir of a transformer.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Its tokenizer; beside it by default.")
 _CLASSIFIER = flags.DEFINE_bool("classifier", False, "Score by a classifier of the data set.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json and the images.")
-_SAMPLES = flags.DEFINE_string("samples", None, "npz of images, uint8 NHWC under arr_0.")
-_REFERENCE = flags.DEFINE_string("reference", None, "npz of images, or an ADM reference.")
+_OUTPUT = cli.define_path("output", None, "Folder for scores.json and the images.")
+_SAMPLES = cli.define_path("samples", None, "npz of images, uint8 NHWC under arr_0.")
+_REFERENCE = cli.define_path("reference", None, "npz of images, or an ADM reference.")
 _ALLOW_MISMATCHED = flags.DEFINE_bool(
     "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
 )
-_INCEPTION = flags.DEFINE_string("inception", None, "pt_inception weights (.pth).")
+_INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth).")
 _INCEPTION_SHA256 = flags.DEFINE_string(
     "inception_sha256", None, "Hash, or its first digits, that the weights must have."
 )
-_JSON = flags.DEFINE_string("json", None, "File for the scores.")
+_JSON = cli.define_path("json", None, "File for the scores.")
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", None, "Generated images; by default 50000, with --classifier 1000.", 1
 )
@@ -71,7 +71,7 @@ _KEEP_SAMPLES = flags.DEFINE_bool(
     "keep_samples", True, "Keep samples.npz once it is scored (10 GB for 50,000 of 256 px)."
 )
 _PART_SIZE = flags.DEFINE_integer("part_size", 500, "Samples in a part of a resumable run.", 1)
-_MAKE_REFERENCE = flags.DEFINE_string("make_reference", None, "npz to make of --config's data.")
+_MAKE_REFERENCE = cli.define_path("make_reference", None, "npz to make of --config's data.")
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="For --make_reference.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of --make_reference.")
 _REFERENCE_IMAGES = flags.DEFINE_integer(

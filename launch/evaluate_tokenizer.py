@@ -24,26 +24,26 @@ from ml_collections import config_flags
 
 from launch import cli
 
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Workdir of a tokenizer or a transformer.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Workdir of a tokenizer or a transformer.")
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Whose data is used.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the data.")
-_IMAGES = flags.DEFINE_string("images", None, "npz of images (arr_0 or images) instead of data.")
+_IMAGES = cli.define_path("images", None, "npz of images (arr_0 or images) instead of data.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 0, "Images drawn from the data; 0 is all.", 0)
-_INCEPTION = flags.DEFINE_string("inception", None, "pt_inception weights (.pth), for rFID.")
+_INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth), for rFID.")
 _INCEPTION_SHA256 = flags.DEFINE_string(
     "inception_sha256", None, "Hash, or its first digits, that the weights must have."
 )
-_LPIPS = flags.DEFINE_string("lpips", None, "Weights of torchvision's vgg16, for LPIPS.")
-_LPIPS_LINEAR = flags.DEFINE_string(
+_LPIPS = cli.define_path("lpips", None, "Weights of torchvision's vgg16, for LPIPS.")
+_LPIPS_LINEAR = cli.define_path(
     "lpips_linear", None, "The LPIPS release's vgg.pth; by default in the file of --lpips."
 )
-_REFERENCE = flags.DEFINE_string(
+_REFERENCE = cli.define_path(
     "reference", None, "Take rFID to this file, made by launch.evaluate --make_reference."
 )
 _ALLOW_MISMATCHED = flags.DEFINE_bool(
     "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+_OUTPUT = cli.define_path("output", None, "Folder to write.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images at once, over all devices.", 1)
 _LEVEL_IMAGES = flags.DEFINE_integer("level_images", 256, "Images decoded level by level.", 1)
 _TEXT = flags.DEFINE_bool("text", True, "Also draw text and read it back.")

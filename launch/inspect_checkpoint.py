@@ -83,7 +83,9 @@ def main(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = offline.parser("launch.inspect_checkpoint", __doc__)
-    parser.add_argument("path", help="folder of a run or of an import, a step in it, or a file")
+    parser.add_argument(
+        "path", type=offline.path, help="folder of a run or of an import, a step in it, or a file"
+    )
     parser.add_argument("--arrays", action="store_true", help="list every array")
     return parser
 

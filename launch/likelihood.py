@@ -17,11 +17,11 @@ from absl import flags, logging
 
 from launch import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a transformer.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Its tokenizer; beside it by default.")
+_CHECKPOINT = cli.define_path("checkpoint", None, "Workdir of a transformer.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Its tokenizer; beside it by default.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the data source: train or val.")
-_TOKEN_CACHE = flags.DEFINE_string("token_cache", "", "Cached tokens in place of images.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; local or gs://.")
+_TOKEN_CACHE = cli.define_path("token_cache", "", "Cached tokens in place of images.")
+_OUTPUT = cli.define_path("output", None, "JSON file to write; local or gs://.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Examples at once, over all devices.", 1)
 flags.mark_flags_as_required(["checkpoint"])
 

@@ -19,6 +19,16 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+def path(text: str) -> str:
+    """The type of an argument that names a place; see `paths.resolve`."""
+    from var_jax.paths import resolve
+
+    try:
+        return str(resolve(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def run(
     parser: argparse.ArgumentParser,
     main: Callable[[argparse.Namespace], None],

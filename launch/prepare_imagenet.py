@@ -18,14 +18,15 @@ import os
 
 from absl import app, flags
 
+from launch import cli
 from var_jax.data import imagenet
 
-_TRAIN = flags.DEFINE_string("train", None, "Tar file of class tars, or folder of class folders.")
-_VAL = flags.DEFINE_string("val", None, "Tar file of images, or folder of class folders.")
-_VAL_LABELS = flags.DEFINE_string(
+_TRAIN = cli.define_path("train", None, "Tar file of class tars, or folder of class folders.")
+_VAL = cli.define_path("val", None, "Tar file of images, or folder of class folders.")
+_VAL_LABELS = cli.define_path(
     "val_labels", None, "WordNet id of each validation image, one a line (for a tar file)."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to write, local or gs://.")
+_OUTPUT = cli.define_path("output", None, "Directory to write, local or gs://.")
 _RESIZE = flags.DEFINE_integer("resize", 0, "Short side in pixels to store; 0 keeps the files.")
 _QUALITY = flags.DEFINE_integer("quality", 95, "JPEG quality with --resize.", 1, 100)
 _THREADS = flags.DEFINE_integer(

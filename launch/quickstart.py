@@ -21,7 +21,7 @@ from absl import flags
 
 from launch import cli
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
     "workdir", os.environ.get("WORKDIR", "runs/quickstart"), "Directory of the run."
 )
 _CONFIG = flags.DEFINE_string("config", "configs/mnist5k.py", "Config of all stages.")

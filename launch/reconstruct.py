@@ -14,9 +14,9 @@ from absl import flags
 
 from launch import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Local or gs:// folder.")
-_IMAGES = flags.DEFINE_string("images", None, "npz file with `images`.")
-_OUTPUT = flags.DEFINE_string("output", None, "npz file to write.")
+_CHECKPOINT = cli.define_path("checkpoint", None, "Local or gs:// folder.")
+_IMAGES = cli.define_path("images", None, "npz file with `images`.")
+_OUTPUT = cli.define_path("output", None, "npz file to write.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images at a time.", 1)
 flags.mark_flags_as_required(["checkpoint", "images", "output"])
 

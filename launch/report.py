@@ -12,7 +12,7 @@ from absl import flags
 
 from launch import cli
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder with tokenizer/, transformer/, scores/.")
+_WORKDIR = cli.define_path("workdir", None, "Folder with tokenizer/, transformer/, scores/.")
 flags.mark_flags_as_required(["workdir"])
 
 _EXPLAINED = {

@@ -13,11 +13,11 @@ from absl import flags, logging
 
 from launch import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a transformer.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Its tokenizer; beside it by default.")
+_CHECKPOINT = cli.define_path("checkpoint", None, "Workdir of a transformer.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Its tokenizer; beside it by default.")
 _LABELS = flags.DEFINE_list("labels", None, "Class of each sample, such as 3,1; -1 is 'no class'.")
 _NUM = flags.DEFINE_integer("num_per_label", 1, "Samples of each entry of --labels.", 1)
-_OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz or .png; local or gs://.")
+_OUTPUT = cli.define_path("output", None, "File to write, .npz or .png; local or gs://.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Samples at once; 0 is all, 64 at most.", 0)
 _SHOW_LEVELS = flags.DEFINE_bool("show_levels", False, "Also `levels`: what 1 .. K levels show.")

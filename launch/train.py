@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import cli
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Local or gs:// directory of the run.")
+WORKDIR = cli.define_path("workdir", None, "Local or gs:// directory of the run.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 

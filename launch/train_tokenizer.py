@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Local or gs:// directory of the run.")
+_WORKDIR = cli.define_path("workdir", None, "Local or gs:// directory of the run.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 

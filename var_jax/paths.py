@@ -6,12 +6,16 @@ import contextlib
 import importlib.util
 import json
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import IO, Any
 
 import fsspec
 from etils import epath
+
+# Not by TensorFlow, which would take seconds to load where it happens to be installed.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 # By default gcsfs keeps listings for ever, so that what another host or Orbax's own writer puts
 # into a folder would never be seen, and a file that grew would be read at its old length.
@@ -27,12 +31,12 @@ def is_remote(path: epath.PathLike) -> bool:
 def resolve(path: epath.PathLike) -> epath.Path:
     """The place that a flag, a config key or an argument names.
 
-    A local path becomes absolute, with the home directory for ~; links stay as they are. A
-    slash at the end means nothing.
+    A local path becomes absolute, with the home directory for ~; links, and .. behind them, stay
+    as they are. A slash at the end means nothing.
 
     Raises:
-      ValueError: it is empty, begins like an address that is not gs://, or what opens gs:// is
-        not installed.
+      ValueError: it is empty, begins like an address that is not gs://, has a sign in a bucket
+        that stands for others, or what opens gs:// is not installed.
     """
     text = os.fspath(path)
     if not text:
@@ -43,11 +47,16 @@ def resolve(path: epath.PathLike) -> epath.Path:
         bucket, _, rest = text.removeprefix("gs://").partition("/")
         if not bucket:
             raise ValueError(f"The path {text!r} names no bucket; give gs://BUCKET/...")
+        if re.search(r"[*?\[\]]", text):  # gcsfs takes them for patterns, in deleting too.
+            raise ValueError(
+                f"The path {text!r} has one of * ? [ ], which would stand for many objects of the "
+                "bucket; choose a name without them."
+            )
         return epath.Path("/".join([f"gs://{bucket}", *(p for p in rest.split("/") if p)]))
     # One slash is what is left of an address that went through a local path.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ValueError(f"The path {text!r} is neither local nor does it begin with gs://.")
-    return epath.Path(text).expanduser().absolute()
+    return epath.Path(pathlib.Path(text).expanduser().absolute())
 
 
 def cache_directory() -> epath.Path:

@@ -8,6 +8,7 @@ An unknown key or value raises with the section's name. All callers write `build
 from var_jax.build.data import (
     data_paths,
     pipeline,
+    resolve_paths,
     set_num_classes,
     source,
     training_source,
@@ -43,6 +44,7 @@ __all__ = [
     "optimizer_config",
     "pipeline",
     "pyramid",
+    "resolve_paths",
     "sampler",
     "set_num_classes",
     "source",

@@ -9,9 +9,42 @@ from var_jax.build.sections import call, tuples
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
 from var_jax.parallel import arrays, sharding
+from var_jax.paths import resolve
 
 #: Options of data sources that name places in a file system.
 _PATH_OPTIONS = ("path", "data_dir")
+#: All keys that do.
+_PATHS = (
+    "tokenizer_checkpoint",
+    "token_cache",
+    *(f"data.options.{option}" for option in _PATH_OPTIONS),
+    "train.initial_checkpoint",
+    "tokenizer_train.lpips_vgg",
+    "tokenizer_train.lpips_linear",
+    "evaluation.rfid",
+    "evaluation.fid.inception",
+    "evaluation.fid.reference",
+)
+
+
+def resolve_paths(config: ConfigDict) -> None:
+    """Makes all paths of a config absolute, in the ways that `paths.resolve` knows; '' stays.
+
+    So a run's config means the same when another command reads it from another directory.
+
+    Raises:
+      ValueError: one of them is no path.
+    """
+    for name in _PATHS:
+        *sections, key = name.split(".")
+        section = config
+        for part in sections:
+            section = section.get(part) or ConfigDict()
+        if section.get(key):
+            try:
+                section[key] = str(resolve(section[key]))
+            except ValueError as error:
+                raise ValueError(f"config.{name}: {error}") from None
 
 
 def source(config: ConfigDict, split: str) -> sources.Source:
