@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging as std_logging
 import os
 import pathlib
@@ -127,14 +126,16 @@ def record_run(config: ConfigDict, workdir: str) -> None:
     import jax
     from etils import epath
 
+    from var_jax.paths import write_json, write_text
+
     if jax.process_index():
         return
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    write_json(folder / "config.json", config.to_dict())
     commands = folder / "commands.txt"
     before = commands.read_text() if commands.exists() else ""
-    commands.write_text(before + shlex.join([sys.executable, *sys.argv]) + "\n")
+    write_text(commands, before + shlex.join([sys.executable, *sys.argv]) + "\n")
 
 
 def _resolve_config_paths() -> None:
@@ -147,6 +148,8 @@ def _resolve_config_paths() -> None:
 
 
 def _is_worth_reading(record: std_logging.LogRecord) -> bool:
+    if record.name == "gcsfs" and record.exc_info:
+        return False  # What it raises it also prints, trace and all.
     # By the whole path: a clone, and the environment in it, lies in a folder of the same name.
     ours = record.pathname.startswith(_PACKAGES)
     # Orbax also warns about files that its own older formats had.

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from var_jax import checkpoint
-from var_jax.checkpoint import Checkpointer, CheckpointError
+from var_jax.checkpoint import Checkpointer, CheckpointError, files
 from var_jax.parallel import sharding
 
 
@@ -370,3 +370,25 @@ def test_sizes_are_recorded(tmp_path):
     folder = epath.Path(tmp_path) / "checkpoints" / "1"
     sizes = json.loads((folder / "files.json").read_text())
     assert any(name.startswith("state/") for name in sizes) and "metadata/metadata" in sizes
+
+
+def test_in_a_bucket_a_step_counts_when_its_last_file_is_there(bucket):
+    path = epath.Path(bucket) / "checkpoint" / "run"
+    save_steps(path, [1, 2, 3])
+    folder = path / "checkpoints"
+    # A save that was cut off: all of a step's files but the one that is written last.
+    for name in ("metadata/metadata", "files.json"):
+        (folder / "4" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "4" / name).write_bytes((folder / "3" / name).read_bytes())
+    assert files.complete_steps(folder) == [1, 2, 3]
+    (folder / "3" / "state" / "manifest.ocdbt").unlink()
+    with Checkpointer(path) as checkpointer:
+        state, _, step = checkpointer.restore(abstract(mesh_of(1, 4)))
+        assert step == 2
+        assert_equal(state, make_state(2, mesh_of()))
+        assert checkpointer.steps() == [1, 2]
+        # Moved object by object, and whole at the end.
+        assert (folder / "3.unreadable" / "files.json").exists()
+        assert not (folder / "3" / "files.json").exists()
+        assert checkpointer.save(4, make_state(4, mesh_of()), {})
+    assert files.complete_steps(folder) == [1, 2, 4]

@@ -44,3 +44,12 @@ def test_a_library_in_a_clone_of_the_packages_name_is_not_taken_for_ours(monkeyp
     assert kept("var_jax/train/loop.py", logging.INFO) and kept("launch/train.py", logging.INFO)
     assert not kept(orbax, logging.INFO) and not kept(orbax, logging.WARNING)
     assert kept(orbax, logging.ERROR)
+
+
+def test_what_gcsfs_raises_is_not_printed_as_well():
+    def kept(error):
+        info = (type(error), error, None) if error else None
+        record = logging.LogRecord("gcsfs", logging.ERROR, "gcsfs/retry.py", 1, "m", (), info)
+        return cli._is_worth_reading(record)
+
+    assert kept(None) and not kept(OSError("no route"))

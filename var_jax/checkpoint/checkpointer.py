@@ -3,7 +3,8 @@
 Layout: `<workdir>/checkpoints/<step>/{state,metadata,files.json}`; the last is the list of
 the step's files and their sizes. What is restored, in order: the step asked for; else the
 newest step that can be read. A step that cannot be read is passed over with a warning, and a
-run that may write moves it aside as `<step>.unreadable`.
+run that may write moves it aside as `<step>.unreadable`. A step appears whole: by the rename of
+its folder, or in a bucket, where folders have none, by a file `commit_success.txt` written last.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from var_jax.paths import resolve
+from var_jax.paths import resolve, write_json
 
 #: Packages whose versions are recorded with each checkpoint.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -198,10 +198,7 @@ def read_best(directory: epath.Path, metric: str) -> tuple[int, float] | None:
 
 def write_best(directory: epath.Path, metric: str, step: int, value: float) -> None:
     """Remembers the step with the best value of a metric."""
-    text = json.dumps({"metric": metric, "step": step, "value": value}) + "\n"
-    partial = directory / f"{_BEST}.partial"
-    partial.write_text(text)
-    partial.replace(directory / _BEST)
+    write_json(directory / _BEST, {"metric": metric, "step": step, "value": value})
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
