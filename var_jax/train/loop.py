@@ -125,6 +125,8 @@ def train(
                 with log.timed("checkpoint"):
                     force = last or stopping or bool(evaluating)
                     if checkpointer.save(done, state, experiment.metadata, force=force):
+                        # No step before the checkpoint is missing from the log of the next run.
+                        log.flush()
                         writer.copy_soon()
                 if evaluating:
                     found = log.evaluate(experiment.evaluators, state, done)
