@@ -44,7 +44,7 @@ _COMPILATION_CACHE = define_path(
     "compilation_cache",
     None,
     "Folder of compiled programs, so that a restart need not compile; '' is none. By default "
-    "below ~/.cache/var_jax, at most 4 GiB; with several processes WORKDIR/compiled.",
+    "below ~/.cache/var_jax, at most 4 GiB; with several processes WORKDIR/.compiled.",
 )
 
 #: Errors whose message is meant for the user; anything else is a bug and shows its traceback.

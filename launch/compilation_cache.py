@@ -43,7 +43,7 @@ def use_shared(folder: str | None, workdir: str | None) -> None:
     import jax
 
     if folder is None and jax.process_count() > 1 and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        _use(os.path.join(workdir, "compiled") if workdir else "")
+        _use(os.path.join(workdir, ".compiled") if workdir else "")
 
 
 def _use(folder: str, max_bytes: int = -1) -> None:

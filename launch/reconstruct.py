@@ -27,6 +27,7 @@ def main() -> None:
 
     from var_jax import build
     from var_jax.checkpoint.files import inspect
+    from var_jax.paths import replacing
 
     with epath.Path(_IMAGES.value).open("rb") as file, np.load(file) as archive:
         if "images" not in archive:
@@ -42,7 +43,7 @@ def main() -> None:
     made, tokens, psnr = reconstruct(tokenizer, images, _BATCH_SIZE.value)
     output = epath.Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
+    with replacing(output) as file:
         np.savez(file, images=made, tokens=tokens, psnr=psnr)
     print(f"Wrote {len(made)} images to {output}, PSNR {psnr.mean():.2f} dB on average.")
 

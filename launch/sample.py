@@ -35,11 +35,12 @@ def main() -> None:
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.pictures import grid
     from var_jax.parallel import sharding
+    from var_jax.paths import is_remote, replacing
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):
         raise ValueError(f"--output must end in .npz or .png, got {output}.")
-    if not output.parent.exists():
+    if not is_remote(output) and not output.parent.exists():
         raise FileNotFoundError(f"The folder of --output, {output.parent}, does not exist.")
     with cli.session(str(output.parent)):
         mesh = sharding.make_mesh()
@@ -68,7 +69,7 @@ def main() -> None:
         if jax.process_index():
             return
         images = np.concatenate(images)
-        with output.open("wb") as file:
+        with replacing(output) as file:
             if output.suffix == ".png":
                 picture = grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
                 Image.fromarray(picture.squeeze()).save(file, format="PNG")

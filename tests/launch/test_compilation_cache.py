@@ -87,6 +87,6 @@ def test_processes_share_what_all_of_them_see(settings, monkeypatch, tmp_path):
     compilation_cache.use_shared("elsewhere", str(tmp_path / "run"))
     assert settings() == alone  # The flag has said it, in `use_local`.
     compilation_cache.use_shared(None, str(tmp_path / "run"))
-    assert settings() == str(tmp_path / "run" / "compiled")
+    assert settings() == str(tmp_path / "run" / ".compiled")
     compilation_cache.use_shared(None, None)
     assert settings() is None

@@ -3,8 +3,10 @@
 import logging
 import os
 import pathlib
+import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -116,3 +118,16 @@ def test_only_what_has_changed_is_copied_again(tmp_path, opened):
     (copier.folder / "b").write_text("longer")
     copier.close()
     assert sorted(os.listdir(tmp_path)) == ["b"] and (tmp_path / "b").read_text() == "longer"
+
+
+def test_one_run_of_weights_and_biases_goes_on_with_local_files(bucket, monkeypatch):
+    begun = []
+    fake = types.SimpleNamespace(
+        util=types.SimpleNamespace(generate_id=lambda: "abc"),
+        init=lambda **given: begun.append(given),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        MetricWriter(epath.Path(bucket) / "mirror" / "wandb", wandb_project="p").close()
+    assert [given["id"] for given in begun] == ["abc", "abc"]
+    assert all(os.path.isdir(given["dir"]) for given in begun)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from var_jax.data.sources import check_labels
-from var_jax.paths import cache_directory, is_remote
+from var_jax.paths import cache_directory, is_remote, replacing
 
 METADATA = "metadata.json"
 _IMAGE_HEADER = struct.Struct("<iH")
@@ -57,7 +58,8 @@ def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) 
             writer.close()
         size = os.path.getsize(temporary)
         if is_remote(path):
-            temporary.copy(path, overwrite=True)
+            with replacing(path) as file, open(temporary, "rb") as source:
+                shutil.copyfileobj(source, file)
         else:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
