@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from etils import epath
 
 from var_jax.data import Pipeline, make_source, shards
 from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter
@@ -165,15 +166,15 @@ def test_incomplete_copies_are_noticed(tmp_path):
         TokenCache(tmp_path / "nowhere")
 
 
-def test_remote_cache_is_copied_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "is_remote", lambda path: "bucket" in str(path))
+def test_a_cache_in_a_bucket_is_copied_once(tmp_path, monkeypatch, bucket):
     monkeypatch.setenv("VAR_JAX_CACHE", str(tmp_path / "local"))
-    make_cache(tmp_path / "bucket")
-    assert TokenCache(tmp_path / "bucket")[29]["tokens"][0] == 29
+    folder = epath.Path(bucket) / "token cache"
+    make_cache(folder)
+    assert TokenCache(folder)[29]["tokens"][0] == 29
     copies = list((tmp_path / "local").glob("shards/*/*"))
     assert len(copies) == 4
     stamps = [c.stat().st_mtime_ns for c in copies]
-    TokenCache(tmp_path / "bucket")
+    TokenCache(folder)
     assert [c.stat().st_mtime_ns for c in copies] == stamps
 
 
