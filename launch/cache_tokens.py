@@ -67,6 +67,7 @@ def main() -> None:
                 source=f"{config.data.source}:{split}",
                 image_size=config.data.image_size,
                 seed=config.seed,
+                extra=build.cached_from(config),
             )
             writer = None
             if jax.process_index() == 0:

@@ -84,6 +84,7 @@ def score(
     cached = bool(token_cache)
     config.token_cache = token_cache
     source = build.training_source(config, split, tokenizer.fingerprint)
+    build.check_same_classes(loaded.metadata, source, f"The transformer in {checkpoint}")
     if source.num_classes > loaded.var.num_classes:
         raise ValueError(
             f"The data has {source.num_classes} classes, but the transformer was trained with "

@@ -51,6 +51,7 @@ def score_small_set(
 
     def real(split, settings=config, augment=False):
         source = build.source(settings, split)
+        build.check_same_classes(loaded.metadata, source, f"The transformer in {checkpoint}")
         pipeline = build.pipeline(settings, source, 100, train=False, augment=augment)
         batches = [{k: v[b["mask"]] for k, v in b.items()} for b in pipeline.batches()]
         return small_set.LabelledImages(

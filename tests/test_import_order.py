@@ -7,7 +7,7 @@ import var_jax
 
 #: Lowest first; a module may import its own layer and those above it in this list.
 LAYERS = [
-    {"paths", "pyramid", "pixels", "resample"},
+    {"paths", "pyramid", "pixels", "resample", "settings"},
     {"context", "kernels", "parallel", "checkpoint"},
     {"data"},
     {"codecs"},

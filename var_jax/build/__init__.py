@@ -2,10 +2,15 @@
 
 A config (ml_collections) has the sections data, tokenizer, tokenizer_train, model, train,
 sampling, evaluation and mesh beside seed, patch_nums and sharding; configs/ has complete examples.
-An unknown key or value raises with the section's name. All callers write `build.<name>`.
+An unknown key, section or value raises with its path and the nearest known name. All callers write
+`build.<name>`.
 """
 
+from var_jax.build.config import Change, ConfigError, changes, check_config, flat, make_room
 from var_jax.build.data import (
+    cached_from,
+    check_same_classes,
+    data_facts,
     data_paths,
     pipeline,
     resolve_paths,
@@ -16,6 +21,7 @@ from var_jax.build.data import (
 )
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings, evaluation_settings
 from var_jax.build.experiment import metadata, tokenizer_experiment, transformer_experiment
+from var_jax.build.initial import Start, start_from
 from var_jax.build.loading import (
     LoadedTokenizer,
     LoadedTransformer,
@@ -25,29 +31,55 @@ from var_jax.build.loading import (
     use_tokenizer,
 )
 from var_jax.build.modules import head, pyramid, sampler, tokenizer, var
-from var_jax.build.training import likelihood, make_mesh, optimizer_config, train_settings, vqgan
+from var_jax.build.resuming import changes_since, data_changes, identity
+from var_jax.build.scaling import ScalingSettings, scaling_settings
+from var_jax.build.training import (
+    check_tools,
+    likelihood,
+    make_mesh,
+    optimizer_config,
+    train_settings,
+    vqgan,
+)
 
 __all__ = [
+    "Change",
+    "ConfigError",
     "EvaluationSettings",
     "FIDSettings",
     "LoadedTokenizer",
     "LoadedTransformer",
+    "ScalingSettings",
+    "Start",
+    "cached_from",
+    "changes",
+    "changes_since",
+    "check_config",
+    "check_same_classes",
+    "check_tools",
+    "data_changes",
+    "data_facts",
     "data_paths",
     "evaluation_settings",
+    "flat",
     "head",
+    "identity",
     "likelihood",
     "load_params",
     "load_tokenizer",
     "load_transformer",
     "make_mesh",
+    "make_room",
     "metadata",
     "optimizer_config",
     "pipeline",
     "pyramid",
     "resolve_paths",
     "sampler",
+    "scaling_settings",
     "set_num_classes",
     "source",
+    "start_from",
     "tokenizer",
     "tokenizer_experiment",
     "train_settings",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
-from var_jax.build.sections import call, tuples
+from var_jax.build.sections import ConfigError, Section, call, read, read_section
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
+from var_jax.data.token_cache import TokenCacheSettings
 from var_jax.parallel import arrays, sharding
 from var_jax.paths import resolve
+from var_jax.settings import Changeable
 
 #: Options of data sources that name places in a file system.
 _PATH_OPTIONS = ("path", "data_dir")
@@ -47,22 +54,101 @@ def resolve_paths(config: ConfigDict) -> None:
                 raise ValueError(f"config.{name}: {error}") from None
 
 
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """config.data, without the sections options and transform.
+
+    Attributes:
+      image_size, channels: of the images that the tokenizer reads.
+      source: name of the data source, see `sources.make_source`; '' where a model was converted.
+      num_workers, num_threads, prefetch: see `Pipeline`.
+    """
+
+    image_size: int
+    channels: int
+    source: str = ""
+    num_workers: Changeable[int] = 0
+    num_threads: Changeable[int] = 4
+    prefetch: Changeable[int] = 4
+
+
+def _options(data: Mapping[str, Any]) -> Section:
+    """config.data.options: what the source takes. A data set may move between two runs."""
+    try:
+        builder = sources.source_builder(data.get("source", ""))
+    except ValueError as error:
+        raise ConfigError(f"config.data.source: {error}") from None
+    return Section((builder,), given=("split",), changeable=_PATH_OPTIONS)
+
+
+TRANSFORM = Section(
+    (transforms.ImageTransform,),
+    given=("size", "channels", "random_crop"),
+    sections={"affine": Section((transforms.RandomAffine,))},
+)
+DATA = Section((DataSettings,), sections={"options": _options, "transform": TRANSFORM})
+
+
+def data_settings(config: ConfigDict) -> DataSettings:
+    """The values of config.data."""
+    return call(DataSettings, "config.data", read_section(config, "data", DATA))
+
+
 def source(config: ConfigDict, split: str) -> sources.Source:
     """The images of config.data."""
-    return sources.make_source(config.data.source, split, **tuples(config.data.options))
+    data = read_section(config, "data", DATA)
+    return sources.make_source(data_settings(config).source, split, **data.get("options", {}))
 
 
 def training_source(config: ConfigDict, split: str, fingerprint: str) -> sources.Source:
     """The token cache of config.token_cache if there is one, else the images.
 
     Raises:
-      ValueError: the cache was made by another tokenizer than `fingerprint`.
+      ValueError: the cache was made by another tokenizer than `fingerprint`, of another split, or
+        of other images than those of config.data.
     """
-    if config.token_cache:
-        return sources.make_source(
-            "tokens", split, path=config.token_cache, fingerprint=fingerprint
+    if not config.get("token_cache", ""):
+        return source(config, split)
+    cache = sources.make_source("tokens", split, path=config.token_cache, fingerprint=fingerprint)
+    _check_cache(cache.settings, config, split)
+    return cache
+
+
+def cached_from(config: ConfigDict) -> dict[str, Any]:
+    """What a token cache says about its images beside their source, as JSON; places left out.
+
+    The transform is that of training; whether its random part was at work, the crops say.
+    """
+    options = read_section(config, "data", DATA).get("options", {})
+    return {
+        "options": {k: v for k, v in options.items() if k not in _PATH_OPTIONS},
+        "transform": dataclasses.asdict(transform(config, train=True)),
+    }
+
+
+def _check_cache(settings: TokenCacheSettings, config: ConfigDict, split: str) -> None:
+    """Raises ConfigError if a token cache is of other images than config.data describes."""
+    there = {"source": settings.source, "image_size": settings.image_size, **settings.extra}
+    here = {
+        "source": f"{config.data.source}:{split}",
+        "image_size": config.data.image_size,
+        **cached_from(config),
+    }
+    here = json.loads(json.dumps(here))
+    found = []
+    for name in there.keys() & here.keys():
+        a, b = there[name], here[name]
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = sorted(k for k in {**a, **b} if a.get(k) != b.get(k))
+            found += [f"{name}.{k} is {a.get(k)!r} there and {b.get(k)!r} here" for k in keys]
+        elif a != b:
+            found.append(f"{name} is {a!r} there and {b!r} here")
+    if found:
+        raise ConfigError(
+            f"The tokens in {config.token_cache} are not those of config.data: "
+            f"{'; '.join(sorted(found))}; give a cache of this data (python -m "
+            "launch.cache_tokens), or the config.data that it was made from."
         )
-    return source(config, split)
 
 
 def data_paths(config: ConfigDict, *, cached: bool) -> list[str]:
@@ -98,16 +184,17 @@ def set_num_classes(config: ConfigDict, num_classes: int) -> None:
 
 def transform(config: ConfigDict, train: bool) -> transforms.ImageTransform:
     """Preprocessing of config.data.transform; crops and augmentation at random to train."""
-    values = tuples(config.data.transform)
+    data = data_settings(config)
+    values = read(config.data.get("transform", {}), "config.data.transform", TRANSFORM)
     affine = values.pop("affine", None)
     if not train:
         values["flip"] = False
     return call(
         transforms.ImageTransform,
-        "data.transform",
+        "config.data.transform",
         values,
-        size=config.data.image_size,
-        channels=config.data.channels,
+        size=data.image_size,
+        channels=data.channels,
         random_crop=train,
         affine=transforms.RandomAffine(**affine) if affine and train else None,
     )
@@ -137,6 +224,7 @@ def pipeline(
     """
     augment = train if augment is None else augment
     rows = mesh and arrays.process_rows(sharding.batch_sharding(mesh), batch_size)
+    data = data_settings(config)
     return data_pipeline.Pipeline(
         records,
         transform(config, augment) if records.channels else None,
@@ -144,8 +232,55 @@ def pipeline(
         seed=config.seed,
         train=train,
         rows=rows,
-        num_workers=config.data.get("num_workers", 0),
-        num_threads=config.data.get("num_threads", 4),
-        prefetch=config.data.get("prefetch", 4),
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        prefetch=data.prefetch,
         passes=passes,
+    )
+
+
+def data_facts(records: sources.Source) -> dict[str, Any]:
+    """What gives a training's batches their meaning beside the config, as JSON.
+
+    A checkpoint says it, so that a run that goes on or is scored can tell other data.
+
+    Args:
+      records: of the training, images or a token cache.
+
+    Returns:
+      class_names, images (how many, whatever the crops), crops (0 where images are read) and,
+      of a token cache, the seed of its crops.
+    """
+    cache = getattr(records, "settings", None)
+    variants = getattr(records, "variants", 1)
+    return {
+        "class_names": list(records.class_names),
+        "images": len(records) // variants,
+        "crops": 0 if cache is None else cache.crops,
+        "crops_seed": None if cache is None else cache.seed,
+    }
+
+
+def check_same_classes(saved: Mapping[str, Any], records: sources.Source, what: str) -> None:
+    """Compares the classes of data with those that a checkpoint was trained on, if it says them.
+
+    Args:
+      saved: a checkpoint's metadata.
+      records: the data.
+      what: names the checkpoint in the error.
+
+    Raises:
+      ValueError: the names differ.
+    """
+    names = saved.get("data", {}).get("class_names")
+    if names is None or list(names) == list(records.class_names):
+        return
+    pairs = zip(names, records.class_names, strict=False)
+    label = next(
+        (i for i, (a, b) in enumerate(pairs) if a != b), min(len(names), len(records.class_names))
+    )
+    a, b = (repr(n[label]) if label < len(n) else "no class" for n in (names, records.class_names))
+    raise ValueError(
+        f"{what} was trained on {len(names)} classes, the data has {len(records.class_names)}, "
+        f"and label {label} was {a} and is {b}; give data with the same classes in the same order."
     )

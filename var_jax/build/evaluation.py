@@ -6,7 +6,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from var_jax.build.sections import call, tuples
+from var_jax.build.sections import Section, call, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,12 @@ class EvaluationSettings:
     rfid: str = ""
 
 
+#: None of it changes what is trained.
+EVALUATION = Section(
+    (EvaluationSettings,), sections={"fid": Section((FIDSettings,))}, changeable=True
+)
+
+
 def evaluation_settings(config: ConfigDict, section: str) -> EvaluationSettings:
     """Reads config.evaluation, which a config may leave out.
 
@@ -66,12 +72,12 @@ def evaluation_settings(config: ConfigDict, section: str) -> EvaluationSettings:
     Raises:
       ValueError: an unknown or missing key, or steps that do not fit each other.
     """
-    values = tuples(config.get("evaluation", {}))
+    values = read(config.get("evaluation", {}), "config.evaluation", EVALUATION)
     fid = values.pop("fid", None)
     # A tokenizer draws no samples.
     off = section != "train" or not fid or not (fid.get("inception") or fid.get("reference"))
-    fid = None if off else call(FIDSettings, "evaluation.fid", fid)
-    settings = call(EvaluationSettings, "evaluation", values, fid=fid)
+    fid = None if off else call(FIDSettings, "config.evaluation.fid", fid)
+    settings = call(EvaluationSettings, "config.evaluation", values, fid=fid)
     if settings.every is None:
         every = config[section].get("evaluate_every", 0)
         settings = dataclasses.replace(settings, every=every)

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from var_jax import checkpoint
-from var_jax.build.modules import head, tokenizer, var
-from var_jax.build.sections import tuples
+from var_jax.build.modules import TOKENIZER, head, tokenizer, var
+from var_jax.build.sections import ConfigError, read, tuples
 from var_jax.decoding.images import sampling_params
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.objectives.likelihood import Likelihood
@@ -72,6 +72,7 @@ class LoadedTransformer:
       tokenizer: its tokenizer, its parameters on the mesh.
       config: of the run that trained it.
       step: of the checkpoint.
+      metadata: what else the checkpoint says.
       mesh, preset: where and how the parameters lie.
     """
 
@@ -81,6 +82,7 @@ class LoadedTransformer:
     tokenizer: LoadedTokenizer
     config: ConfigDict
     step: int
+    metadata: dict[str, Any]
     mesh: Mesh
     preset: str | sharding.Rules
 
@@ -132,6 +134,7 @@ def load_transformer(
         loaded.on(mesh),
         config,
         int(metadata.get("step", 0)),
+        metadata,
         mesh,
         preset,
     )
@@ -172,7 +175,7 @@ def use_tokenizer(config: ConfigDict, loaded: LoadedTokenizer) -> None:
     """Makes the config describe the tokenizer that was loaded.
 
     Raises:
-      ValueError: the config asks for other levels or codes than the tokenizer has.
+      ValueError: the config asks for other levels, or says something else of the tokenizer.
     """
     asked, there = tuples(config.patch_nums), tuples(loaded.config.patch_nums)
     if asked != there:
@@ -180,6 +183,17 @@ def use_tokenizer(config: ConfigDict, loaded: LoadedTokenizer) -> None:
             f"config.patch_nums is {asked}, but the tokenizer was trained with {there}; use the "
             "same levels."
         )
+    said = read(config.get("tokenizer", {}), "config.tokenizer", TOKENIZER)
+    true = read(loaded.config.tokenizer, "config.tokenizer", TOKENIZER)
+    for name, value in said.items():
+        key = TOKENIZER.keys[name]
+        has = true.get(name, key.default)
+        if value != has and not key.changeable:
+            raise ConfigError(
+                f"config.tokenizer.{name} is {value!r}, but the tokenizer in "
+                f"config.tokenizer_checkpoint was trained with {has!r}; leave it out, or name "
+                "another tokenizer."
+            )
     config.tokenizer = loaded.config.tokenizer
     config.data.image_size = loaded.config.data.image_size
     config.data.channels = loaded.config.data.channels

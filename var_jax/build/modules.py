@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from var_jax.build.sections import call, read_section, tuples
+from var_jax.build.sections import Section, call, read_section, tuples
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal, Context, RecentLevels
 from var_jax.decoding import guidance
@@ -22,8 +23,45 @@ from var_jax.transformer.var import VAR
 HEAD_DIM = 64
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_CODEC_KEYS = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
 _CFG_SCHEDULES = {"linear": guidance.LinearGuidance, "constant": guidance.ConstantGuidance}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """What config.model says in other words than `VAR` takes, or says of the head.
+
+    Attributes:
+      width: None is the official 64 * depth.
+      num_heads: None is one for each 64 of the width.
+      context: 'block_causal', or how many levels before its own a level sees.
+      adaln_init, adaln_gamma_init: see `AdaLNInit`.
+      label_smoothing: see `CategoricalHead`.
+    """
+
+    width: int | None = None
+    num_heads: int | None = None
+    context: str | int = "block_causal"
+    adaln_init: float = AdaLNInit.scale_shift
+    adaln_gamma_init: float = AdaLNInit.gamma
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceSettings:
+    """What config.sampling says about guidance.
+
+    Attributes:
+      cfg: its strength; a tuple is one weight a level.
+      cfg_schedule: 'linear' or 'constant', how one strength becomes weights.
+    """
+
+    cfg: float | tuple[float, ...] = 1.5
+    cfg_schedule: str = "linear"
+
+
+TOKENIZER = Section((ResidualVQ, VQVAE), given=("pyramid", "codec", "image_channels"))
+MODEL = Section((ModelSettings, VAR), given=("pyramid", "code_dim"))
+SAMPLING = Section((GuidanceSettings, Sampler), given=("guidance",), changeable=True)
 
 
 def pyramid(config: ConfigDict) -> ScalePyramid:
@@ -37,11 +75,12 @@ def tokenizer(config: ConfigDict) -> VQVAE:
     Raises:
       ValueError: the image size is not the stride times the last level.
     """
-    values = read_section(config, "tokenizer")
-    codec_values = {key: values.pop(key) for key in _CODEC_KEYS if key in values}
-    codec = call(ResidualVQ, "tokenizer", codec_values, pyramid=pyramid(config))
-    values["dtype"] = _dtype(values.get("dtype", "float32"), "tokenizer")
-    module = call(VQVAE, "tokenizer", values, codec=codec, image_channels=config.data.channels)
+    values = read_section(config, "tokenizer", TOKENIZER)
+    codec = call(ResidualVQ, "config.tokenizer", values, pyramid=pyramid(config))
+    values["dtype"] = dtype(values.get("dtype", "float32"), "config.tokenizer")
+    module = call(
+        VQVAE, "config.tokenizer", values, codec=codec, image_channels=config.data.channels
+    )
     size = config.data.image_size
     if module.image_shape[:2] != (size, size):
         raise ValueError(
@@ -54,18 +93,21 @@ def tokenizer(config: ConfigDict) -> VQVAE:
 
 def var(config: ConfigDict) -> VAR:
     """The transformer of config.model; width and num_heads default to the official sizes."""
-    values = read_section(config, "model")
-    values.pop("label_smoothing", None)
-    depth = values["depth"]
-    values["width"] = values.get("width") or HEAD_DIM * depth
-    values["num_heads"] = values.get("num_heads") or max(1, values["width"] // HEAD_DIM)
-    values["dtype"] = _dtype(values.get("dtype", "float32"), "model")
-    values["context"] = _context(values.get("context", "block_causal"))
-    values["adaln_init"] = AdaLNInit(
-        values.pop("adaln_init", AdaLNInit.scale_shift),
-        values.pop("adaln_gamma_init", AdaLNInit.gamma),
+    values = read_section(config, "model", MODEL)
+    settings = call(ModelSettings, "config.model", values)
+    width = settings.width or HEAD_DIM * values.get("depth", 0)
+    return call(
+        VAR,
+        "config.model",
+        values,
+        pyramid=pyramid(config),
+        code_dim=config.tokenizer.code_dim,
+        width=width,
+        num_heads=settings.num_heads or max(1, width // HEAD_DIM),
+        context=_context(settings.context),
+        adaln_init=AdaLNInit(settings.adaln_init, settings.adaln_gamma_init),
+        dtype=dtype(values.get("dtype", "float32"), "config.model"),
     )
-    return call(VAR, "model", values, pyramid=pyramid(config), code_dim=config.tokenizer.code_dim)
 
 
 def head(config: ConfigDict) -> CategoricalHead:
@@ -74,15 +116,18 @@ def head(config: ConfigDict) -> CategoricalHead:
     return CategoricalHead(
         vocab_size=config.tokenizer.vocab_size,
         width=model.width,
-        label_smoothing=config.model.get("label_smoothing", 0.0),
+        label_smoothing=call(
+            ModelSettings, "config.model", read_section(config, "model", MODEL)
+        ).label_smoothing,
         dtype=model.dtype,
     )
 
 
 def sampler(config: ConfigDict) -> Sampler:
     """The settings of config.sampling; a tuple of cfg is one weight a level."""
-    values = read_section(config, "sampling")
-    cfg, schedule = values.pop("cfg"), values.pop("cfg_schedule", "linear")
+    values = read_section(config, "sampling", SAMPLING)
+    settings = call(GuidanceSettings, "config.sampling", values)
+    cfg, schedule = settings.cfg, settings.cfg_schedule
     if schedule not in _CFG_SCHEDULES:
         raise ValueError(
             f"config.sampling.cfg_schedule is {schedule!r}; choose one of "
@@ -91,7 +136,7 @@ def sampler(config: ConfigDict) -> Sampler:
     rule = (
         guidance.PerLevelGuidance(cfg) if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule](cfg)
     )
-    return call(Sampler, "sampling", values, guidance=rule)
+    return call(Sampler, "config.sampling", values, guidance=rule)
 
 
 def _context(name: str | int) -> Context:
@@ -104,7 +149,8 @@ def _context(name: str | int) -> Context:
     )
 
 
-def _dtype(name: str, section: str) -> Any:
+def dtype(name: str, path: str) -> Any:
+    """A computing type by name; `path` is of the section that names it."""
     if name not in _DTYPES:
-        raise ValueError(f"config.{section}.dtype is {name!r}; choose one of {', '.join(_DTYPES)}.")
+        raise ValueError(f"{path}.dtype is {name!r}; choose one of {', '.join(_DTYPES)}.")
     return _DTYPES[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import inspect
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,33 +13,100 @@ import jax
 from ml_collections import ConfigDict
 
 from var_jax.build.loading import LoadedTokenizer
-from var_jax.build.modules import head, tokenizer, var
-from var_jax.build.sections import call, read_section, tuples
+from var_jax.build.modules import dtype, head, tokenizer, var
+from var_jax.build.sections import ConfigError, Section, call, read, read_section
 from var_jax.convert.lpips import load_lpips
 from var_jax.objectives.likelihood import Likelihood, progressive_stages
 from var_jax.objectives.vqgan import VQGAN
 from var_jax.parallel import sharding
+from var_jax.settings import Changeable
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.lpips import LPIPS
 from var_jax.train.experiment import TrainSettings
 from var_jax.train.optim import OptimizerConfig
 
-_RUN_KEYS = frozenset(inspect.signature(TrainSettings).parameters)
+
+@dataclasses.dataclass(frozen=True)
+class LPIPSFiles:
+    """What config.tokenizer_train says about the perceptual loss.
+
+    Attributes:
+      lpips_vgg: file of torchvision's vgg16; '' is no perceptual loss.
+      lpips_linear: file of the linear layers where they are not in the same.
+    """
+
+    lpips_vgg: str = ""
+    lpips_linear: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartSettings:
+    """What config.train says about where a transformer starts from.
+
+    Attributes:
+      initial_checkpoint: workdir of a transformer to fine-tune; '' starts from random parameters.
+        A run that goes on has its own.
+    """
+
+    initial_checkpoint: Changeable[str] = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgressiveSettings:
+    """config.train.progressive, see `progressive_stages`; an empty section is off.
+
+    Attributes:
+      until: fraction of training after which all levels train.
+      first: last level of the first stage.
+      ramp_steps: over which the loss of an added level comes in; 0 is at once.
+    """
+
+    until: float
+    first: int
+    ramp_steps: int = 0
+
+
+OPTIMIZER = Section((OptimizerConfig,))
+TRAIN = Section(
+    (TrainSettings, StartSettings),
+    sections={"optimizer": OPTIMIZER, "progressive": Section((ProgressiveSettings,))},
+)
+TOKENIZER_TRAIN = Section(
+    (TrainSettings, LPIPSFiles, VQGAN),
+    given=("tokenizer", "perceptual"),
+    sections={
+        "optimizer": OPTIMIZER,
+        "discriminator": Section((PatchDiscriminator,)),
+        "discriminator_optimizer": OPTIMIZER,
+    },
+)
+MESH = Section((sharding.make_mesh,), given=("devices",), changeable=True)
+
+_SECTIONS = {"train": TRAIN, "tokenizer_train": TOKENIZER_TRAIN}
 
 
 def optimizer_config(
     section: Mapping[str, Any] | ConfigDict, name: str, batch_size: int
 ) -> OptimizerConfig:
     """Settings of one optimizer; `learning_rate` is for 256 examples, as `tblr` officially."""
-    values = tuples(section)
-    values["learning_rate"] = values["learning_rate"] * batch_size / 256
-    return call(OptimizerConfig, name, values)
+    settings = call(OptimizerConfig, f"config.{name}", read(section, f"config.{name}", OPTIMIZER))
+    return dataclasses.replace(settings, learning_rate=settings.learning_rate * batch_size / 256)
 
 
 def train_settings(config: ConfigDict, section: str) -> TrainSettings:
     """The loop's settings, from config.train or config.tokenizer_train."""
-    values = read_section(config, section)
-    return TrainSettings(**{k: v for k, v in values.items() if k in _RUN_KEYS})
+    values = read_section(config, section, _SECTIONS[section])
+    return call(TrainSettings, f"config.{section}", values)
+
+
+def check_tools(config: ConfigDict, section: str) -> None:
+    """Raises ConfigError if a training's section asks for a package that is not installed."""
+    project = train_settings(config, section).wandb_project
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"config.{section}.wandb_project is {project!r}, but the package wandb is not "
+            "installed; pip install 'var_jax[wandb]', or leave it ''."
+        )
 
 
 def vqgan(config: ConfigDict) -> tuple[VQGAN, dict[str, Any], dict[str, OptimizerConfig]]:
@@ -48,36 +115,36 @@ def vqgan(config: ConfigDict) -> tuple[VQGAN, dict[str, Any], dict[str, Optimize
     Returns:
       the objective, its frozen parameters, and the optimizer settings of each network.
     """
-    values = read_section(config, "tokenizer_train")
-    values = {k: v for k, v in values.items() if k not in _RUN_KEYS}
-    batch_size = config.tokenizer_train.batch_size
+    path = "config.tokenizer_train"
+    values = read_section(config, "tokenizer_train", TOKENIZER_TRAIN)
+    batch_size = train_settings(config, "tokenizer_train").batch_size
     optimizers = {
         "tokenizer": optimizer_config(
-            values.pop("optimizer"), "tokenizer_train.optimizer", batch_size
+            values.get("optimizer", {}), "tokenizer_train.optimizer", batch_size
         )
     }
     discriminator = None
-    network, optimizer = (
-        values.pop("discriminator", None),
-        values.pop("discriminator_optimizer", None),
-    )
+    network, optimizer = values.get("discriminator"), values.get("discriminator_optimizer")
     if values.get("adversarial_weight", 0):
         if network is None or optimizer is None:
             raise ValueError(
                 "config.tokenizer_train has an adversarial_weight; give it the sections "
                 "discriminator and discriminator_optimizer, or set the weight to 0."
             )
-        discriminator = call(PatchDiscriminator, "tokenizer_train.discriminator", network)
+        where = f"{path}.discriminator"
+        network["dtype"] = dtype(network.get("dtype", "float32"), where)
+        discriminator = call(PatchDiscriminator, where, network)
         optimizers["discriminator"] = optimizer_config(
             optimizer, "tokenizer_train.discriminator_optimizer", batch_size
         )
     perceptual, frozen = None, {}
-    vgg, linear = values.pop("lpips_vgg", ""), values.pop("lpips_linear", "")
-    if vgg:
-        perceptual, frozen = LPIPS(), {"perceptual": load_lpips(vgg, linear or vgg)}
+    files = call(LPIPSFiles, path, values)
+    if files.lpips_vgg:
+        params = load_lpips(files.lpips_vgg, files.lpips_linear or files.lpips_vgg)
+        perceptual, frozen = LPIPS(), {"perceptual": params}
     objective = call(
         VQGAN,
-        "tokenizer_train",
+        path,
         values,
         tokenizer=tokenizer(config),
         discriminator=discriminator,
@@ -108,16 +175,16 @@ def likelihood(
         None if cached else loaded.module,
     )
     training = dataclasses.replace(base, head=model_head)
-    progressive = tuples(config.train.get("progressive", {}))
-    if not progressive:
+    values = read(config.get("train", {}), "config.train", TRAIN)
+    if not values.get("progressive"):
         return lambda step: training, base
-    num_steps = config.train.num_steps
+    progressive = call(ProgressiveSettings, "config.train.progressive", values["progressive"])
     stages = progressive_stages(
         base.var.pyramid.num_levels,
-        num_steps,
-        config.train.optimizer.get("warmup_steps", 0),
-        progressive["until"],
-        progressive["first"],
+        train_settings(config, "train").num_steps,
+        values.get("optimizer", {}).get("warmup_steps", 0),
+        progressive.until,
+        progressive.first,
     )
     starts = [stage.start for stage in stages]
 
@@ -131,7 +198,7 @@ def likelihood(
             training,
             num_levels=stage.num_levels,
             ramp_start=stage.start,
-            ramp_steps=progressive.get("ramp_steps", 0) if index else 0,
+            ramp_steps=progressive.ramp_steps if index else 0,
         )
 
     return lambda step: objective(bisect.bisect_right(starts, step) - 1), base
@@ -139,4 +206,4 @@ def likelihood(
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """The mesh of config.mesh over all devices."""
-    return call(sharding.make_mesh, "mesh", read_section(config, "mesh"))
+    return call(sharding.make_mesh, "config.mesh", read_section(config, "mesh", MESH))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -229,6 +230,18 @@ REGISTRY = {
 }
 
 
+def source_builder(name: str) -> Callable[..., Source]:
+    """What builds a source by name: (split, **options) -> source.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"Unknown data source {name!r}; choose one of {', '.join(REGISTRY)}.")
+    module, function = REGISTRY[name].split(":")
+    return getattr(importlib.import_module(f"var_jax.data.{module}"), function)
+
+
 def make_source(name: str, split: str, /, **options: Any) -> Source:
     """Builds a source by name.
 
@@ -245,10 +258,7 @@ def make_source(name: str, split: str, /, **options: Any) -> Source:
       ValueError: unknown name or option, or something wrong with the data.
       FileNotFoundError: a missing path.
     """
-    if name not in REGISTRY:
-        raise ValueError(f"Unknown data source {name!r}; choose one of {', '.join(REGISTRY)}.")
-    module, function = REGISTRY[name].split(":")
-    build = getattr(importlib.import_module(f"var_jax.data.{module}"), function)
+    build = source_builder(name)
     try:
         inspect.signature(build).bind(split, **options)
     except TypeError as error:

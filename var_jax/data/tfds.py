@@ -42,7 +42,7 @@ class TfdsSource:
         except ImportError as error:
             raise ImportError(
                 "The source tfds needs the package tensorflow-datasets: pip install "
-                "'var_jax[tfds]'."
+                "'tensorflow-datasets'."
             ) from error
         name = os.fspath(builder)
         if data_dir is None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from var_jax.codecs.residual_vq import Quantized, ResidualVQ
+from var_jax.settings import Changeable
 from var_jax.tokenizer.autoencoder import Decoder, Encoder, conv
 
 
@@ -61,7 +62,7 @@ class VQVAE(nn.Module):
     norm_groups: int = 32
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: Changeable[bool] = False
 
     def setup(self) -> None:
         settings = {

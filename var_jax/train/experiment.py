@@ -12,6 +12,7 @@ import optax
 
 from var_jax.objectives.base import Objective
 from var_jax.parallel.sharding import Rules
+from var_jax.settings import Changeable
 from var_jax.train.state import TrainState
 
 
@@ -35,17 +36,17 @@ class TrainSettings:
 
     num_steps: int
     batch_size: int
-    microbatches: int = 1
+    microbatches: Changeable[int] = 1
     ema_decay: float = 0.0
-    log_every: int = 50
-    save_every: int = 1000
-    evaluate_every: int = 0
-    max_to_keep: int = 3
-    best_metric: str = ""
-    max_skipped: int = 10
-    profile_start: int = 0
-    profile_steps: int = 0
-    wandb_project: str = ""
+    log_every: Changeable[int] = 50
+    save_every: Changeable[int] = 1000
+    evaluate_every: Changeable[int] = 0
+    max_to_keep: Changeable[int] = 3
+    best_metric: Changeable[str] = ""
+    max_skipped: Changeable[int] = 10
+    profile_start: Changeable[int] = 0
+    profile_steps: Changeable[int] = 0
+    wandb_project: Changeable[str] = ""
 
 
 @dataclasses.dataclass(frozen=True)

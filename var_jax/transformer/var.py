@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from var_jax.context import BlockCausal, Context, KeySegment, first_level_kept, key_segments
 from var_jax.pyramid import ScalePyramid
+from var_jax.settings import Changeable
 from var_jax.transformer.attention import LevelCache
 from var_jax.transformer.block import Block
 from var_jax.transformer.layers import AdaLNInit, FinalAdaLN, Linear, init_std
@@ -76,9 +77,9 @@ class VAR(nn.Module):
     adaln_init: AdaLNInit = AdaLNInit()
     drop_path_rate: float = 0.0
     class_drop_rate: float = 0.1
-    remat: str = "none"
-    scan_unroll: int = 1
-    attention_implementation: str | None = None
+    remat: Changeable[str] = "none"
+    scan_unroll: Changeable[int] = 1
+    attention_implementation: Changeable[str | None] = None
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self) -> None:

@@ -1,0 +1,176 @@
+"""The whole config: whether all of it is known, and how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from var_jax.build.data import DATA
+from var_jax.build.evaluation import EVALUATION
+from var_jax.build.modules import MODEL, SAMPLING, TOKENIZER
+from var_jax.build.scaling import SCALING
+from var_jax.build.sections import REQUIRED, ConfigError, Key, Section, check, find, tuples, walk
+from var_jax.build.training import MESH, TOKENIZER_TRAIN, TRAIN
+from var_jax.parallel import sharding
+from var_jax.settings import Changeable
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What a config says outside its sections.
+
+    Attributes:
+      patch_nums: side length of each level.
+      seed: of parameters, order, crops and samples.
+      tokenizer_checkpoint: workdir of the tokenizer of a transformer; what it holds is compared
+        by fingerprint, so it may move.
+      token_cache: what launch.cache_tokens wrote; '' encodes images in the step.
+      sharding: preset of `var_jax.parallel.sharding`.
+      frozen_sharding: of the tokenizer beside a transformer that trains.
+    """
+
+    patch_nums: tuple[int, ...]
+    seed: int = 0
+    tokenizer_checkpoint: Changeable[str] = ""
+    token_cache: Changeable[str] = ""
+    sharding: Changeable[str] = "replicated"
+    frozen_sharding: Changeable[str] = "replicated"
+
+
+ROOT = Section(
+    (RunSettings,),
+    sections={
+        "data": DATA,
+        "tokenizer": TOKENIZER,
+        "tokenizer_train": TOKENIZER_TRAIN,
+        "model": MODEL,
+        "train": TRAIN,
+        "sampling": SAMPLING,
+        "evaluation": EVALUATION,
+        "mesh": MESH,
+        "scaling": SCALING,
+    },
+)
+
+#: What the training of a kind of model does not read. A transformer's takes from the tokenizer
+#: what it says, and which one that is, is compared by its fingerprint.
+_UNREAD = {
+    "tokenizer": ("model", "train", "sampling", "scaling", "token_cache", "tokenizer_checkpoint"),
+    "transformer": ("tokenizer_train", "scaling", "tokenizer", "data.image_size", "data.channels"),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ConfigError, with the nearest known name, for what no reader of the config knows."""
+    check(tuples(config), "config", ROOT)
+    for name in ("sharding", "frozen_sharding"):
+        sharding.resolve_rules(config.get(name, "replicated"))
+
+
+def make_room(config: ConfigDict, names: list[str]) -> None:
+    """Puts known keys that a config leaves out into it, to be set from a command line.
+
+    Args:
+      config: changed.
+      names: dotted, such as 'train.wandb_project'.
+
+    Raises:
+      ConfigError: there is no such key, with the nearest one.
+    """
+    with config.unlocked():
+        for name in names:
+            key = find(ROOT, config, name)
+            *above, last = name.split(".")
+            section = config
+            for part in above:
+                if section.get(part) is None:
+                    section[part] = ConfigDict()
+                section = section[part]
+            if last in section:
+                continue
+            section[last] = _stand_in(key) if isinstance(key, Key) else ConfigDict()
+
+
+def _stand_in(key: Key) -> Any:
+    """The key's default, or where it has none a place of its type."""
+    if key.default is not REQUIRED and key.default is not None:
+        return key.default
+    for kind in (bool, int, float, str, tuple):
+        if kind in (key.annotation, *getattr(key.annotation, "__args__", ())):
+            return config_dict.placeholder(kind)
+    return config_dict.placeholder(str)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A key whose value differs between two configs.
+
+    Attributes:
+      path: such as 'config.train.batch_size'.
+      before, now: both values.
+      changeable: a run may go on with it, see `var_jax.settings`.
+    """
+
+    path: str
+    before: Any
+    now: Any
+    changeable: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_shown(self.before)} -> {_shown(self.now)}"
+
+
+def changes(
+    before: Mapping[str, Any] | ConfigDict, now: Mapping[str, Any] | ConfigDict, kind: str
+) -> list[Change]:
+    """Where two configs of a training differ; a key that is missing equals its default.
+
+    A number of classes of 0, which the data fills in, equals any.
+
+    Args:
+      before, now: configs.
+      kind: 'tokenizer' or 'transformer': sections that its training does not read are left out.
+    """
+    old, new = flat(before), flat(now)
+    found = []
+    for path in sorted({**old, **new}):
+        if any(f"{path}.".startswith(f"config.{unread}.") for unread in _UNREAD[kind]):
+            continue
+        (a, by_old), (b, by_new) = old.get(path, (None, None)), new.get(path, (None, None))
+        # A section that one of the two has not, or a key that is no longer known.
+        a = a if by_old else _default(by_new)
+        b = b if by_new else _default(by_old)
+        from_data = path == "config.model.num_classes" and 0 in (a, b)
+        if a != b and not from_data:
+            found.append(Change(path, a, b, bool((by_new or by_old).changeable)))
+    return found
+
+
+def flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, tuple[Any, Key]]:
+    """Value and key of every known setting by path, defaults where the config says nothing.
+
+    Values are as JSON holds them, lists as tuples, so that a saved config equals the given one.
+    """
+    config = ConfigDict(config).to_dict()
+    values = tuples(json.loads(json.dumps(config)))
+    found = {}
+    for path, section, inside in walk(ROOT, values):
+        for name, key in section.keys.items():
+            found[f"{path}.{name}"] = (inside.get(name, _default(key)), key)
+    return found
+
+
+def _default(key: Key) -> Any:
+    return None if key.default is REQUIRED else tuples(key.default)
+
+
+def _shown(value: Any) -> str:
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+__all__ = ["Change", "ConfigError", "changes", "check_config", "flat", "make_room"]

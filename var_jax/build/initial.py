@@ -1,0 +1,162 @@
+"""Fine-tuning: what a transformer takes over from the checkpoint that it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from var_jax.build.config import flat
+from var_jax.build.loading import LoadedTokenizer
+from var_jax.build.modules import head, var
+from var_jax.build.sections import ConfigError
+from var_jax.checkpoint import files
+from var_jax.objectives.likelihood import Likelihood
+from var_jax.parallel import sharding
+from var_jax.transformer.layers import init_std
+
+_CLASSES = "transformer/class_embedding"
+#: Keys that decide which parameters a transformer has, and of which shapes.
+_SHAPING = (
+    "patch_nums",
+    "model.depth",
+    "model.width",
+    "model.num_heads",
+    "model.mlp_ratio",
+    "model.qk_norm",
+    "model.shared_adaln",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How the parameters of a checkpoint become the first ones of a run.
+
+    Attributes:
+      rows: int [num_classes + 1], the row of the checkpoint's class table that each row of the
+        run's takes, the last one for 'no class'; -1 is a new row.
+      seed: of the new rows.
+      summary: what is taken over, in one sentence.
+    """
+
+    rows: np.ndarray
+    seed: int
+    summary: str
+
+    def fit(self, params: Any) -> Any:
+        """The run's first parameters.
+
+        Args:
+          params: all of the checkpoint's, {'transformer': ..., 'head': ...}.
+
+        Returns:
+          The same on the host (NumPy), with the run's table of classes.
+        """
+        params = jax.tree.map(np.asarray, params)
+        table = params["transformer"]["class_embedding"]
+        new = np.random.default_rng(self.seed).standard_normal((len(self.rows), table.shape[1]))
+        new = (new * init_std(table.shape[1])).astype(table.dtype)
+        rows = np.where(self.rows[:, None] < 0, new, table[self.rows])
+        return {**params, "transformer": {**params["transformer"], "class_embedding": rows}}
+
+
+def start_from(
+    path: epath.PathLike,
+    config: ConfigDict,
+    tokenizer: LoadedTokenizer,
+    class_names: Sequence[str],
+) -> Start:
+    """Checks a checkpoint against the run that shall start from it, without reading its arrays.
+
+    Classes are matched by name where the checkpoint knows its names. Where it does not, equally
+    many classes are taken for the same, and of another number only 'no class' is known.
+
+    Args:
+      path: workdir of a transformer, a training's or a converted one.
+      config: of the run, with its number of classes filled in.
+      tokenizer: of the run.
+      class_names: of the run's data, in label order.
+
+    Raises:
+      ConfigError: it is no transformer, speaks to another tokenizer, or is of another shape; the
+        sentence names the keys to turn.
+    """
+    found = files.inspect(path)
+    metadata = found.metadata
+    kind = metadata.get("kind")
+    if kind != "transformer":
+        raise ConfigError(
+            f"config.train.initial_checkpoint is {path}, which holds a "
+            f"{kind or 'checkpoint of unknown kind'}; give the workdir of a transformer."
+        )
+    theirs = metadata.get("tokenizer_fingerprint", "")
+    if theirs != tokenizer.fingerprint:
+        raise ConfigError(
+            f"The transformer in {path} was trained with the tokenizer {theirs[:12]}, but "
+            f"config.tokenizer_checkpoint is {tokenizer.fingerprint[:12]}, whose tokens mean "
+            f"something else; give its own, such as {epath.Path(path) / 'tokenizer'}."
+        )
+    _check_shapes(path, found, config)
+    rows, matched = _match_classes(metadata, config.model.num_classes, class_names)
+    taken = int((rows[:-1] >= 0).sum())
+    return Start(
+        rows,
+        config.get("seed", 0),
+        f"Starting from step {found.step} of {path}: all parameters, the rows of {taken} of "
+        f"{len(rows) - 1} classes ({matched}) and of 'no class'; {len(rows) - 1 - taken} new rows.",
+    )
+
+
+def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigDict) -> None:
+    objective = Likelihood(var(config), head(config), codec=None)
+    here = files.named_leaves(
+        sharding.unbox(jax.eval_shape(objective.init_params, jax.random.key(0)))
+    )
+    root = "ema" if found.metadata.get("ema") else "params"
+    there = files.named_leaves(files.subtree(found.arrays, root, str(path)))
+    shapes = {name: tuple(x.shape) for name, x in here.items()}
+    saved = {name: tuple(x.shape) for name, x in there.items()}
+    # Of the table of classes only the width must fit.
+    for named in (shapes, saved):
+        if _CLASSES in named:
+            named[_CLASSES] = named[_CLASSES][1:]
+    if shapes == saved:
+        return
+    before, now = flat(found.metadata["config"]), flat(config)
+    knobs = []
+    for name in _SHAPING:
+        a, b = (values.get(f"config.{name}", (None,))[0] for values in (before, now))
+        if a != b:
+            a, b = (list(x) if isinstance(x, tuple) else x for x in (a, b))
+            knobs.append(f"config.{name} is {b}, there it is {a}")
+    if not knobs:
+        name = sorted(n for n in {**shapes, **saved} if shapes.get(n) != saved.get(n))[0]
+        knobs = [f"{name} has the shape {shapes.get(name)}, there {saved.get(name)}"]
+    raise ConfigError(
+        f"The parameters of the transformer in {path} do not fit this run: {'; '.join(knobs)}; "
+        "set what differs to what it is there."
+    )
+
+
+def _match_classes(
+    metadata: dict[str, Any], num_classes: int, class_names: Sequence[str]
+) -> tuple[np.ndarray, str]:
+    """The rows of the checkpoint's table for each of the run's, and how they were matched."""
+    before = int(metadata["config"]["model"]["num_classes"])
+    names = metadata.get("data", {}).get("class_names")
+    rows = np.full(num_classes + 1, -1)
+    rows[-1] = before
+    if names is not None:
+        # Of classes of one name the first counts, in the checkpoint and in the data.
+        there = {name: i for i, name in reversed(list(enumerate(names)))}
+        rows[: len(class_names)] = [there.get(name, -1) for name in class_names]
+        return rows, "matched by name"
+    if before == num_classes:
+        rows[:-1] = np.arange(num_classes)
+        return rows, "as many as there, taken for the same"
+    return rows, f"{before} there, whose names are not known"
