@@ -205,3 +205,19 @@ def test_one_of_two_killed_ends_the_other_and_both_resume(tmp_path):
     assert [end[0] for end in resumed] == [0, 0], resumed[0][2][-2000:] + resumed[1][2][-2000:]
     assert printed(resumed[0][1], "loss")[-5:] == printed(whole[0][1], "loss")[-5:]
     assert printed(resumed[1][1], "weights") == printed(whole[0][1], "weights")
+
+
+def test_what_the_hosts_found_must_be_equal(tmp_path):
+    code = """
+        join()
+        distributed.check_agreement({"images": "10", "list of classes": "a"})
+        try:
+            distributed.check_agreement({"images": str(10 + process), "list of classes": "a"})
+        except distributed.PreflightError as error:
+            print("problem", error)
+    """
+    ends = run_both(tmp_path, code)
+    assert [end[0] for end in ends] == [0, 0], ends[0][2][-2000:] + ends[1][2][-2000:]
+    problems = [printed(end[1], "problem") for end in ends]
+    assert problems[0] == problems[1] and len(problems[0]) == 1
+    assert "The images is 11 on process 1 (" in problems[0][0]

@@ -63,6 +63,17 @@ def test_one_odd_host_is_named():
     assert ends[0].startswith("The version of jax is 0.9.0 on process 2 (h2) but 0.10.2 on 3 of 4")
 
 
+def test_all_settings_that_differ_are_named_and_those_that_one_host_lacks():
+    reports = [report(f"h{i}", **{"setting config.seed": "0", "a": "1"}) for i in range(3)]
+    reports[1]["agree"] = {"setting config.seed": "1", "a": "1", "setting config.x.y": "'p'"}
+    ends = call_the_roll(reports)
+    assert set(ends) == {
+        "The setting config.seed is 1 on process 1 (h1) but 0 on 2 of 3 processes; the setting "
+        "config.x.y is 'p' on process 1 (h1) but not given on 2 of 3 processes; make all hosts "
+        "equal."
+    }
+
+
 def test_a_problem_of_one_host_ends_all():
     ends = call_the_roll([report("h0"), report("h1", problem="Cannot write to /x: full.")])
     assert ends == ["On process 1 (h1): Cannot write to /x: full."] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import glob
+import json
 import os
 import pathlib
 import platform
@@ -18,16 +19,24 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from var_jax.checkpoint import files
 from var_jax.checkpoint.files import CheckpointError, one_line
-from var_jax.parallel.roll_call import Cluster, PreflightError, roll_call
+from var_jax.parallel.roll_call import Cluster, PreflightError, find_disagreement, roll_call
 from var_jax.paths import resolve
 
-__all__ = ["Cluster", "PreflightError", "StopSignal", "detect_cluster", "initialize"]
+__all__ = [
+    "Cluster",
+    "PreflightError",
+    "StopSignal",
+    "check_agreement",
+    "detect_cluster",
+    "initialize",
+]
 
 #: Port of JAX's coordination service; the roll call uses the next one.
 COORDINATOR_PORT = 8482
@@ -102,6 +111,29 @@ def initialize(
             )
     _check_devices(cluster, deadline_seconds)
     return cluster
+
+
+def check_agreement(values: dict[str, str]) -> None:
+    """Compares values between the processes once they have joined; all of them must call it.
+
+    Args:
+      values: by what to call them in an error, such as 'number of images'.
+
+    Raises:
+      PreflightError: they differ; on all processes, with the same sentence.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = json.dumps({"host": socket.gethostname(), "values": values}).encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(mine))).max())
+    texts = multihost_utils.process_allgather(np.frombuffer(mine.ljust(longest), np.uint8))
+    reports = dict(enumerate(json.loads(text.tobytes()) for text in texts))
+    problem = find_disagreement(
+        {process: report["values"] for process, report in reports.items()},
+        {process: report["host"] for process, report in reports.items()},
+    )
+    if problem is not None:
+        raise PreflightError(problem)
 
 
 def _join_by_jax(deadline_seconds: float) -> None:

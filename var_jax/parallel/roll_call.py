@@ -20,6 +20,9 @@ from etils import epath
 from var_jax.checkpoint.files import one_line
 from var_jax.paths import resolve
 
+#: So many differences between the processes are named.
+_SHOWN = 8
+
 
 class PreflightError(RuntimeError):
     """The hosts cannot start together; the message is one sentence."""
@@ -132,17 +135,32 @@ def _find_problem(
     for process, report in sorted(reports.items()):
         if report["problem"]:
             return f"On process {process} ({report['host']}): {report['problem']}"
-    for key in sorted(set().union(*(r["agree"] for r in reports.values()))):
-        values = {p: r["agree"].get(key) for p, r in reports.items()}
+    hosts = {process: report["host"] for process, report in reports.items()}
+    return find_disagreement({p: r["agree"] for p, r in reports.items()}, hosts)
+
+
+def find_disagreement(given: dict[int, dict[str, Any]], hosts: dict[int, str]) -> str | None:
+    """A sentence about what is not equal on all processes; None if all is.
+
+    Args:
+      given: values by name, of each process; a name that is missing is a difference too.
+      hosts: host name of each process.
+    """
+    found = []
+    for key in sorted(set().union(*given.values())):
+        values = {p: v.get(key, "not given") for p, v in sorted(given.items())}
         usual, count = Counter(values.values()).most_common(1)[0]
-        odd = [p for p, v in sorted(values.items()) if v != usual]
+        odd = [p for p, v in values.items() if v != usual]
         if odd:
-            return (
-                f"The {key} is {values[odd[0]]} on process {odd[0]} ({reports[odd[0]]['host']}) "
-                f"but {usual} on {count} of {cluster.num_processes} processes; make all hosts "
-                "equal."
+            found.append(
+                f"the {key} is {values[odd[0]]} on process {odd[0]} ({hosts[odd[0]]}) but {usual} "
+                f"on {count} of {len(given)} processes"
             )
-    return None
+    if not found:
+        return None
+    more = f"; and {len(found) - _SHOWN} more differ" if len(found) > _SHOWN else ""
+    text = "; ".join(found[:_SHOWN])
+    return f"{text[0].upper()}{text[1:]}{more}; make all hosts equal."
 
 
 def _answer_roll_call(cluster, address, report, deadline_seconds) -> str | None:
