@@ -7,14 +7,16 @@ import importlib.util
 import logging as std_logging
 import os
 import pathlib
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from jaxlib import version as jaxlib_version
 from ml_collections import ConfigDict
+from ml_collections.config_flags.config_flags import is_config_flag
 
 from launch import compilation_cache
 
@@ -46,6 +48,12 @@ _COMPILATION_CACHE = define_path(
     "Folder of compiled programs, so that a restart need not compile; '' is none. By default "
     "below ~/.cache/var_jax, at most 4 GiB; with several processes WORKDIR/.compiled.",
 )
+
+#: Help of --allow_config_change, see `check_run`.
+ALLOW_CONFIG_CHANGE = "Resume although config or data differ in what gives the run its meaning."
+
+#: Flags in which the hosts of one run differ, or may.
+_PER_PROCESS = ("process_id", "coordinator", "num_processes", "single_host", "traceback")
 
 #: Errors whose message is meant for the user; anything else is a bug and shows its traceback.
 _USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
@@ -95,22 +103,77 @@ def run(main: Callable[[], None]) -> None:
     # Without an accelerator the TPU plugin prints pages about its absence.
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     prefer_fast_cpu_convolutions()
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Ends with one sentence where a flag or the config is wrong."""
+    has_config = "config" in flags.FLAGS and is_config_flag(flags.FLAGS["config"])
+    if has_config:
+        flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser)
+    try:
+        rest = flags.FLAGS(argv)
+        if has_config and flags.FLAGS["config"].value is not None:
+            from var_jax import build
+
+            build.check_config(flags.FLAGS["config"].value)
+    except (flags.Error, ValueError) as error:
+        if "--traceback" in argv:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Reads --config=FILE[:VARIANT] and makes room for each --config.<key>=<value>.
+
+    Every key that is known can be set, also one that the file leaves out.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+
+    def parse(self, path: str) -> ConfigDict:
+        from var_jax import build
+
+        file = path.split(":", 1)[0]
+        if not os.path.isfile(file):
+            raise build.ConfigError(f"There is no config file {file}; configs/ has examples.")
+        try:
+            config = self._parser.parse(path)
+        except (TypeError, ValueError) as error:
+            # The flag's own text holds a whole traceback.
+            raise build.ConfigError(str(error.__context__)) from None
+        set_here = [re.match(r"--?(?:no)?config\.([^=\[]+)", arg) for arg in sys.argv[1:]]
+        build.make_room(config, [match.group(1) for match in set_here if match])
+        return config
 
 
 @contextlib.contextmanager
-def session(workdir: str | None, data_paths: Sequence[str] = ()) -> Iterator[Callable[[int], bool]]:
+def session(
+    workdir: str | None, data_paths: Sequence[str] = (), config: ConfigDict | None = None
+) -> Iterator[Callable[[int], bool]]:
     """Joins all hosts, checks them, and yields what tells after each step whether to stop.
+
+    All hosts must have been given the same flags and the same config.
 
     Args:
       workdir: every host must be able to write there; None if nothing is written.
       data_paths: every host must be able to read them.
+      config: of the command, if it has one.
     """
+    from var_jax import build
     from var_jax.parallel import distributed
 
+    agree = _given_flags()
+    if config is not None:
+        settings = build.flat(config)
+        agree |= {f"setting {path}": repr(value) for path, (value, _) in settings.items()}
     distributed.initialize(
         workdir=workdir,
         data_paths=data_paths,
+        agree=agree,
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
@@ -121,8 +184,77 @@ def session(workdir: str | None, data_paths: Sequence[str] = ()) -> Iterator[Cal
         yield signal.requested
 
 
-def record_run(config: ConfigDict, workdir: str) -> None:
-    """Writes config.json and adds the command to commands.txt in the workdir, on process 0."""
+def _given_flags() -> dict[str, str]:
+    """This command's flags that all hosts must have alike, by what to call them in an error."""
+    found = {}
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined:
+            of_config = flag.name == "config" or flag.name.startswith("config.")
+            ours = module == sys.argv[0] or module.startswith("launch.")
+            if ours and not of_config and flag.name not in _PER_PROCESS:
+                found[f"flag --{flag.name}"] = repr(flag.value)
+    return found
+
+
+def check_run(config: ConfigDict, workdir: str, kind: str) -> list[str]:
+    """Compares a config with the run in the workdir, if there is one, before anything is built.
+
+    Args:
+      config: as given.
+      workdir: of the run.
+      kind: 'tokenizer' or 'transformer'.
+
+    Returns:
+      What has changed, for `begin_run`.
+
+    Raises:
+      ValueError: the run that is there was started with another meaning, and
+        --allow_config_change is not given; or a package that the config asks for is missing.
+    """
+    from var_jax import build
+
+    build.check_tools(config, "train" if kind == "transformer" else "tokenizer_train")
+    return [str(c) for c in build.changes_since(workdir, config, kind, _change_is_allowed())]
+
+
+def begin_run(
+    config: ConfigDict, workdir: str, metadata: Mapping[str, Any], changes: Sequence[str]
+) -> None:
+    """Compares what a config led to between the hosts and with the run, and records the start.
+
+    Args:
+      config: of the run.
+      workdir: gets config.json and commands.txt.
+      metadata: of the run's checkpoints.
+      changes: from `check_run`.
+
+    Raises:
+      ValueError: the run that is there had other data, and --allow_config_change is not given.
+      PreflightError: the hosts read different tokenizers or data.
+    """
+    from var_jax import build
+    from var_jax.parallel import distributed
+
+    distributed.check_agreement(build.identity(metadata))
+    changes = [*changes, *build.data_changes(workdir, metadata, _change_is_allowed())]
+    for change in changes:
+        logging.info("Changed since the last checkpoint: %s.", change)
+    record_run(config, workdir, changes)
+
+
+def _change_is_allowed() -> bool:
+    name = "allow_config_change"
+    return name in flags.FLAGS and bool(flags.FLAGS[name].value)
+
+
+def record_run(config: ConfigDict, workdir: str, changes: Sequence[str] = ()) -> None:
+    """Writes config.json and adds the command to commands.txt in the workdir, on process 0.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      changes: what the command changes of a run, as comments above it in commands.txt.
+    """
     import jax
     from etils import epath
 
@@ -135,7 +267,8 @@ def record_run(config: ConfigDict, workdir: str) -> None:
     write_json(folder / "config.json", config.to_dict())
     commands = folder / "commands.txt"
     before = commands.read_text() if commands.exists() else ""
-    write_text(commands, before + shlex.join([sys.executable, *sys.argv]) + "\n")
+    notes = "".join(f"# {change}\n" for change in changes)
+    write_text(commands, before + notes + shlex.join([sys.executable, *sys.argv]) + "\n")
 
 
 def _resolve_config_paths() -> None:

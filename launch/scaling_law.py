@@ -13,27 +13,25 @@ L = L_inf + (x / x0)^a, their bootstrap intervals and the correlation of log x a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from launch import cli, train
 
-flags.adopt_module_key_flags(train)
+if TYPE_CHECKING:
+    from var_jax import build
 
-#: What each size may change of config.model.
-_SIZE_KEYS = ("depth", "width", "num_heads", "mlp_ratio", "scan_unroll")
-#: What must not change between the sizes, or between a run and its continuation.
-_SAME = ("seed", "patch_nums", "model", "train", "data", "token_cache", "tokenizer_checkpoint")
-_HELD_OUT, _TRAIN = "held_out", "train"
+flags.adopt_module_key_flags(train)
 
 
 def main() -> None:
     workdir = train.WORKDIR.value
-    with cli.session(workdir) as should_stop:
+    with cli.session(workdir, config=train.CONFIG.value) as should_stop:
         study(train.CONFIG.value, workdir, should_stop)
 
 
@@ -54,9 +52,11 @@ def study(
     Returns:
       Whether all sizes are trained.
     """
-    settings = read_settings(config)
+    from var_jax import build
+
+    settings, sizes = build.scaling_settings(config)
     check_runs(config, workdir)
-    names, asked = list(config.scaling.sizes), False
+    names, asked = list(sizes), False
     for i, name in enumerate(names):
 
         def stop(step: int, before: int = i * config.train.num_steps) -> bool:
@@ -71,41 +71,6 @@ def study(
     return True
 
 
-def read_settings(config: ConfigDict) -> dict[str, Any]:
-    """config.scaling but for its sizes, with defaults.
-
-    Raises:
-      ValueError: something in it is unknown, or there are too few sizes.
-    """
-    if "scaling" not in config or not config.scaling.get("sizes"):
-        raise ValueError(
-            "The config has no scaling.sizes; configs/scaling_mnist5k.py is a complete example."
-        )
-    known = {"on": _HELD_OUT, "resamples": 1000, "frontier_start": 0.2}
-    given = {k: v for k, v in config.scaling.items() if k != "sizes"}
-    for key in given:
-        if key not in known:
-            raise ValueError(
-                f"config.scaling has the unknown key {key!r}; known are sizes, {', '.join(known)}."
-            )
-    values = {**known, **given}
-    if values["on"] not in (_HELD_OUT, _TRAIN):
-        raise ValueError(f"config.scaling.on must be held_out or train, got {values['on']!r}.")
-    if len(config.scaling.sizes) < 3:
-        raise ValueError(
-            f"A power law needs at least 3 sizes, but config.scaling.sizes has "
-            f"{len(config.scaling.sizes)}."
-        )
-    for name, size in config.scaling.sizes.items():
-        for key in size:
-            if key not in _SIZE_KEYS:
-                raise ValueError(
-                    f"config.scaling.sizes.{name} has the unknown key {key!r}; a size may give "
-                    f"{', '.join(_SIZE_KEYS)}."
-                )
-    return values
-
-
 def size_config(config: ConfigDict, name: str) -> ConfigDict:
     """The config of an ordinary training run of one size."""
     one = ConfigDict({k: v for k, v in config.to_dict().items() if k != "scaling"})
@@ -118,21 +83,23 @@ def check_runs(config: ConfigDict, workdir: str) -> None:
     """Raises ValueError if a run that is there was started with other settings."""
     from etils import epath
 
+    from var_jax import build
+
     for name in config.scaling.sizes:
         path = epath.Path(workdir) / name / "config.json"
         if not path.exists():
             continue
         before = json.loads(path.read_text())
-        now = json.loads(json.dumps(size_config(config, name).to_dict()))
-        for section in _SAME:
-            if before.get(section) != now.get(section):
-                raise ValueError(
-                    f"The run in {path.parent} was started with another config.{section}; the "
-                    "sizes of a family must differ in nothing else, so give another --workdir."
-                )
+        changed = build.changes(before, size_config(config, name), "transformer")
+        changed = [str(change) for change in changed if not change.changeable]
+        if changed:
+            raise ValueError(
+                f"The run in {path.parent} was started with another config ({', '.join(changed)}); "
+                "the sizes of a family must differ in nothing else, so give another --workdir."
+            )
 
 
-def write_results(config: ConfigDict, settings: dict[str, Any], workdir: str) -> None:
+def write_results(config: ConfigDict, settings: build.ScalingSettings, workdir: str) -> None:
     """Fits the laws to the runs in `workdir` and writes scaling.json, .md and .png."""
     import jax
     from etils import epath
@@ -144,21 +111,26 @@ def write_results(config: ConfigDict, settings: dict[str, Any], workdir: str) ->
         return
     curves, sizes = [], []
     for name in config.scaling.sizes:
-        curve, size = read_run(f"{workdir}/{name}", name, settings["on"])
+        curve, size = read_run(f"{workdir}/{name}", name, settings.on)
         curves.append(curve)
         sizes.append(size)
-    fits = analyse(curves, settings["resamples"], settings["frontier_start"])
-    where = {_HELD_OUT: "the held-out split", _TRAIN: "the training batches since the last log"}
+    fits = analyse(curves, settings.resamples, settings.frontier_start)
+    where = {"held_out": "the held-out split", "train": "the training batches since the last log"}
     notes = [
-        f"Loss (nats a token) and token error on {where[settings['on']]}, at the end of each run.",
+        f"Loss (nats a token) and token error on {where[settings.on]}, at the end of each run.",
         "N counts the parameters of the transformer's blocks (for VAR's own sizes 73,728 depth^3), "
         "not embeddings, tables and head. C is 3 times the matrix products of a forward pass, "
         "head included, times the images seen (about 6 N tokens).",
-        f"Intervals: 95%, from {settings['resamples']} resamples, of residuals for parameters and "
+        f"Intervals: 95%, from {settings.resamples} resamples, of residuals for parameters and "
         "of whole runs for compute. r: Pearson's correlation of log x and log(L - L_inf). The "
-        f"frontier leaves out the first {settings['frontier_start']:.0%} of each run.",
+        f"frontier leaves out the first {settings.frontier_start:.0%} of each run.",
     ]
-    values = {"notes": notes, "settings": settings, "sizes": sizes, "fits": fits}
+    values = {
+        "notes": notes,
+        "settings": dataclasses.asdict(settings),
+        "sizes": sizes,
+        "fits": fits,
+    }
     output = epath.Path(workdir)
     picture = scaling_figure.draw(curves, fits, "parameters of the blocks N")
     (output / "scaling.png").write_bytes(picture)
@@ -193,7 +165,7 @@ def read_run(workdir: str, name: str, on: str) -> tuple[Any, dict[str, Any]]:
     with Checkpointer(workdir, read_only=True) as reader:
         # As it was trained: with what the tokenizer and the data say filled in.
         config = ConfigDict(reader.read_metadata()["config"])
-    prefix = "eval/" if on == _HELD_OUT else ""
+    prefix = "eval/" if on == "held_out" else ""
     lines = [m for m in read_metrics(workdir) if m.get(f"{prefix}loss_mean") is not None]
     steps = np.array([m["step"] + 1 for m in lines])
     if not len(steps) or steps[-1] != config.train.num_steps:

@@ -3,10 +3,11 @@
 python -m launch.train --config configs/mnist5k.py --workdir runs/mnist/transformer \
     --config.tokenizer_checkpoint=runs/mnist/tokenizer --config.token_cache=runs/mnist/tokens
 
-Run again, it resumes. Without a token cache it encodes images in the training step. The workdir
-gets checkpoints/, tokenizer/ (a copy of what it was trained with), config.json, metrics.jsonl,
-tensorboard/ and samples/. config.evaluation (var_jax/build/evaluation.py) says what is evaluated
-on the way: held-out likelihood, samples, reconstructions, a small FID.
+Run again, it resumes; where config or data would make it another run, it says how and ends, unless
+--allow_config_change is given. Without a token cache it encodes images in the training step. The
+workdir gets checkpoints/, tokenizer/ (a copy of what it was trained with), config.json,
+metrics.jsonl, tensorboard/ and samples/. config.evaluation (var_jax/build/evaluation.py) says what
+is evaluated on the way: held-out likelihood, samples, reconstructions, a small FID.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from launch import cli
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
 WORKDIR = cli.define_path("workdir", None, "Local or gs:// directory of the run.")
+flags.DEFINE_bool("allow_config_change", False, cli.ALLOW_CONFIG_CHANGE)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -27,7 +29,7 @@ def main() -> None:
     from var_jax import build
 
     config, workdir = CONFIG.value, WORKDIR.value
-    with cli.session(workdir, build.data_paths(config, cached=True)) as stop:
+    with cli.session(workdir, build.data_paths(config, cached=True), config) as stop:
         if train_transformer(config, workdir, stop):
             logging.info("The transformer is in %s.", workdir)
 
@@ -48,8 +50,9 @@ def train_transformer(
     from var_jax import build
     from var_jax.train.loop import train
 
+    changes = cli.check_run(config, workdir, "transformer")
     experiment = build.transformer_experiment(config)
-    cli.record_run(config, workdir)
+    cli.begin_run(config, workdir, experiment.metadata, changes)
     state = train(experiment, workdir, should_stop)
     return int(state.step) >= experiment.settings.num_steps
 

@@ -16,6 +16,7 @@ from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
 _WORKDIR = cli.define_path("workdir", None, "Local or gs:// directory of the run.")
+flags.DEFINE_bool("allow_config_change", False, cli.ALLOW_CONFIG_CHANGE)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -24,9 +25,10 @@ def main() -> None:
     from var_jax.train.loop import train
 
     config, workdir = _CONFIG.value, _WORKDIR.value
-    with cli.session(workdir, build.data_paths(config, cached=False)) as stop:
+    with cli.session(workdir, build.data_paths(config, cached=False), config) as stop:
+        changes = cli.check_run(config, workdir, "tokenizer")
         experiment = build.tokenizer_experiment(config)
-        cli.record_run(config, workdir)
+        cli.begin_run(config, workdir, experiment.metadata, changes)
         state = train(experiment, workdir, stop)
         if int(state.step) == experiment.settings.num_steps:
             logging.info("The tokenizer is in %s.", workdir)

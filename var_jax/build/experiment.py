@@ -7,11 +7,13 @@ import json
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
-from var_jax.build.data import pipeline, set_num_classes, source, training_source
+from var_jax.build.data import data_facts, pipeline, set_num_classes, source, training_source
 from var_jax.build.evaluation import evaluation_settings
 from var_jax.build.evaluators import tokenizer_evaluators, transformer_evaluators
+from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.training import likelihood, make_mesh, optimizer_config, train_settings, vqgan
 from var_jax.plan import chips, flops
@@ -26,8 +28,9 @@ def tokenizer_experiment(config: ConfigDict) -> Experiment:
     settings = train_settings(config, "tokenizer_train")
     settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
     mesh = make_mesh(config)
+    sources = {split: source(config, split) for split in ("train", "val")}
     images, held_out = (
-        pipeline(config, source(config, split), settings.batch_size, train=train, mesh=mesh)
+        pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
         for split, train in (("train", True), ("val", False))
     )
     return Experiment(
@@ -38,7 +41,9 @@ def tokenizer_experiment(config: ConfigDict) -> Experiment:
         settings=settings,
         mesh=mesh,
         preset=config.sharding,
-        metadata=metadata(config, "tokenizer", ema=settings.ema_decay > 0),
+        metadata=metadata(
+            config, "tokenizer", ema=settings.ema_decay > 0, data=data_facts(sources["train"])
+        ),
         seed=config.seed,
         frozen=frozen,
         learning_rate=optim.learning_rate_schedule(optimizers["tokenizer"], settings.num_steps),
@@ -68,6 +73,11 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
         split: training_source(config, split, tokenizer.fingerprint) for split in ("train", "val")
     }
     set_num_classes(config, sources["train"].num_classes)
+    initial = config.train.get("initial_checkpoint", "")
+    if initial:
+        start = start_from(initial, config, tokenizer, sources["train"].class_names)
+        logging.info("%s", start.summary)
+        initial = start.fit(load_params(initial, "transformer", None)[0])
     mesh = make_mesh(config)
     batches, held_out = (
         pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
@@ -79,9 +89,6 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
     objective_at, evaluated = likelihood(config, tokenizer, cached)
     frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
     optimizer = optimizer_config(config.train.optimizer, "train.optimizer", settings.batch_size)
-    initial = None
-    if config.train.get("initial_checkpoint", ""):
-        initial, _ = load_params(config.train.initial_checkpoint, "transformer", None)
     chip = chips.of_kind(jax.devices()[0].device_kind)
     return Experiment(
         name="transformer",
@@ -96,6 +103,7 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
             "transformer",
             ema=settings.ema_decay > 0,
             tokenizer_fingerprint=tokenizer.fingerprint,
+            data=data_facts(sources["train"]),
         ),
         seed=config.seed,
         frozen=frozen,
@@ -105,7 +113,7 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
         evaluators=transformer_evaluators(
             config, evaluation, tokenizer, evaluated, frozen, held_out, mesh
         ),
-        initial_params=initial,
+        initial_params=initial or None,
         beside={
             "tokenizer": SavedBeside(
                 {"tokenizer": tokenizer.params},

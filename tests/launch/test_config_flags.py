@@ -1,0 +1,119 @@
+"""Configs from the command line: one sentence about what is wrong, and hosts that agree."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from commands import import_command
+from ml_collections import config_flags
+from ports import free_port
+
+from var_jax import build
+
+cli = import_command("launch.cli")
+ROOT = pathlib.Path(__file__).parents[2]
+MNIST = str(ROOT / "configs" / "mnist5k.py")
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Reads a command line of flags, as the commands do."""
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values["config"].parser = cli._ConfigParser(values["config"].parser)
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["command", *argv])
+        values(["command", *argv])
+        build.check_config(holder.value)
+        return holder.value
+
+    return run
+
+
+def test_a_known_key_that_the_file_leaves_out_can_be_set(parse):
+    config = parse(
+        f"--config={MNIST}",
+        "--config.tokenizer_train.wandb_project=p",
+        "--config.evaluation.fid.num_samples=7",
+        "--config.train.optimizer.weight_decay_end=0.1",
+        "--config.data.transform.flip",
+        "--noconfig.tokenizer.attention",
+        "--config.model.class_drop_rate",
+        "0.2",
+        "--config.train.batch_size=48",
+    )
+    assert config.tokenizer_train.wandb_project == "p"
+    assert config.evaluation.to_dict() == {"fid": {"num_samples": 7}}
+    assert config.train.optimizer.weight_decay_end == 0.1
+    assert config.data.transform.flip is True and config.tokenizer.attention is False
+    assert config.model.class_drop_rate == 0.2 and config.train.batch_size == 48
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (
+            ["--config.tokenizer_train.wandb_projct=p"],
+            "config.tokenizer_train has the unknown key 'wandb_projct'; did you mean 'wandb_proj",
+        ),
+        (["--config.sampels.cfg=1"], "config has the unknown key 'sampels'; did you mean 'sampl"),
+        (["--config.train.batch_size=many"], "--config.train.batch_size=many"),
+        (["--config.evaluation.fid.batch_size=many"], "--config.evaluation.fid.batch_size=many"),
+        (["--config.train.batch_size.x=1"], "train.batch_size is a value and has nothing inside"),
+        (["--config.train=1"], "--config.train=1"),
+        (["--config.data.options.path=x"], "config.data.options has the unknown key 'path'"),
+    ],
+)
+def test_what_is_not_known_is_one_sentence(parse, argv, message):
+    with pytest.raises((flags.Error, ValueError), match="^[^\n]*$") as error:
+        parse(f"--config={MNIST}", *argv)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        (f"{MNIST}:tiny", "Unknown variant 'tiny' of mnist5k; choose '' or 'smallest'"),
+        (str(ROOT / "configs" / "emoji64.py") + ":tiny", "takes 0 positional arguments but 1 was"),
+        ("nowhere.py", "There is no config file nowhere.py"),
+    ],
+)
+def test_a_file_or_variant_that_is_not_there_is_one_sentence(parse, path, message):
+    with pytest.raises(flags.Error, match="^[^\n]*$") as error:
+        parse(f"--config={path}")
+    assert message in str(error.value)
+
+
+def start(workdir, *argv):
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *argv]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_the_command_ends_with_one_line(tmp_path):
+    child = start(tmp_path, f"--config={MNIST}", "--config.train.ema_dacay=0.999")
+    _, err = child.communicate()
+    assert child.returncode == 2 and not list(tmp_path.iterdir())
+    (line,) = err.strip().splitlines()
+    assert line.startswith("Error: ") and "'ema_dacay'; did you mean 'ema_decay'?" in line
+
+
+def test_hosts_with_different_configs_do_not_start(tmp_path):
+    common = [f"--config={MNIST}", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    other = ["--config.seed=1", "--config.evaluation.every=3", "--allow_config_change"]
+    children = [
+        start(tmp_path, *common, "--process_id=0"),
+        start(tmp_path, *common, "--process_id=1", *other),
+    ]
+    for child in children:
+        _, err = child.communicate()
+        assert child.returncode == 2, err
+        (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+        assert "setting config.seed is 1 on process 1 (" in line and "but 0 on 1 of 2" in line
+        assert "setting config.evaluation.every is 3 on process 1" in line
+        assert "flag --allow_config_change is True on process 1" in line
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
