@@ -17,6 +17,7 @@ LAYERS = [
     {"train"},
     {"evaluation"},
     {"build", "plan"},
+    {"api"},
 ]
 ROOT = pathlib.Path(var_jax.__file__).parent
 

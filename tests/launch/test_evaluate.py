@@ -9,16 +9,10 @@ import pathlib
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import import_command
-from recipes import load
-
-from var_jax import build
-from var_jax.checkpoint import Checkpointer, fingerprint
-from var_jax.parallel import sharding
+from untrained import write_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 command = import_command("launch.evaluate")
@@ -67,33 +61,7 @@ def run(module, cases):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Workdir of a transformer with its tokenizer, filled on the host."""
-    config = load("mnist5k", "smallest")
-    tokenizer, var, head = build.tokenizer(config), build.var(config), build.head(config)
-    key = jax.random.key(0)
-    inputs = jnp.zeros((1, var.pyramid.length, config.tokenizer.code_dim))
-    shapes = {
-        "tokenizer": jax.eval_shape(tokenizer.init, key, jnp.zeros((1, 32, 32, 1))),
-        "transformer": jax.eval_shape(var.init, key, inputs, jnp.zeros(1, int)),
-        "head": jax.eval_shape(head.init, key, jnp.zeros((1, 1, var.width))),
-    }
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32),
-        sharding.unbox({name: shape["params"] for name, shape in shapes.items()}),
-    )
-    frozen = params.pop("tokenizer")
-    folder = tmp_path_factory.mktemp("model")
-    about = {
-        "config": json.loads(json.dumps(config.to_dict())),
-        "tokenizer_fingerprint": fingerprint(frozen),
-    }
-    with Checkpointer(folder) as writer:
-        writer.save(3, {"params": params}, {"kind": "transformer", **about}, force=True)
-    with Checkpointer(folder / "tokenizer") as writer:
-        state = {"params": {"tokenizer": frozen}}
-        writer.save(0, state, {"kind": "tokenizer", **about}, force=True)
-    return folder
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ class FeatureExtractor:
         if batch_size is None:
             on_cpu = devices[0].platform == "cpu"
             batch_size = CPU_BATCH_SIZE if on_cpu else BATCH_SIZE * len(devices)
-        mesh = Mesh(np.array(devices), ("batch",))
+        self._mesh = mesh = Mesh(np.array(devices), ("batch",))
         self.weights = weights
         self.features = tuple(features)
         self.sizes = {name: FEATURE_SIZES[name] for name in self.features}
@@ -83,7 +83,9 @@ class FeatureExtractor:
         for images in _rebatch(batches, self.batch_size):
             padding = self.batch_size - len(images)
             padded = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)]) if padding else images
-            out = self._apply(self._params, jax.device_put(padded, self._images))
+            # Inside a training loop the mesh in force is that of all hosts.
+            with jax.set_mesh(self._mesh):
+                out = self._apply(self._params, jax.device_put(padded, self._images))
             waiting.append((len(images), out))
             if len(waiting) > 1:  # one batch is computed while the next is read
                 yield _fetch(*waiting.popleft())

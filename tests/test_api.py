@@ -1,0 +1,69 @@
+import jax
+import numpy as np
+import pytest
+from untrained import write_model
+
+import var_jax
+from var_jax.parallel import sharding
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return var_jax.load(folder)
+
+
+def test_an_image_depends_on_its_seed_its_label_and_how_often_that_came_before(folder, model):
+    images = model.sample([3, 1, 3, 10], seed=5, cfg=1.5, temperature=2.0)
+    assert images.shape == (4, 32, 32, 1) and images.dtype == np.uint8
+    other = model.sample([1, 2, 3, 3], seed=5, cfg=1.5, temperature=2.0, batch_size=3)
+    np.testing.assert_array_equal(other[[0, 2, 3]], images[[1, 0, 2]])
+    assert (images[0] != images[2]).any()
+    assert (model.sample([3], seed=6, cfg=1.5, temperature=2.0)[0] != images[0]).any()
+    alone = var_jax.load(folder, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
+    same = alone.sample([3, 1, 3, 10], seed=5, cfg=1.5, temperature=2.0)
+    assert np.abs(same.astype(int) - images).max() <= 1  # Rounding at a half.
+    assert model.sample([]).shape == (0, 32, 32, 1)
+
+
+def test_encode_decode_and_score(folder, model):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    tokens = model.encode(images, batch_size=2)
+    assert tokens.shape == (3, model.tokenizer.module.codec.pyramid.length)
+    np.testing.assert_array_equal(model.encode(images[2:]), tokens[2:])
+    made = model.decode(tokens)
+    assert made.shape == images.shape and made.dtype == np.uint8
+    tokenizer = var_jax.load(folder / "tokenizer")
+    np.testing.assert_array_equal(tokenizer.encode(images), tokens)
+    score = model.log_likelihood(images, [0, 1, 10])
+    assert score.shape == (3,) and (score < 0).all()
+    np.testing.assert_allclose(model.log_likelihood(images[1:2], [1]), score[1:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.sample([11]), r"Labels must lie in 0\.\.10"),
+        (lambda m: m.sample([1], cgf=2.0), "cgf"),
+        (lambda m: m.sample([1], top_k=(1, 2)), "top_k has 2 values, but the pyramid has 4"),
+        (lambda m: m.encode(np.zeros((1, 28, 28, 1), np.uint8)), r"uint8 \[N, 32, 32, 1\]"),
+        (lambda m: m.encode(np.zeros((1, 32, 32, 1))), "float64"),
+        (lambda m: m.decode(np.zeros((1, 3), int)), r"tokens \[N, 37\], got \[1, 3\]"),
+        (lambda m: m.decode(np.full((1, 37), 32)), r"Tokens must lie in 0\.\.31"),
+        (lambda m: m.log_likelihood(np.zeros((1, 32, 32, 1), np.uint8), [1, 2]), "2 labels"),
+    ],
+)
+def test_mistakes_are_sentences(model, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+def test_a_tokenizer_alone_does_not_sample(folder):
+    with pytest.raises(ValueError, match="a tokenizer alone"):
+        var_jax.load(folder / "tokenizer").sample([0])
+    with pytest.raises(FileNotFoundError):
+        var_jax.load(folder / "nothing")

@@ -1,0 +1,39 @@
+"""An untrained model of the smallest config, filled on the host: that takes no compilation."""
+
+import json
+
+import jax
+import numpy as np
+from recipes import load
+
+from var_jax import build
+from var_jax.checkpoint import Checkpointer, fingerprint
+from var_jax.objectives.likelihood import Likelihood
+from var_jax.parallel import sharding
+
+
+def write_model(folder):
+    """Writes a transformer's workdir with its tokenizer inside; returns it."""
+    config = load("mnist5k", "smallest")
+    tokenizer, key = build.tokenizer(config), jax.random.key(0)
+    objective = Likelihood(build.var(config), build.head(config), tokenizer.codec)
+    shapes = {
+        "tokenizer": jax.eval_shape(tokenizer.init_params, key),
+        **jax.eval_shape(objective.init_params, key),
+    }
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.numpy.asarray(rng.normal(0, 0.2, x.shape), "float32"),
+        sharding.unbox(shapes),
+    )
+    frozen = params.pop("tokenizer")
+    about = {
+        "config": json.loads(json.dumps(config.to_dict())),
+        "tokenizer_fingerprint": fingerprint(frozen),
+    }
+    with Checkpointer(folder) as writer:
+        writer.save(3, {"params": params}, {"kind": "transformer", **about}, force=True)
+    with Checkpointer(folder / "tokenizer") as writer:
+        state = {"params": {"tokenizer": frozen}}
+        writer.save(0, state, {"kind": "tokenizer", **about}, force=True)
+    return folder
