@@ -184,6 +184,16 @@ def session(
         yield signal.requested
 
 
+def on_one_host() -> None:
+    """What a command calls in place of `session` that does not join other hosts, nor waits for
+    them: where there are some it ends with a sentence."""
+    from var_jax.parallel import distributed
+
+    if (_NUM_PROCESSES.value or 1) > 1:
+        raise ValueError("This command runs on one host; leave out --num_processes.")
+    distributed.check_one_host()
+
+
 def _given_flags() -> dict[str, str]:
     """This command's flags that all hosts must have alike, by what to call them in an error."""
     found = {}

@@ -88,12 +88,15 @@ cli.define_sampling_flags()
 def main() -> None:
     if _SAMPLES.value:
         _need("--samples", reference=_REFERENCE, inception=_INCEPTION)
+        cli.on_one_host()
         _score_files()
     elif _MAKE_REFERENCE.value:
         _need("--make_reference", config=_CONFIG)
+        cli.on_one_host()
         _make_reference()
     elif _CLASSIFIER.value:
         _need("--classifier", checkpoint=_CHECKPOINT, output=_OUTPUT)
+        cli.on_one_host()
         from launch.small_set import score_small_set
 
         scores = score_small_set(

@@ -88,6 +88,7 @@ def main() -> None:
     from var_jax.evaluation.reconstructed.tokenizer_scores import TokenizerRunner, score_tokenizer
     from var_jax.parallel import sharding
 
+    cli.on_one_host()
     if _REFERENCE.value and not _INCEPTION.value:
         raise ValueError("--reference needs --inception.")
     if _LPIPS_LINEAR.value and not _LPIPS.value:

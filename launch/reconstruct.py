@@ -27,6 +27,8 @@ def main() -> None:
 
     from var_jax import build
     from var_jax.checkpoint.files import inspect
+
+    cli.on_one_host()
     from var_jax.paths import replacing
 
     with epath.Path(_IMAGES.value).open("rb") as file, np.load(file) as archive:

@@ -1,15 +1,21 @@
 """Commands on several processes of this machine: a small pod."""
 
+import atexit
 import dataclasses
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 
 from ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[1]
+#: The commands of one session of tests share what they compile.
+PROGRAMS = tempfile.mkdtemp(prefix="var_jax-programs-")
+atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 
 
 @dataclasses.dataclass
@@ -63,6 +69,8 @@ def start(processes: int, devices: int, module: str, *arguments: object) -> Pod:
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
+                "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             },
             stdout=subprocess.PIPE,

@@ -29,7 +29,7 @@ def get_config():
     )
     return config
 """
-TIMES = ("images_per_second", "data_wait_ms", "goodput", "peak_memory_gib")
+TIMES = ("images_per_second", "teraflops", "data_wait_ms", "goodput", "peak_memory_gib")
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,17 @@ def test_clusters_are_read_from_the_environment(monkeypatch):
     assert distributed.detect_cluster() is None
 
 
+def test_a_command_for_one_host_does_not_wait_for_others(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(distributed, "detect_cluster", lambda: None)
+    distributed.check_one_host()
+    monkeypatch.setattr(distributed, "detect_cluster", lambda: Cluster("a:1", 4, 2, ()))
+    with pytest.raises(PreflightError, match="is one of 4 hosts of a TPU slice"):
+        distributed.check_one_host()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    distributed.check_one_host()
+
+
 def test_stop_signal_of_one_process():
     before = signal.getsignal(signal.SIGTERM)
     with distributed.StopSignal() as stop:

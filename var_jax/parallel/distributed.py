@@ -34,6 +34,7 @@ __all__ = [
     "PreflightError",
     "StopSignal",
     "check_agreement",
+    "check_one_host",
     "detect_cluster",
     "initialize",
 ]
@@ -134,6 +135,19 @@ def check_agreement(values: dict[str, str]) -> None:
     )
     if problem is not None:
         raise PreflightError(problem)
+def check_one_host() -> None:
+    """Refuses a command that uses this host's devices alone where they do not come up alone.
+
+    Raises:
+      PreflightError: this host is one of several of a TPU slice.
+    """
+    cluster = None if os.environ.get("JAX_PLATFORMS") == "cpu" else detect_cluster()
+    if cluster is not None and cluster.num_processes > 1:
+        raise PreflightError(
+            f"This command runs on one host, but {socket.gethostname()} is one of "
+            f"{cluster.num_processes} hosts of a TPU slice, whose chips come up on all of them "
+            "together only; run it on a machine by itself, or here on the CPU: JAX_PLATFORMS=cpu."
+        )
 
 
 def _join_by_jax(deadline_seconds: float) -> None:

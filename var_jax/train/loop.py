@@ -50,7 +50,6 @@ def train(
         workdir,
         max_to_keep=settings.max_to_keep,
         best_metric=settings.best_metric or None,
-        save_every=settings.save_every or settings.num_steps,
     )
     everywhere = sharding.replicated_sharding(mesh)
     for folder, model in experiment.beside.items():
@@ -122,12 +121,12 @@ def train(
                 evaluating = experiment.evaluators and not stopping
                 evaluating = evaluating and (last or due(done, settings.evaluate_every))
                 checkpointer.check()
-                with log.timed("checkpoint"):
-                    force = last or stopping or bool(evaluating)
-                    if checkpointer.save(done, state, experiment.metadata, force=force):
-                        # No step before the checkpoint is missing from the log of the next run.
-                        log.flush()
-                        writer.copy_soon()
+                if last or stopping or evaluating or due(done, settings.save_every):
+                    # No step before the checkpoint is missing from the log of the next run.
+                    log.flush()
+                    writer.copy_soon()
+                    with log.timed("checkpoint"):
+                        checkpointer.save(done, state, experiment.metadata, force=True)
                 if evaluating:
                     found = log.evaluate(experiment.evaluators, state, done)
                     checkpointer.note_metrics(done, found)
