@@ -135,6 +135,8 @@ def check_agreement(values: dict[str, str]) -> None:
     )
     if problem is not None:
         raise PreflightError(problem)
+
+
 def check_one_host() -> None:
     """Refuses a command that uses this host's devices alone where they do not come up alone.
 
