@@ -185,13 +185,13 @@ class VQGAN:
     def loss(self, params, frozen, stats, batch, keys, step) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`; without keys (None) neither dropout nor augmentation."""
         images = to_float(batch["image"])
-        rngs, augment_keys = None, None
+        dropout_keys, augment_keys = None, None
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-            rngs, augment_keys = {"dropout": keys[0, 0]}, (keys[:, 1], keys[:, 2])
+            dropout_keys, augment_keys = keys[:, 0], (keys[:, 1], keys[:, 2])
         warm = step < self.warmup_steps
         output: TokenizerOutput = self.tokenizer.apply(
-            {"params": params["tokenizer"]}, images, keys is not None, warm, rngs=rngs
+            {"params": params["tokenizer"]}, images, dropout_keys, warm
         )
 
         def reconstruction_loss(x):

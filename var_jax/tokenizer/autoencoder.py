@@ -2,100 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from var_jax.kernels.convolution import conv_general_dilated
+from var_jax.tokenizer.layers import Dropout, GroupNorm, conv
 
 _ACTIVATION_AXES = ("batch", "height", "width", "channels")
-
-
-def conv(
-    features: int,
-    kernel_size: int = 3,
-    stride: int = 1,
-    padding: int | Sequence[tuple[int, int]] | None = None,
-    axes: tuple[str | None, str | None] = ("conv_in", "conv_out"),
-    **kwargs,
-) -> nn.Conv:
-    """A convolution with annotated parameters and, by default, the padding that keeps the size.
-
-    Args:
-      features: output channels.
-      kernel_size: side of the square kernel.
-      stride: step of both spatial axes.
-      padding: as in nn.Conv; None is kernel_size // 2 on each side.
-      axes: logical names of the input and the output channels.
-      **kwargs: further fields of nn.Conv.
-    """
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        strides=stride,
-        padding=kernel_size // 2 if padding is None else padding,
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.lecun_uniform(), (None, None, *axes)
-        ),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
-        conv_general_dilated=conv_general_dilated,
-        **kwargs,
-    )
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation with float32 statistics (eps 1e-6, learned scale and bias).
-
-    Attributes:
-      num_groups: must divide the channels.
-      dtype: of the output.
-    """
-
-    num_groups: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """float [B, H, W, C] -> the same shape."""
-        channels = x.shape[-1]
-        if channels % self.num_groups:
-            raise ValueError(
-                f"{self.num_groups} normalisation groups do not divide {channels} channels; set "
-                "norm_groups to a common divisor of all widths, or the widths to multiples of it."
-            )
-
-        def affine(name, init):
-            init = nn.with_logical_partitioning(init, (None,))
-            return self.param(name, init, (channels,), jnp.float32)
-
-        scale, bias = affine("scale", nn.initializers.ones), affine("bias", nn.initializers.zeros)
-        x = x.astype(jnp.float32)
-
-        # [groups, C]: 1 where a channel is the group's. On CPUs XLA computes jnp.repeat, and what
-        # follows from it, anew for every element; a product it computes once.
-        members = np.repeat(
-            np.eye(self.num_groups, dtype=np.float32), channels // self.num_groups, axis=1
-        )
-        dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-
-        def group_mean(x):
-            # [B, H, W, C] -> [B, groups]. Pixels first, which leaves the channels contiguous.
-            return dot(x.mean((1, 2)), members.T / members.sum(1))
-
-        def to_channels(groups, weights=members):
-            # [B, groups] -> [B, 1, 1, C].
-            return dot(groups, weights)[:, None, None]
-
-        mean = group_mean(x)
-        inverse = jax.lax.rsqrt(group_mean(jnp.square(x - to_channels(mean))) + 1e-6)
-        # One multiplication and one addition an element: fold the affine map into the statistics.
-        factor = to_channels(inverse, members * scale)
-        shift = bias - to_channels(mean * inverse, members * scale)
-        return (x * factor + shift).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -114,12 +27,12 @@ class ResidualBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """float [B, H, W, C] -> [B, H, W, features]."""
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """float [B, H, W, C] -> [B, H, W, features]; keys: see `Encoder`."""
         h = GroupNorm(self.norm_groups, self.dtype, name="norm1")(x)
         h = conv(self.features, dtype=self.dtype, name="conv1")(nn.silu(h))
         h = GroupNorm(self.norm_groups, self.dtype, name="norm2")(h)
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = Dropout(self.dropout, name="dropout")(nn.silu(h), keys)
         h = conv(self.features, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, dtype=self.dtype, name="shortcut")(x)
@@ -216,12 +129,13 @@ class Stage(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """float [B, H, W, C] -> [B, H', W', features], H' = H, H / 2 or 2 H."""
-        block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """float [B, H, W, C] -> [B, H', W', features], H' = H, H / 2 or 2 H; keys: see
+        `Encoder`."""
+        block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         for i in range(self.num_blocks):
             x = block(self.features, self.norm_groups, self.dropout, self.dtype, name=f"block_{i}")(
-                x, train
+                x, keys
             )
             if self.attention:
                 x = AttentionBlock(self.norm_groups, self.dtype, name=f"attn_{i}")(x)
@@ -241,13 +155,13 @@ class Middle(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """float [B, h, w, C] -> the same shape."""
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """float [B, h, w, C] -> the same shape; keys: see `Encoder`."""
         settings = (x.shape[-1], self.norm_groups, self.dropout, self.dtype)
-        x = ResidualBlock(*settings, name="block_1")(x, train)
+        x = ResidualBlock(*settings, name="block_1")(x, keys)
         if self.attention:
             x = AttentionBlock(self.norm_groups, self.dtype, name="attn_1")(x)
-        return ResidualBlock(*settings, name="block_2")(x, train)
+        return ResidualBlock(*settings, name="block_2")(x, keys)
 
 
 class Encoder(nn.Module):
@@ -279,8 +193,13 @@ class Encoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images float [B, H, W, c] -> float [B, h, w, out_channels]."""
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Images float [B, H, W, c] -> float [B, h, w, out_channels].
+
+        Args:
+          x: the images.
+          keys: a PRNG key for each example [B], for dropout; None in evaluation.
+        """
         h = space_to_depth(x, self.patch_size)
         h = conv(self.channels, axes=(None, "conv_out"), dtype=self.dtype, name="conv_in")(h)
         last = len(self.multipliers) - 1
@@ -295,8 +214,8 @@ class Encoder(nn.Module):
                 dtype=self.dtype,
                 remat=self.remat,
                 name=f"down_{i}",
-            )(h, train)
-        h = Middle(self.attention, self.norm_groups, self.dropout, self.dtype, name="mid")(h, train)
+            )(h, keys)
+        h = Middle(self.attention, self.norm_groups, self.dropout, self.dtype, name="mid")(h, keys)
         h = nn.silu(GroupNorm(self.norm_groups, self.dtype, name="norm_out")(h))
         return conv(self.out_channels, axes=("conv_in", None), dtype=self.dtype, name="conv_out")(h)
 
@@ -342,12 +261,12 @@ class Decoder(nn.Module):
         pixels = self.out_channels * self.patch_size**2
         self.conv_out = conv(pixels, axes=("conv_in", None), dtype=self.dtype)
 
-    def trunk(self, z: jax.Array, train: bool = False) -> jax.Array:
+    def trunk(self, z: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Features float [B, h, w, C] -> what the last convolution reads, [B, H / p, W / p,
-        channels]."""
-        h = self.mid(self.conv_in(z), train)
+        channels]; keys: see `Encoder`."""
+        h = self.mid(self.conv_in(z), keys)
         for stage in reversed(self.up):
-            h = stage(h, train)
+            h = stage(h, keys)
         return nn.silu(self.norm_out(h))
 
     def pixels(self, h: jax.Array) -> jax.Array:
@@ -355,6 +274,7 @@ class Decoder(nn.Module):
         p = patch_size."""
         return depth_to_space(self.conv_out(h), self.patch_size)
 
-    def __call__(self, z: jax.Array, train: bool = False) -> jax.Array:
-        """Features float [B, h, w, C] -> images float [B, H, W, out_channels], not clipped."""
-        return self.pixels(self.trunk(z, train))
+    def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Features float [B, h, w, C] -> images float [B, H, W, out_channels], not clipped;
+        keys: see `Encoder`."""
+        return self.pixels(self.trunk(z, keys))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from var_jax.tokenizer.autoencoder import GroupNorm
+from var_jax.tokenizer.layers import GroupNorm
 
 _NORMS = ("group", "instance", "none")
 

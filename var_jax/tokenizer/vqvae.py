@@ -11,7 +11,8 @@ from flax import struct
 
 from var_jax.codecs.residual_vq import Quantized, ResidualVQ
 from var_jax.settings import Changeable
-from var_jax.tokenizer.autoencoder import Decoder, Encoder, conv
+from var_jax.tokenizer.autoencoder import Decoder, Encoder
+from var_jax.tokenizer.layers import conv
 
 
 @struct.dataclass
@@ -99,8 +100,12 @@ class VQVAE(nn.Module):
         h, w = self.codec.pyramid.grid
         return h * self.stride, w * self.stride, self.image_channels
 
-    def features(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def features(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Images float [B, H, W, c] in [-1, 1] -> features float32 [B, h, w, C].
+
+        Args:
+          images: of `image_shape`.
+          keys: a PRNG key for each example [B], for dropout; None in evaluation.
 
         Raises:
           ValueError: the images have another shape than `image_shape`.
@@ -110,7 +115,7 @@ class VQVAE(nn.Module):
                 f"This tokenizer reads images of {self.image_shape} (stride {self.stride} times "
                 f"the pyramid's last level {self.codec.pyramid.grid}), got {images.shape[1:]}."
             )
-        return self.quant_conv(self.encoder(images, train))
+        return self.quant_conv(self.encoder(images, keys))
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images float [B, H, W, c] in [-1, 1] -> tokens int32 [B, L]."""
@@ -139,18 +144,21 @@ class VQVAE(nn.Module):
         return self.decoder.pixels(hidden).astype(jnp.float32)
 
     def __call__(
-        self, images: jax.Array, train: bool = False, exact: bool | jax.Array = False
+        self,
+        images: jax.Array,
+        keys: jax.Array | None = None,
+        exact: bool | jax.Array = False,
     ) -> TokenizerOutput:
         """A training pass.
 
         Args:
           images: float [B, H, W, c] in [-1, 1].
-          train: dropout is on; it reads the 'dropout' random stream.
+          keys: a PRNG key for each example [B], for dropout; None in evaluation.
           exact: leave the features unquantised (see ResidualVQ.quantize).
 
         Returns:
           TokenizerOutput.
         """
-        quantized = self.codec.quantize(self.features(images, train), exact)
-        hidden = self.decoder.trunk(self.post_quant_conv(quantized.features), train)
+        quantized = self.codec.quantize(self.features(images, keys), exact)
+        hidden = self.decoder.trunk(self.post_quant_conv(quantized.features), keys)
         return TokenizerOutput(self.pixels(hidden), hidden, quantized)
