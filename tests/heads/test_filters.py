@@ -33,6 +33,15 @@ def test_the_kept_tokens_are_those_of_the_sorting_filter(top_k, top_p):
     np.testing.assert_array_equal(kept, reference(logits, top_k, top_p))
 
 
+def test_top_k_of_a_bfloat16_head_keeps_k():
+    """Logits that were rounded to bfloat16 would tie with the last kept."""
+    head = CategoricalHead(4096, 64, init_factor=20.0, dtype=jnp.bfloat16)
+    hidden = jax.random.normal(jax.random.key(0), (1, 8, 64))
+    variables = head.init(jax.random.key(1), hidden)
+    logits = jax.jit(head.apply)(variables, hidden)
+    np.testing.assert_array_equal(np.isfinite(filter_logits(logits, 900)).sum(-1), 900)
+
+
 def test_ties_with_the_last_kept_stay():
     logits = jnp.array([3.0, 1.0, 1.0, 1.0, 0.0])
     np.testing.assert_array_equal(

@@ -18,7 +18,7 @@ class CategoricalHead(nn.Module):
       width: C.
       label_smoothing: mass spread evenly over the vocabulary in `loss`.
       init_factor: on the kernel at initialisation (`hd` officially).
-      dtype: type of the matrix product; logits are float32.
+      dtype: type of the operands of the matrix product; its sums and the logits are float32.
     """
 
     vocab_size: int
@@ -34,11 +34,12 @@ class CategoricalHead(nn.Module):
             ("embed", "vocab"),
             std=self.init_factor * init_std(self.width),
             dtype=self.dtype,
+            sum_dtype=jnp.float32,
         )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Logits, float32 [B, n, V]."""
-        logits = self.projection(hidden).astype(jnp.float32)
+        logits = self.projection(hidden)
         return nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
 
     def loss(

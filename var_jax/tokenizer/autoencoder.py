@@ -258,8 +258,9 @@ class Decoder(nn.Module):
             for i, multiplier in enumerate(self.multipliers)
         ]
         self.norm_out = GroupNorm(self.norm_groups, self.dtype)
+        # The sums of pixels are the result: float32 whatever the computing type.
         pixels = self.out_channels * self.patch_size**2
-        self.conv_out = conv(pixels, axes=("conv_in", None), dtype=self.dtype)
+        self.conv_out = conv(pixels, axes=("conv_in", None), dtype=jnp.float32)
 
     def trunk(self, z: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Features float [B, h, w, C] -> what the last convolution reads, [B, H / p, W / p,
@@ -270,11 +271,11 @@ class Decoder(nn.Module):
         return nn.silu(self.norm_out(h))
 
     def pixels(self, h: jax.Array) -> jax.Array:
-        """The last convolution: [B, H / p, W / p, channels] -> images [B, H, W, out_channels],
-        p = patch_size."""
+        """The last convolution: [B, H / p, W / p, channels] -> images float32 [B, H, W,
+        out_channels], p = patch_size."""
         return depth_to_space(self.conv_out(h), self.patch_size)
 
     def __call__(self, z: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Features float [B, h, w, C] -> images float [B, H, W, out_channels], not clipped;
+        """Features float [B, h, w, C] -> images float32 [B, H, W, out_channels], not clipped;
         keys: see `Encoder`."""
         return self.pixels(self.trunk(z, keys))

@@ -80,7 +80,7 @@ class PatchDiscriminator(nn.Module):
       num_layers: layers of stride 2; the patch side is 16, 34, 70 px for 1, 2, 3.
       norm: 'group' (groups of 8 channels), 'instance' or 'none'.
       spectral: divide each kernel by its spectral norm.
-      dtype: computing type.
+      dtype: computing type; the sums of the last layer are float32.
     """
 
     channels: int = 64
@@ -114,8 +114,8 @@ class PatchDiscriminator(nn.Module):
                 groups = width if self.norm == "instance" else max(width // 8, 1)
                 h = GroupNorm(groups, self.dtype, name=f"norm_{i}")(h)
             h = nn.leaky_relu(h, 0.2)
-        h = _Conv(1, 1, self.spectral, ("conv_in", None), self.dtype, name="conv_out")(h)
-        return h[..., 0].astype(jnp.float32)
+        h = _Conv(1, 1, self.spectral, ("conv_in", None), jnp.float32, name="conv_out")(h)
+        return h[..., 0]
 
 
 def hinge_loss(real: jax.Array, fake: jax.Array) -> jax.Array:

@@ -49,7 +49,8 @@ class VQVAE(nn.Module):
         1 is the official network, 2 or 4 one that computes far less.
       norm_groups: groups of the normalisation; must divide every width.
       dropout: rate inside the residual blocks.
-      dtype: computing type of encoder and decoder; parameters and the codec are float32.
+      dtype: computing type of encoder and decoder; parameters, the codec and the sums of the last
+        convolution are float32.
       remat: recompute residual blocks in the backward pass.
     """
 
@@ -123,8 +124,7 @@ class VQVAE(nn.Module):
 
     def decode(self, features: jax.Array) -> jax.Array:
         """Features float [B, h, w, C] -> images float32 [B, H, W, c], clipped to [-1, 1]."""
-        images = self.decoder(self.post_quant_conv(features))
-        return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+        return jnp.clip(self.decoder(self.post_quant_conv(features)), -1.0, 1.0)
 
     def decode_tokens(self, tokens: jax.Array) -> jax.Array:
         """Tokens int32 [B, L] -> images float32 [B, H, W, c] in [-1, 1]."""
@@ -141,7 +141,7 @@ class VQVAE(nn.Module):
 
     def pixels(self, hidden: jax.Array) -> jax.Array:
         """The decoder's last convolution, `hidden` -> images float32 [B, H, W, c]."""
-        return self.decoder.pixels(hidden).astype(jnp.float32)
+        return self.decoder.pixels(hidden)
 
     def __call__(
         self,

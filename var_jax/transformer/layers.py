@@ -28,8 +28,9 @@ class Linear(nn.Module):
       out_shape: sizes of the axes that replace them.
       axes: logical names of the kernel's axes, in_shape then out_shape.
       std: standard deviation of the kernel at initialisation.
-      dtype: type of the computation; parameters are float32.
+      dtype: type of the operands of the product; parameters are float32.
       use_bias: adds a bias of shape out_shape, zero at initialisation.
+      sum_dtype: type of the sums, the bias and the result; None is dtype.
     """
 
     in_shape: Sequence[int]
@@ -38,6 +39,7 @@ class Linear(nn.Module):
     std: float
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = True
+    sum_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,7 +54,9 @@ class Linear(nn.Module):
         batch = x.shape[: x.ndim - num_in]
         flat = x.astype(self.dtype).reshape(math.prod(batch), math.prod(self.in_shape))
         kernel = kernel.astype(self.dtype).reshape(math.prod(self.in_shape), *self.out_shape)
-        y = jnp.tensordot(flat, kernel, 1).reshape(*batch, *self.out_shape)
+        sum_dtype = self.sum_dtype or self.dtype
+        y = jnp.tensordot(flat, kernel, 1, preferred_element_type=sum_dtype)
+        y = y.reshape(*batch, *self.out_shape)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -62,7 +66,7 @@ class Linear(nn.Module):
                 tuple(self.out_shape),
                 jnp.float32,
             )
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(sum_dtype)
         return y
 
 
