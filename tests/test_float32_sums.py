@@ -129,8 +129,8 @@ class Plain:
         value = (params["kernel"] * batch["x"]).mean()
         return value, Aux({"loss": value})
 
-    def after_update(self, params, stats, carry, key, step):
-        return params, stats
+    def after_update(self, params, ema, stats, carry, key, step):
+        return params, ema, stats
 
 
 def train_step():

@@ -13,6 +13,8 @@ from var_jax.objectives.vqgan import VQGAN, CodeStats, count_codes, kmeans_init,
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.train.state import TrainState
+from var_jax.train.step import make_train_step
 
 
 def tiny_tokenizer(
@@ -157,7 +159,7 @@ def test_usage_average_is_plain_at_first_and_counts_levels_apart():
         before, stats = stats, objective._count(stats, counts[i])
     np.testing.assert_allclose(stats.usage, 0.9 * before.usage + 0.1 * counts[29], rtol=1e-5)
 
-    uneven = CodeStats(jnp.array([[8.0, 0, 0, 0], [1, 1, 1, 1]]), jnp.int32(50))
+    uneven = CodeStats(jnp.array([[8.0, 0, 0, 0], [1, 1, 1, 1]]), jnp.int32(50), jnp.array(True))
     metrics = objective._usage_metrics(uneven, jnp.array(False))
     np.testing.assert_allclose(metrics["usage_level"], [0.25, 1])
     np.testing.assert_allclose(metrics["perplexity_level"], [1, 4], rtol=1e-5)
@@ -192,7 +194,7 @@ def make_step(objective, learning_rate):
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         key = jax.random.fold_in(jax.random.key(1), index)
-        params, stats = objective.after_update(params, stats, aux.carry, key, index)
+        params, _, stats = objective.after_update(params, None, stats, aux.carry, key, index)
         return (params, opt_state, stats), aux.metrics
 
     def start(params):
@@ -265,22 +267,24 @@ def test_warmup_is_a_plain_autoencoder_and_then_kmeans_makes_the_codebook():
 
 @pytest.mark.parametrize("step", [1, 5])
 def test_eight_devices_agree_with_one(step):
-    # Step 1 ends the warm-up (k-means); step 5 restarts dead codes.
+    # Step 1 ends the warm-up (k-means); step 5, the fourth after it, restarts dead codes.
     objective = VQGAN(
         tiny_tokenizer(vocab_size=32), warmup_steps=2, restart_every=4, restart_until=100
     )
     params = init_params(objective)
     images = blobs(16, 8)
+    stats = objective.init_stats()
+    if step > 1:
+        stats = stats.replace(made=jnp.array(True), updates=jnp.int32(step - 2))
 
     @jax.jit
     def run(params, images):
-        loss, aux = objective.loss(
-            params, {}, objective.init_stats(), {"image": images}, None, step
+        loss, aux = objective.loss(params, {}, stats, {"image": images}, None, step)
+        counts = count_codes(aux.carry.tokens, objective.tokenizer.codec.pyramid, 32)
+        after, *_ = objective.after_update(
+            params, None, stats, aux.carry, jax.random.key(0), jnp.int32(step)
         )
-        params, stats = objective.after_update(
-            params, objective.init_stats(), aux.carry, jax.random.key(0), jnp.int32(step)
-        )
-        return loss, aux.metrics, aux.carry.counts, params["tokenizer"]["codec"]["codebook"]
+        return loss, aux.metrics, counts, after["tokenizer"]["codec"]["codebook"]
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
     sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
@@ -289,6 +293,74 @@ def test_eight_devices_agree_with_one(step):
     np.testing.assert_array_equal(one[2], eight[2])
     assert np.sum(one[2]) == 16 * 21
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
+
+
+def train_step(objective, microbatches=1):
+    """The trainer's step with a moving average, and its first state."""
+    optimizer = optax.sgd(1e-3)
+    function = make_train_step(objective, optimizer, 0, microbatches, ema_decay=0.9)
+    params = init_params(objective)
+    state = TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=params,
+        stats=objective.init_stats(),
+        skipped=jnp.int32(0),
+    )
+    index = jnp.arange(8)
+    return jax.jit(lambda state, image: function(state, {}, dict(image=image, index=index))), state
+
+
+def codebooks(state):
+    return tuple(
+        np.asarray(tree["tokenizer"]["codec"]["codebook"]) for tree in (state.params, state.ema)
+    )
+
+
+def test_a_skipped_update_delays_kmeans_and_new_codes_enter_the_average_as_they_are():
+    objective = VQGAN(
+        tiny_tokenizer((1, 2), vocab_size=64, multipliers=(1,)),
+        warmup_steps=2,
+        restart_every=2,
+        restart_until=100,
+    )
+    step, state = train_step(objective)
+    images = [blobs(8, 2, seed) for seed in range(5)]
+    first, _ = codebooks(state)
+    state, metrics = step(state, images[0])
+    state, metrics = step(state, images[1].at[3].set(jnp.nan))
+    assert metrics["skipped"] == 1
+    np.testing.assert_array_equal(codebooks(state)[0], first)
+    state, metrics = step(state, images[2])
+    assert metrics["vq"] == 0, "without a codebook it is still a plain autoencoder"
+    made, average = codebooks(state)
+    assert not np.isin(made, first).any()
+    np.testing.assert_array_equal(average, made)
+    state, metrics = step(state, images[3])
+    assert metrics["vq"] > 0
+    before, _ = codebooks(state)
+    state, metrics = step(state, images[4])
+    after, average = codebooks(state)
+    # A gradient step moves a code by little, a restart by much.
+    restarted = np.abs(after - before).max(1) > 1e-2
+    assert 10 < restarted.sum() < 64
+    np.testing.assert_array_equal(average[restarted], after[restarted])
+    assert (average[~restarted] != after[~restarted]).any()
+
+
+def test_microbatches_count_all_codes_and_give_all_residuals():
+    # Step 0 ends the warm-up with k-means on the batch, step 1 counts.
+    objective = VQGAN(tiny_tokenizer((1, 2), 16, multipliers=(1,)), warmup_steps=1)
+    found = []
+    for microbatches in (1, 4):
+        step, state = train_step(objective, microbatches)
+        made, _ = step(state, blobs(8, 2))
+        counted, _ = step(made, blobs(8, 2, 1))
+        found.append((codebooks(made)[0], counted.stats.usage))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
+    np.testing.assert_array_equal(found[1][1].sum(-1), [8, 32])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1)
 
 
 def test_uint8_and_float_images_are_the_same():

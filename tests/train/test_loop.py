@@ -42,13 +42,13 @@ class Regression:
         noise = jax.vmap(lambda key: jax.random.normal(key, (1,)))(keys)
         error = batch["x"] @ params["kernel"] + 0.01 * noise - batch["x"] @ frozen["target"]
         value = jnp.square(error).mean()
-        return value, Aux(
-            {"loss": value, "by_output": jnp.square(error).mean(0)}, batch["x"].mean()
-        )
+        return value, Aux({"loss": value, "by_output": jnp.square(error).mean(0)}, batch["x"][:, 0])
 
-    def after_update(self, params, stats, carry, key, step):
+    def after_update(self, params, ema, stats, carry, key, step):
         noise = 1e-3 * jax.random.normal(key, (8, 1))
-        return {"kernel": params["kernel"] + noise}, stats + carry
+        # Weighted, so that the examples' order matters.
+        seen = (carry * jnp.arange(len(carry))).sum()
+        return {"kernel": params["kernel"] + noise}, ema, stats + seen
 
 
 def make_batch(step, poison=()):
@@ -187,6 +187,7 @@ def test_microbatches_equal_the_large_batch(tmp_path):
     one = run(tmp_path / "one")
     four = run(tmp_path / "four", microbatches=4)
     np.testing.assert_allclose(one.params["kernel"], four.params["kernel"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.stats, four.stats, rtol=1e-5)
 
 
 def test_a_bad_batch_changes_nothing_and_is_counted(tmp_path, caplog):

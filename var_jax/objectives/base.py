@@ -19,7 +19,8 @@ class Aux:
     Attributes:
       metrics: float32 scalars or small arrays by name, means over the batch; averaged over
         microbatches.
-      carry: a tree of arrays for `after_update`, taken from the last microbatch.
+      carry: a tree of arrays for `after_update` with the examples on axis 0; those of all
+        microbatches are put together.
     """
 
     metrics: dict[str, jax.Array]
@@ -53,16 +54,19 @@ class Objective(Protocol):
         """
 
     def after_update(
-        self, params: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
-    ) -> tuple[Any, Any]:
+        self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[Any, Any, Any]:
         """Changes to parameters and stats that no gradient makes, after the optimizer.
 
         Args:
           params, stats: after the update.
-          carry: of this step's `Aux`.
+          ema: moving average of the parameters, which this step has not reached yet, or None.
+            Where parameters begin anew, so must it: averaged with what was there before, they
+            would be neither.
+          carry: of this step's `Aux`, for the whole batch.
           key: one PRNG key for the step.
           step: int32 scalar, the number of updates before this one.
 
         Returns:
-          params, stats.
+          params, ema, stats.
         """

@@ -92,8 +92,8 @@ class Likelihood:
         metrics = summarise(pyramid, nll.mean(0), correct.astype(jnp.float32).mean(0))
         return value, Aux({"loss": value, **metrics})
 
-    def after_update(self, params, stats, carry, key, step):
-        return params, stats
+    def after_update(self, params, ema, stats, carry, key, step):
+        return params, ema, stats
 
     def _pyramid(self):
         return self.var.pyramid.prefix(self.num_levels or self.var.pyramid.num_levels)

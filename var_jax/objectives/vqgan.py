@@ -28,10 +28,12 @@ class CodeStats:
     Attributes:
       usage: float32 [K, V], moving average of the number of hits a step.
       updates: int32 scalar, steps in the average; it starts again when the codebook does.
+      made: bool scalar, the warm-up is over: k-means has made the codebook.
     """
 
     usage: jax.Array
     updates: jax.Array
+    made: jax.Array
 
 
 @struct.dataclass
@@ -39,11 +41,11 @@ class CodeUse:
     """What one batch says about the codebook.
 
     Attributes:
-      counts: float32 [K, V], hits over the whole batch on all devices.
-      residuals: float32 [B, L, C], the vectors that codes were chosen for.
+      tokens: int32 [B, L], the codes that were chosen.
+      residuals: float32 [B, L, C], the vectors that they were chosen for.
     """
 
-    counts: jax.Array
+    tokens: jax.Array
     residuals: jax.Array
 
 
@@ -118,7 +120,8 @@ class VQGAN:
     The codebook's life: for `warmup_steps` the tokenizer is a plain autoencoder; then k-means
     on the residual vectors of the batch makes the codebook; until step `restart_until`, every
     `restart_every` steps, codes that no level uses are replaced by residual vectors of the batch.
-    All of it is a function of the step, so a resumed run repeats it.
+    New codes enter the moving average as they are. All of it is a function of the state, so a
+    resumed run repeats it, and what was due in an update that was skipped is done in the next.
 
     Attributes:
       tokenizer: the module to train.
@@ -180,7 +183,7 @@ class VQGAN:
         """No code has been used yet."""
         codec = self.tokenizer.codec
         usage = jnp.zeros((codec.pyramid.num_levels, codec.vocab_size), jnp.float32)
-        return CodeStats(usage, jnp.zeros((), jnp.int32))
+        return CodeStats(usage, jnp.zeros((), jnp.int32), jnp.array(not self.warmup_steps))
 
     def loss(self, params, frozen, stats, batch, keys, step) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`; without keys (None) neither dropout nor augmentation."""
@@ -189,7 +192,7 @@ class VQGAN:
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
             dropout_keys, augment_keys = keys[:, 0], (keys[:, 1], keys[:, 2])
-        warm = step < self.warmup_steps
+        warm = ~stats.made
         output: TokenizerOutput = self.tokenizer.apply(
             {"params": params["tokenizer"]}, images, dropout_keys, warm
         )
@@ -208,21 +211,23 @@ class VQGAN:
         metrics.update(parts, loss=value, psnr=_psnr(images, output.reconstruction))
 
         codec = self.tokenizer.codec
-        counts = count_codes(output.quantized.tokens, codec.pyramid, codec.vocab_size)
+        tokens = output.quantized.tokens
+        counts = count_codes(tokens, codec.pyramid, codec.vocab_size)
         metrics.update(self._usage_metrics(self._count(stats, counts), warm))
         residuals = jax.lax.stop_gradient(output.quantized.residuals)
-        return value, Aux(metrics, CodeUse(counts, residuals))
+        return value, Aux(metrics, CodeUse(tokens, residuals))
 
-    def after_update(self, params, stats, carry, key, step) -> tuple[Any, CodeStats]:
+    def after_update(self, params, ema, stats, carry, key, step) -> tuple[Any, Any, CodeStats]:
         """Counts codes, makes the codebook when the warm-up ends, restarts dead codes."""
         codec = self.tokenizer.codec
-        codebook = params["tokenizer"]["codec"]["codebook"]
+        codebook = _codebook(params)
+        new = jnp.zeros((codec.vocab_size,), bool)
         kmeans_key, restart_key = jax.random.split(key)
-        stats = self._count(stats, carry.counts)
-        trained = step + 1 - self.warmup_steps
+        stats = self._count(stats, count_codes(carry.tokens, codec.pyramid, codec.vocab_size))
         if self.warmup_steps:
+            due = ~stats.made & (step + 1 >= self.warmup_steps)
             codebook = jax.lax.cond(
-                trained == 0,
+                due,
                 lambda: kmeans_init(
                     kmeans_key,
                     carry.residuals,
@@ -232,17 +237,25 @@ class VQGAN:
                 ),
                 lambda: codebook,
             )
-            stats = jax.tree.map(lambda x: jnp.where(trained <= 0, jnp.zeros_like(x), x), stats)
+            new |= due
+            # What was chosen before there was a codebook does not count.
+            usage, updates = (
+                jnp.where(stats.made, x, jnp.zeros_like(x)) for x in (stats.usage, stats.updates)
+            )
+            stats = CodeStats(usage, updates, stats.made | due)
         if self.restart_every:
-            due = (trained > 0) & (trained % self.restart_every == 0)
+            due = (stats.updates > 0) & (stats.updates % self.restart_every == 0)
+            dead = due & (step < self.restart_until) & self._dead(stats)
             codebook = jax.lax.cond(
-                due & (step < self.restart_until),
-                lambda: self._restart(restart_key, codebook, stats, carry.residuals),
+                dead.any(),
+                lambda: self._restart(restart_key, codebook, dead, carry.residuals),
                 lambda: codebook,
             )
-        tokenizer = params["tokenizer"]
-        tokenizer = {**tokenizer, "codec": {**tokenizer["codec"], "codebook": codebook}}
-        return {**params, "tokenizer": tokenizer}, stats
+            new |= dead
+        if ema is not None:
+            average = jnp.where(new[:, None], codebook, _codebook(ema))
+            ema = _with_codebook(ema, average)
+        return _with_codebook(params, codebook), ema, stats
 
     def _reconstruction_loss(self, frozen, images, x):
         """Weighted distance of x from the images; (scalar, its parts)."""
@@ -325,7 +338,8 @@ class VQGAN:
     def _count(self, stats: CodeStats, counts: jax.Array) -> CodeStats:
         """Adds a batch to the average: a plain mean at first, then exponential."""
         decay = jnp.minimum(self.usage_decay, stats.updates / (stats.updates + 1))
-        return CodeStats(decay * stats.usage + (1 - decay) * counts, stats.updates + 1)
+        usage = decay * stats.usage + (1 - decay) * counts
+        return stats.replace(usage=usage, updates=stats.updates + 1)
 
     def _shares(self, stats: CodeStats) -> jax.Array:
         """float32 [K, V]: each code's share of its level's tokens."""
@@ -348,12 +362,24 @@ class VQGAN:
             "collapsed_level": collapsed.astype(jnp.float32),
         }
 
-    def _restart(self, key, codebook, stats: CodeStats, residuals) -> jax.Array:
-        """Replaces the codes that no level uses by residual vectors of the batch."""
-        vocab_size = codebook.shape[0]
-        dead = (self._shares(stats) < self.usage_margin / vocab_size).all(0)
+    def _dead(self, stats: CodeStats) -> jax.Array:
+        """bool [V]: the codes that no level uses."""
+        return (self._shares(stats) < self.usage_margin / stats.usage.shape[-1]).all(0)
+
+    def _restart(self, key, codebook, dead, residuals) -> jax.Array:
+        """Replaces the dead codes by residual vectors of the batch."""
         vectors = residuals.reshape(-1, residuals.shape[-1])
-        return jnp.where(dead[:, None], spread_sample(key, vectors, vocab_size), codebook)
+        return jnp.where(dead[:, None], spread_sample(key, vectors, codebook.shape[0]), codebook)
+
+
+def _codebook(params: Any) -> jax.Array:
+    return params["tokenizer"]["codec"]["codebook"]
+
+
+def _with_codebook(params: Any, codebook: jax.Array) -> Any:
+    tokenizer = params["tokenizer"]
+    tokenizer = {**tokenizer, "codec": {**tokenizer["codec"], "codebook": codebook}}
+    return {**params, "tokenizer": tokenizer}
 
 
 def _psnr(images: jax.Array, reconstruction: jax.Array) -> jax.Array:

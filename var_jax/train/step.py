@@ -73,13 +73,17 @@ def make_train_step(
             total = jax.tree.map(jnp.add, total, (value, aux.metrics, grads))
             return total, aux.carry
 
+        def join(x):
+            # Undoes `cut`.
+            return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
         parts = jax.tree.map(cut, (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(value_and_grad, state.params, *first)
         (value, aux), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, carries = jax.lax.scan(body, (value, aux.metrics, grads), parts)
         value, metrics, grads = jax.tree.map(lambda x: x / microbatches, total)
-        return value, metrics, jax.tree.map(lambda x: x[-1], carries), grads
+        return value, metrics, jax.tree.map(join, carries), grads
 
     def step(state, frozen, batch):
         value, metrics, carry, grads = gradients(state, frozen, batch)
@@ -90,8 +94,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         base = jax.random.fold_in(jax.random.key(seed), _STEP_STREAM)
         key = jax.random.fold_in(base, state.step)
-        params, stats = objective.after_update(params, state.stats, carry, key, state.step)
-        ema = state.ema
+        params, ema, stats = objective.after_update(
+            params, state.ema, state.stats, carry, key, state.step
+        )
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), ema, params)
