@@ -1,7 +1,11 @@
+import jax
+import jax.numpy as jnp
 import pytest
 from recipes import TRANSFORMERS, load
 
 from var_jax import build
+from var_jax.build import training
+from var_jax.tokenizer.lpips import LPIPS
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "emoji64", "tokenizer_imagenet256"])
@@ -11,6 +15,27 @@ def test_every_tokenizer_training_builds(name):
     assert ("discriminator" in optimizers) == bool(config.tokenizer_train.adversarial_weight)
     assert frozen == {}
     assert objective.tokenizer == build.tokenizer(config)
+
+
+def test_the_perceptual_loss_takes_one_pass_and_the_score_is_exact(monkeypatch):
+    monkeypatch.setattr(training, "load_lpips", lambda *paths: {})
+    config = load("tokenizer_imagenet256")
+    config.tokenizer_train.lpips_vgg = "vgg16.pth"
+    objective, _, _ = build.vqgan(config)
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+
+    def precisions(module):
+        params = jax.eval_shape(module.init, jax.random.key(0), images, images)
+        jaxpr = jax.make_jaxpr(module.apply)(params, images, images)
+        return {
+            eqn.params["precision"]
+            for eqn in jaxpr.eqns
+            if eqn.primitive.name == "conv_general_dilated"
+        }
+
+    default, highest = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
+    assert precisions(objective.perceptual) == {(default, default)}
+    assert precisions(LPIPS()) == {(highest, highest)}
 
 
 @pytest.mark.parametrize("recipe", TRANSFORMERS)

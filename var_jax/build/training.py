@@ -141,7 +141,9 @@ def vqgan(config: ConfigDict) -> tuple[VQGAN, dict[str, Any], dict[str, Optimize
     files = call(LPIPSFiles, path, values)
     if files.lpips_vgg:
         params = load_lpips(files.lpips_vgg, files.lpips_linear or files.lpips_vgg)
-        perceptual, frozen = LPIPS(), {"perceptual": params}
+        # A score is exact; a loss need not be, and VGG would take six passes on a TPU.
+        perceptual = LPIPS(precision=jax.lax.Precision.DEFAULT)
+        frozen = {"perceptual": params}
     objective = call(
         VQGAN,
         path,
