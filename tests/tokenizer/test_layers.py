@@ -2,6 +2,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from var_jax.tokenizer.layers import Dropout, GroupNorm
 
@@ -12,6 +13,17 @@ def test_group_norm_agrees_with_flax_where_the_mean_is_large():
     theirs = nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False)
     theirs = theirs.apply({"params": {"scale": jnp.arange(8.0), "bias": jnp.ones(8)}}, x)
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+@pytest.mark.parametrize("channels", [64, 160])
+def test_group_norm_does_not_hang_on_the_batch(channels):
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, channels)).astype(np.float32)
+    norm = GroupNorm(32)
+    params = {"scale": jnp.arange(channels, dtype=jnp.float32), "bias": jnp.ones(channels)}
+    apply = jax.jit(lambda x: norm.apply({"params": params}, x))
+    alone = apply(x[:1])[0]
+    for batch in (2, 3, 8):
+        np.testing.assert_array_equal(apply(x[:batch])[0], alone)
 
 
 def test_dropout_keeps_the_mean_and_differs_from_place_to_place():

@@ -1,5 +1,7 @@
+import functools
 import json
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -175,6 +177,28 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_features
     assert output.hidden.dtype == jnp.bfloat16
     assert output.quantized.features.dtype == jnp.float32
     assert output.reconstruction.dtype == jnp.float32
+
+
+def test_a_picture_is_computed_in_the_same_way_in_any_batch():
+    """Codes hang on small differences, so how a sum is rounded may not hang on the batch.
+
+    It is what we choose that is compared. XLA on CPUs chooses the algorithm of some products by
+    their size, the batch included; these differ by about 1e-6, where the two kinds of convolution
+    differ by 1e-5.
+    """
+    # Wide and large enough that None chooses filtered convolutions on CPUs.
+    tokenizer = tiny((1, 2, 4, 8, 16), channels=64, image_channels=3, attention=True)
+    params = {"params": abstract_params(tokenizer)}
+
+    def sums(batch):
+        images = jax.ShapeDtypeStruct((batch, *tokenizer.image_shape), jnp.float32)
+        reconstruct = functools.partial(tokenizer.apply, method="reconstruct")
+        text = str(jax.make_jaxpr(reconstruct)(params, images))
+        return re.findall(r"(?:conv_general_dilated|dot_general|reduce_sum)\[", text)
+
+    alone = sums(1)
+    for batch in (2, 3, 8, 64):
+        assert sums(batch) == alone
 
 
 def test_wrong_sizes_are_refused_in_one_sentence():

@@ -82,8 +82,9 @@ class GroupNorm(nn.Module):
         dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
         def group_mean(x):
-            # [B, H, W, C] -> [B, groups]. Pixels first, which leaves the channels contiguous.
-            return dot(x.mean((1, 2)), members.T / members.sum(1))
+            # [B, H, W, C] -> [B, groups]. Pixels first, which leaves the channels contiguous. No
+            # product: on CPUs its rounding would hang on the size of the batch.
+            return x.mean((1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(-1)
 
         def to_channels(groups, weights=members):
             # [B, groups] -> [B, 1, 1, C].

@@ -1,5 +1,7 @@
 """Convolutions agree with the sum written out in float64, forward and backward."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from var_jax.kernels.convolution import (
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))
+SIDE = math.isqrt(MIN_PIXELS)
 # x [B, H, W, C] and the output channels: one tile, odd sizes, a wide map.
 SHAPES = [((1, 4, 1, 3), 2), ((3, 8, 5, 7), 9), ((2, 12, 16, 64), 32)]
 
@@ -96,13 +99,23 @@ def test_sharded_batch_gives_the_same():
 
 
 def test_what_none_stands_for():
-    wide, kernel = (2, 64, 64, MIN_CHANNELS), (3, 3, MIN_CHANNELS, MIN_CHANNELS)
-    assert np.prod(wide[:3]) == MIN_PIXELS
+    wide, kernel = (1, SIDE, SIDE, MIN_CHANNELS), (3, 3, MIN_CHANNELS, MIN_CHANNELS)
+    assert SIDE**2 == MIN_PIXELS
     assert best_implementation("cpu", wide, kernel) == "winograd"
-    assert best_implementation("cpu", (1, *wide[1:]), kernel) == "xla"
+    assert best_implementation("cpu", (1, SIDE - 4, *wide[2:]), kernel) == "xla"
     assert best_implementation("cpu", wide, (3, 3, MIN_CHANNELS, 3)) == "xla"
     for platform in ("tpu", "gpu"):
         assert best_implementation(platform, wide, kernel) == "xla"
+
+
+@pytest.mark.parametrize("side", [8, SIDE, 2 * SIDE])
+def test_the_batch_does_not_choose(side):
+    kernel = (3, 3, MIN_CHANNELS, MIN_CHANNELS)
+    chosen = {
+        best_implementation("cpu", (batch, side, side, MIN_CHANNELS), kernel)
+        for batch in (1, 2, 3, 8, 256)
+    }
+    assert len(chosen) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,7 @@ def test_others_are_the_direct_sum_and_a_named_one_never_falls_back(height, opti
 
 
 def test_none_takes_filtering_where_it_pays():
-    x, kernel, _ = arrays((2, 64, 64, MIN_CHANNELS), MIN_CHANNELS)
+    x, kernel, _ = arrays((2, SIDE, SIDE, MIN_CHANNELS), MIN_CHANNELS)
     np.testing.assert_array_equal(convolve(x, kernel, None), winograd.convolution(x, kernel))
     tpu = jax.sharding.AbstractDevice("TPU v4", 2, "tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)

@@ -16,21 +16,24 @@ from jax import lax
 from var_jax import kernels
 from var_jax.kernels.convolution import winograd
 
-#: With fewer channels or fewer pixels in the batch the direct sum takes about as long, or less.
+#: With fewer channels or fewer pixels in an example the direct sum takes about as long, or less.
 MIN_CHANNELS = 64
-MIN_PIXELS = 8192
+MIN_PIXELS = 256
 _CHANNELS_LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 def best_implementation(platform: str, shape: Sequence[int], kernel_shape: Sequence[int]) -> str:
     """The implementation that None stands for, of a convolution that each of them computes.
 
+    It does not hang on the batch: the implementations round differently, and a picture has the
+    same numbers, and so the same tokens, in any batch.
+
     Args:
       platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
       shape: of the feature maps, [B, H, W, C].
       kernel_shape: [3, 3, C, D].
     """
-    pays = min(kernel_shape[2:]) >= MIN_CHANNELS and math.prod(shape[:3]) >= MIN_PIXELS
+    pays = min(kernel_shape[2:]) >= MIN_CHANNELS and math.prod(shape[1:3]) >= MIN_PIXELS
     return "winograd" if platform == "cpu" and pays else "xla"
 
 
