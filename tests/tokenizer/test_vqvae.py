@@ -201,9 +201,37 @@ def test_a_picture_is_computed_in_the_same_way_in_any_batch():
         assert sums(batch) == alone
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "precision"),
+    [
+        ("highest", jnp.float32, jax.lax.Precision.HIGHEST),
+        ("high", jnp.float32, jax.lax.Precision.HIGH),
+        ("default", jnp.float32, jax.lax.Precision.DEFAULT),
+        # Products of bfloat16 numbers are exact in one pass.
+        ("highest", jnp.bfloat16, None),
+    ],
+)
+def test_encoder_precision_is_that_of_its_products(name, dtype, precision):
+    tokenizer = tiny(encoder_precision=name, dtype=dtype, attention=True)
+    params = abstract_params(tokenizer)["encoder"]
+    images = jax.ShapeDtypeStruct((1, *tokenizer.image_shape), jnp.float32)
+
+    def encode(params, images):
+        return tokenizer.bind({"params": {"encoder": params}}).encoder(images)
+
+    asked = {
+        eqn.params["precision"]
+        for eqn in jax.make_jaxpr(encode)(params, images).eqns
+        if eqn.primitive.name == "conv_general_dilated"
+    }
+    assert asked == {precision and (precision, precision)}
+
+
 def test_wrong_sizes_are_refused_in_one_sentence():
     tokenizer = tiny()
     with pytest.raises(ValueError, match=r"\(8, 8, 1\).*got \(16, 16, 1\)"):
         jax.eval_shape(tokenizer.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    with pytest.raises(ValueError, match="encoder_precision 'float64'"):
+        tiny(encoder_precision="float64")
     with pytest.raises(ValueError, match="32 normalisation groups do not divide 8 channels"):
         abstract_params(tiny(norm_groups=32))

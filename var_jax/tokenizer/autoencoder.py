@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,23 +21,26 @@ class ResidualBlock(nn.Module):
       norm_groups: groups of the normalisation.
       dropout: rate before the second convolution.
       dtype: computing type.
+      precision: of the products.
     """
 
     features: int
     norm_groups: int = 32
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """float [B, H, W, C] -> [B, H, W, features]; keys: see `Encoder`."""
+        settings = {"dtype": self.dtype, "precision": self.precision}
         h = GroupNorm(self.norm_groups, self.dtype, name="norm1")(x)
-        h = conv(self.features, dtype=self.dtype, name="conv1")(nn.silu(h))
+        h = conv(self.features, **settings, name="conv1")(nn.silu(h))
         h = GroupNorm(self.norm_groups, self.dtype, name="norm2")(h)
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), keys)
-        h = conv(self.features, dtype=self.dtype, name="conv2")(h)
+        h = conv(self.features, **settings, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = conv(self.features, 1, dtype=self.dtype, name="shortcut")(x)
+            x = conv(self.features, 1, **settings, name="shortcut")(x)
         return x + h
 
 
@@ -45,22 +50,26 @@ class AttentionBlock(nn.Module):
     Attributes:
       norm_groups: groups of the normalisation.
       dtype: computing type; the softmax is float32.
+      precision: of the products.
     """
 
     norm_groups: int = 32
     dtype: jnp.dtype = jnp.float32
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float [B, H, W, C] -> the same shape."""
         batch, height, width, channels = x.shape
+        settings = {"dtype": self.dtype, "precision": self.precision}
+        einsum = functools.partial(jnp.einsum, precision=self.precision)
         h = GroupNorm(self.norm_groups, self.dtype, name="norm")(x)
-        qkv = conv(3 * channels, 1, dtype=self.dtype, name="qkv")(h)
+        qkv = conv(3 * channels, 1, **settings, name="qkv")(h)
         q, k, v = jnp.split(qkv.reshape(batch, height * width, 3 * channels), 3, -1)
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
+        logits = einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
         weights = nn.softmax(logits * channels**-0.5).astype(self.dtype)
-        h = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
-        return x + conv(channels, 1, dtype=self.dtype, name="proj_out")(h)
+        h = einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
+        return x + conv(channels, 1, **settings, name="proj_out")(h)
 
 
 def space_to_depth(x: jax.Array, size: int) -> jax.Array:
@@ -83,18 +92,20 @@ class Downsample(nn.Module):
     """3x3 convolution of stride 2 after padding one row below and one column on the right."""
 
     dtype: jnp.dtype = jnp.float32
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float [B, H, W, C] -> [B, H / 2, W / 2, C]."""
-        pad = [(0, 1), (0, 1)]
-        return conv(x.shape[-1], stride=2, padding=pad, dtype=self.dtype, name="conv")(x)
+        settings = {"dtype": self.dtype, "precision": self.precision}
+        return conv(x.shape[-1], stride=2, padding=[(0, 1), (0, 1)], **settings, name="conv")(x)
 
 
 class Upsample(nn.Module):
     """Nearest-neighbour doubling followed by a 3x3 convolution."""
 
     dtype: jnp.dtype = jnp.float32
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -102,7 +113,7 @@ class Upsample(nn.Module):
         batch, height, width, channels = x.shape
         x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
         x = x.reshape(batch, 2 * height, 2 * width, channels)
-        return conv(channels, dtype=self.dtype, name="conv")(x)
+        return conv(channels, dtype=self.dtype, precision=self.precision, name="conv")(x)
 
 
 class Stage(nn.Module):
@@ -117,6 +128,7 @@ class Stage(nn.Module):
       dropout: rate inside the residual blocks.
       dtype: computing type.
       remat: recompute the residual blocks in the backward pass instead of storing them.
+      precision: of the products.
     """
 
     features: int
@@ -127,22 +139,23 @@ class Stage(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """float [B, H, W, C] -> [B, H', W', features], H' = H, H / 2 or 2 H; keys: see
         `Encoder`."""
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        arithmetic = (self.dtype, self.precision)
+        settings = (self.features, self.norm_groups, self.dropout, *arithmetic)
         for i in range(self.num_blocks):
-            x = block(self.features, self.norm_groups, self.dropout, self.dtype, name=f"block_{i}")(
-                x, keys
-            )
+            x = block(*settings, name=f"block_{i}")(x, keys)
             if self.attention:
-                x = AttentionBlock(self.norm_groups, self.dtype, name=f"attn_{i}")(x)
+                x = AttentionBlock(self.norm_groups, *arithmetic, name=f"attn_{i}")(x)
         if self.resample == "down":
-            x = Downsample(self.dtype, name="downsample")(x)
+            x = Downsample(*arithmetic, name="downsample")(x)
         elif self.resample == "up":
-            x = Upsample(self.dtype, name="upsample")(x)
+            x = Upsample(*arithmetic, name="upsample")(x)
         return nn.with_logical_constraint(x, _ACTIVATION_AXES)
 
 
@@ -153,14 +166,16 @@ class Middle(nn.Module):
     norm_groups: int = 32
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """float [B, h, w, C] -> the same shape; keys: see `Encoder`."""
-        settings = (x.shape[-1], self.norm_groups, self.dropout, self.dtype)
+        arithmetic = (self.dtype, self.precision)
+        settings = (x.shape[-1], self.norm_groups, self.dropout, *arithmetic)
         x = ResidualBlock(*settings, name="block_1")(x, keys)
         if self.attention:
-            x = AttentionBlock(self.norm_groups, self.dtype, name="attn_1")(x)
+            x = AttentionBlock(self.norm_groups, *arithmetic, name="attn_1")(x)
         return ResidualBlock(*settings, name="block_2")(x, keys)
 
 
@@ -179,6 +194,8 @@ class Encoder(nn.Module):
       dropout: rate inside the residual blocks.
       dtype: computing type; parameters are float32.
       remat: recompute residual blocks in the backward pass.
+      precision: of the products; None is the fastest of the backend, for float32 on a TPU one pass
+        in bfloat16.
     """
 
     out_channels: int
@@ -191,6 +208,7 @@ class Encoder(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -200,8 +218,9 @@ class Encoder(nn.Module):
           x: the images.
           keys: a PRNG key for each example [B], for dropout; None in evaluation.
         """
+        settings = {"dtype": self.dtype, "precision": self.precision}
         h = space_to_depth(x, self.patch_size)
-        h = conv(self.channels, axes=(None, "conv_out"), dtype=self.dtype, name="conv_in")(h)
+        h = conv(self.channels, axes=(None, "conv_out"), **settings, name="conv_in")(h)
         last = len(self.multipliers) - 1
         for i, multiplier in enumerate(self.multipliers):
             h = Stage(
@@ -213,11 +232,12 @@ class Encoder(nn.Module):
                 dropout=self.dropout,
                 dtype=self.dtype,
                 remat=self.remat,
+                precision=self.precision,
                 name=f"down_{i}",
             )(h, keys)
-        h = Middle(self.attention, self.norm_groups, self.dropout, self.dtype, name="mid")(h, keys)
+        h = Middle(self.attention, self.norm_groups, self.dropout, **settings, name="mid")(h, keys)
         h = nn.silu(GroupNorm(self.norm_groups, self.dtype, name="norm_out")(h))
-        return conv(self.out_channels, axes=("conv_in", None), dtype=self.dtype, name="conv_out")(h)
+        return conv(self.out_channels, axes=("conv_in", None), **settings, name="conv_out")(h)
 
 
 class Decoder(nn.Module):
@@ -225,7 +245,8 @@ class Decoder(nn.Module):
 
     Attributes:
       out_channels: image channels.
-      Others as in Encoder. Stages are named up_i with i counted from full resolution.
+      Others as in Encoder, but for the precision, which is the backend's fastest. Stages are named
+        up_i with i counted from full resolution.
     """
 
     out_channels: int
