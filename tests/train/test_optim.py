@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from var_jax.objectives.base import Aux
 from var_jax.train.optim import (
+    SCHEDULES,
     OptimizerConfig,
     decay_mask,
     learning_rate_schedule,
@@ -14,6 +16,8 @@ from var_jax.train.optim import (
     make_optimizer,
     weight_decay_schedule,
 )
+from var_jax.train.state import TrainState
+from var_jax.train.step import make_train_step
 
 
 def official_lin0(step, warmup, num_steps, start, end):
@@ -75,11 +79,43 @@ def test_a_step_is_adamw_with_clipping():
     params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
     grads = {"kernel": jnp.array([3.0, 0.0]), "bias": jnp.array([4.0])}
     tx = make_optimizer(config, 10)
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates, _ = tx.update(grads, tx.init(params), params, step=0)
     new = optax.apply_updates(params, updates)
     # The first Adam step has length 1 in each coordinate with a gradient, whatever the clipping.
     np.testing.assert_allclose(new["kernel"], [1.0 - 0.1 - 0.05, -2.0 + 0.1], rtol=1e-5)
     np.testing.assert_allclose(new["bias"], [2.9], rtol=1e-5)
+
+
+def test_a_skipped_update_does_not_hold_back_the_schedule():
+    class Line:
+        """The gradient of w is the batch's x."""
+
+        def loss(self, params, frozen, stats, batch, keys, step):
+            value = (params["w"] * batch["x"]).sum()
+            return value, Aux({"loss": value})
+
+        def after_update(self, params, ema, stats, carry, key, step):
+            return params, ema, stats
+
+    config = OptimizerConfig(1.0, "linear", warmup_steps=4, weight_decay=0)
+    optimizer, rate = make_optimizer(config, 10), learning_rate_schedule(config, 10)
+    params = {"w": jnp.zeros(())}
+    zero = jnp.int32(0)
+    state = TrainState(zero, params, optimizer.init(params), None, (), zero)
+    step = jax.jit(make_train_step(Line(), optimizer))
+    for x in (np.nan, np.nan, 2.0):
+        state, metrics = step(state, {}, {"x": jnp.float32([x]), "index": jnp.arange(1)})
+    # Adam's first update has length 1.
+    np.testing.assert_allclose(state.params["w"], -rate(2), rtol=1e-5)
+    assert metrics["skipped"] == 0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_rate_of_a_python_step_is_computed_on_the_host(name):
+    schedule = learning_rate_schedule(OptimizerConfig(3e-4, name, warmup_steps=3), 20)
+    on_host = [schedule(step) for step in range(20)]
+    assert all(isinstance(rate, np.floating) for rate in on_host)
+    np.testing.assert_allclose(on_host, jax.vmap(schedule)(jnp.arange(20)), rtol=1e-6)
 
 
 def test_groups_have_their_own_settings():
@@ -91,7 +127,7 @@ def test_groups_have_their_own_settings():
         10,
     )
     params = {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}}
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = tx.update(params, tx.init(params), params, step=0)
     np.testing.assert_allclose(updates["a"]["w"], -1.0, rtol=1e-5)
     np.testing.assert_allclose(updates["b"]["w"], -0.5, rtol=1e-5)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-Schedule = Callable[[jax.Array], jax.Array]
+#: Of a step that is a Python number the value is computed on the host, by NumPy.
+Schedule = Callable[[Any], Any]
 
 #: Names of parameters that never decay, whatever their shape: biases, position and level
 #: tables, shared modulation offsets, attention scales, normalisation gains.
@@ -89,17 +91,18 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
         )
 
     def factor(step):
-        step = jnp.asarray(step, jnp.float32)
+        xp = jnp if isinstance(step, jax.Array) else np
+        step = xp.asarray(step, xp.float32)
         passed = (step - warmup) / max(num_steps - 1 - warmup, 1)
         if config.schedule == "constant":
-            after = jnp.ones_like(step)
+            after = xp.ones_like(step)
         elif config.schedule == "cosine":
-            after = end + (1 - end) * (0.5 + 0.5 * jnp.cos(jnp.pi * passed))
+            after = end + (1 - end) * (0.5 + 0.5 * xp.cos(xp.pi * passed))
         else:
             flat = 0.05 if config.schedule == "lin0" else 0.0
-            after = jnp.where(passed < flat, 1.0, end + (1 - end) * (1 - passed) / (1 - flat))
+            after = xp.where(passed < flat, 1.0, end + (1 - end) * (1 - passed) / (1 - flat))
         before = config.warmup_factor + (1 - config.warmup_factor) * step / max(warmup, 1)
-        return jnp.where(step < warmup, before, after)
+        return xp.where(step < warmup, before, after)
 
     return lambda step: peak * factor(step)
 
@@ -116,12 +119,29 @@ def weight_decay_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
     return decay
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, decoupled decay of `decay_mask`, learning rate."""
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Clipping by global norm, Adam, decoupled decay of `decay_mask`, learning rate.
+
+    `update` needs the keyword `step`, the number of updates tried so far: an update that was
+    skipped does not hold back the schedules, as officially.
+    """
+    rate = learning_rate_schedule(config, num_steps)
+    decay = weight_decay_schedule(config, num_steps)
+
+    def init(params):
+        return optax.EmptyState()
+
+    def update(updates, state, params, *, step, **extra):
+        def scaled(update, param, decays):
+            return -rate(step) * (update + decay(step) * param if decays else update)
+
+        return jax.tree.map(scaled, updates, params, decay_mask(params)), state
+
     steps = [
         optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(weight_decay_schedule(config, num_steps), mask=decay_mask),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps)),
+        optax.GradientTransformationExtraArgs(init, update),
     ]
     if config.clip_norm:
         steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
@@ -130,7 +150,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 def make_group_optimizer(
     configs: dict[str, OptimizerConfig], num_steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """One optimizer for each top-level entry of the parameters, such as the two of a GAN.
 
     Unlike optax.multi_transform it leaves no masked leaves in the state, which would keep the
@@ -141,11 +161,11 @@ def make_group_optimizer(
     def init(params):
         return {name: group.init(params[name]) for name, group in groups.items()}
 
-    def update(updates, state, params):
+    def update(updates, state, params, **extra):
         found = {
-            name: group.update(updates[name], state[name], params[name])
+            name: group.update(updates[name], state[name], params[name], **extra)
             for name, group in groups.items()
         }
         return {n: u for n, (u, _) in found.items()}, {n: s for n, (_, s) in found.items()}
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

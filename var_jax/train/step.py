@@ -39,7 +39,7 @@ def make_train_step(
 
     Args:
       objective: what is minimised.
-      optimizer: updates `params`.
+      optimizer: updates `params`; gets the keyword `step` if it takes any.
       seed: of all random choices.
       microbatches: parts that the batch is cut into, one after the other; the gradient is
         that of the whole batch.
@@ -51,6 +51,8 @@ def make_train_step(
       sample numbers, beside what the objective reads. The metrics are the objective's, and
       gradient_norm, parameter_norm, skipped (0 or 1) and skipped_in_row.
     """
+
+    update = optax.with_extra_args_support(optimizer).update
 
     def gradients(state, frozen, batch):
         keys = example_keys(seed, batch["index"])
@@ -90,7 +92,7 @@ def make_train_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         base = jax.random.fold_in(jax.random.key(seed), _STEP_STREAM)
         key = jax.random.fold_in(base, state.step)
