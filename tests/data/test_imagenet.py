@@ -54,7 +54,7 @@ def test_class_table():
 def test_validation_labels_come_with_tensorflow_datasets(tmp_path):
     _, val, _ = make_tars(tmp_path)
     with pytest.raises(ValueError, match="holds 3 images, but there are 50000 labels"):
-        imagenet.val_jobs_from_tar(val, None, [w for w, _ in imagenet.class_table()])
+        imagenet.val_pictures_from_tar(val, None, [w for w, _ in imagenet.class_table()])
 
 
 def test_tar_files_to_shards_and_back(tmp_path):

@@ -4,6 +4,7 @@ from pictures import EncodedSource, numbered_source
 
 from var_jax.data import ImageTransform, Pipeline, RandomAffine
 from var_jax.data import pipeline as pipeline_module
+from var_jax.data.reading import BrokenData
 from var_jax.data.transforms import UnreadableImage
 
 PLAIN = ImageTransform(4, channels=1, resize="pad")
@@ -137,7 +138,9 @@ def test_unreadable_image_is_replaced_counted_and_named(caplog):
     pipeline = Pipeline(source, transform, 10, seed=0)
     with caplog.at_level("WARNING"):
         values = records_of([pipeline.batch(0), pipeline.batch(1)])
-    np.testing.assert_array_equal(np.bincount(values, minlength=10), [2, 2, 2, 0, 0, 6, 2, 2, 2, 2])
+    counts = np.bincount(values, minlength=10)
+    assert not counts[[3, 4]].any() and counts.sum() == 20
+    assert (np.delete(counts, [3, 4]) >= 2).all()
     assert set(pipeline.skipped) == {3, 4} and "picture 3" in pipeline.skipped[3]
     named = [r for r in caplog.records if "picture 3" in r.getMessage()]
     assert len(named) == 1
@@ -147,9 +150,9 @@ def test_unreadable_image_is_replaced_counted_and_named(caplog):
 
 def test_only_unreadable_images_is_an_error():
     pipeline = Pipeline(EncodedSource(4, broken=range(4)), ImageTransform(8, channels=1), 2)
-    with pytest.raises(RuntimeError, match="the 3 records after it cannot be decoded"):
+    with pytest.raises(BrokenData, match="drawn in its place cannot be read"):
         pipeline.batch(0)
-    with pytest.raises(RuntimeError, match="cannot be decoded"):
+    with pytest.raises(BrokenData, match="cannot be read"):
         next(pipeline.batches())
 
 
@@ -181,5 +184,5 @@ def test_wrong_arguments(options, message):
 
 
 def test_unreadable_is_its_own_exception():
-    with pytest.raises(UnreadableImage, match="UnidentifiedImageError"):
+    with pytest.raises(UnreadableImage, match="no picture that Pillow knows"):
         ImageTransform(8)({"image": b"no picture"}, np.random.default_rng(0))

@@ -3,7 +3,7 @@ import pytest
 from pictures import encode, numbered_source
 from PIL import Image
 
-from var_jax.data import ImageTransform, RandomAffine, make_transform
+from var_jax.data import ImageTransform, RandomAffine, UnreadableImage, make_transform
 
 
 def rng(seed=0):
@@ -75,7 +75,7 @@ def test_pad_puts_digits_on_the_background():
     image = out["image"][..., 0]
     np.testing.assert_array_equal(image[2:30, 2:30], 200)
     assert (image == 7).sum() == 32 * 32 - 28 * 28
-    with pytest.raises(ValueError, match="28x28 px does not fit into size 16"):
+    with pytest.raises(UnreadableImage, match="28x28 px does not fit into size 16"):
         ImageTransform(16, channels=1, resize="pad")({"image": array}, rng())
 
 

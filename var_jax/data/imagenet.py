@@ -1,34 +1,44 @@
-"""ImageNet-1k: the class table, and streaming it from the official tar files into shards."""
+"""ImageNet-1k: the class table, and what its official files and folders hold."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import io
-import json
 import os
-import tarfile
-import time
+import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from importlib import resources
 from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
-from PIL import Image
 
-from var_jax.data import shards
+from var_jax.data import reading
+from var_jax.data.archives import PACKED, Archive, read_archive, read_member
+from var_jax.data.class_folders import (
+    PICTURE_SUFFIXES,
+    check_names,
+    describe,
+    list_folder,
+    printable,
+)
 from var_jax.data.folder import FolderSource
-from var_jax.paths import is_remote, write_json
+from var_jax.data.image_writer import (
+    Pictures,
+    Record,
+    Resize,
+    check_skipped,
+    identity,
+    shard_jobs,
+    write_split,
+)
+from var_jax.data.picture_labels import check_all, read_labels
+from var_jax.paths import is_remote
 
 #: Images of the official splits.
 COUNTS = {"train": 1_281_167, "val": 50_000}
 _VAL_SHARDS = 50
-
-# One shard to write: its number, and a function that yields (picture, label, name).
-Job = tuple[int, Callable[[], Iterator[tuple[bytes, int, str]]]]
+_OFFICIAL_VAL = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
 
 @functools.cache
@@ -59,217 +69,178 @@ def labels_of_wnids(wnids: Sequence[str]) -> dict[str, int]:
     return {wnid: label for label, wnid in enumerate(wnids)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Resize:
-    """Makes stored pictures smaller: short side to `side` px (Lanczos), JPEG of `quality`.
-
-    Files that are small enough already are kept as they are. An average ImageNet picture of
-    500x375 px has 1.7 times the pixels to decode that it has at 288 px (1.125 * 256), but the
-    second JPEG compression changes pixels a little, so it is a choice and not the default.
-    """
-
-    side: int
-    quality: int = 95
-
-    def __call__(self, data: bytes) -> bytes:
-        """The smaller file; files that cannot be decoded come back unchanged."""
-        try:
-            image = Image.open(io.BytesIO(data))
-            scale = self.side / min(image.size)
-            if scale >= 1:
-                return data
-            size = tuple(max(self.side, int(n * scale)) for n in image.size)
-            image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        except Exception as error:  # Pillow raises many kinds; the pipeline will name the file.
-            logging.warning("Kept as it is, since it cannot be decoded: %s", error)
-            return data
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=self.quality)
-        return out.getvalue()
-
-
-def _members(tar: tarfile.TarFile, suffixes: tuple[str, ...]) -> list[tarfile.TarInfo]:
-    return [m for m in tar if m.isfile() and m.name.lower().endswith(suffixes)]
-
-
-def train_jobs_from_tar(path: epath.PathLike) -> tuple[list[str], list[Job]]:
-    """One shard a class from ILSVRC2012_img_train.tar, a tar of 1,000 tars named by WordNet id.
+def train_pictures_from_tar(path: epath.PathLike) -> Pictures:
+    """The pictures of ILSVRC2012_img_train.tar, a tar of 1,000 tars named by WordNet id.
 
     Nothing is unpacked to disk.
 
-    Returns:
-      (WordNet ids in label order, jobs).
+    Raises:
+      ValueError: the file or a class in it is damaged, cut off, compressed, or not of this form.
     """
-    with tarfile.open(path, "r:") as outer:
-        members = {os.path.basename(m.name)[: -len(".tar")]: m for m in _members(outer, (".tar",))}
-    if not members:
+    archive = read_archive(path)
+    packed = [m for m in archive.members if m.name.lower().endswith(PACKED)]
+    if packed:
         raise ValueError(
-            f"{path} holds no class tars (n01440764.tar, ...); give ILSVRC2012_img_train.tar."
+            f"{printable(packed[0].name)} in {path} is compressed, which is not read; unpack it "
+            "and give a folder of class folders."
         )
-    labels = labels_of_wnids(list(members))
+    classes = {}
+    for member in archive.select((".tar",)):
+        wnid = member.base_name[: -len(".tar")]
+        if wnid in classes:
+            raise ValueError(f"{path} holds two tars of class {printable(wnid)}; pack it again.")
+        classes[wnid] = member
+    if not classes:
+        there = f" (but {describe(archive.left_out)})" if archive.left_out else ""
+        raise ValueError(
+            f"{path} holds no class tars (n01440764.tar, ...){there}; give "
+            "ILSVRC2012_img_train.tar, or unpack it and give the folder of class folders."
+        )
+    _say_left_out(path, archive)
+    check_names(list(classes), os.fspath(path))
+    labels = labels_of_wnids(list(classes))
 
-    def read(wnid: str) -> Iterator[tuple[bytes, int, str]]:
+    def read(wnid: str) -> Iterator[Record]:
+        inner = read_archive(path, classes[wnid])
+        members = inner.select(PICTURE_SUFFIXES)
+        if not members:
+            there = f" (but {describe(inner.left_out)})" if inner.left_out else ""
+            raise ValueError(f"{classes[wnid].name} in {path} holds no picture{there}.")
+        _say_left_out(f"{classes[wnid].name} in {path}", inner)
         with open(path, "rb") as file:
-            file.seek(members[wnid].offset_data)
-            with tarfile.open(fileobj=file, mode="r:") as inner:
-                for member in inner:
-                    if member.isfile():
-                        yield inner.extractfile(member).read(), labels[wnid], member.name
+            for member in members:
+                yield read_member(file, member), labels[wnid], printable(member.name)
 
-    return list(labels), [(labels[w], functools.partial(read, w)) for w in labels]
+    jobs = shard_jobs([functools.partial(read, wnid) for wnid in labels])
+    return Pictures(
+        list(labels), jobs, identity((w, classes[w].offset, classes[w].size) for w in labels)
+    )
 
 
-def val_jobs_from_tar(
+def val_pictures_from_tar(
     path: epath.PathLike, val_labels: epath.PathLike | None, wnids: Sequence[str]
-) -> list[Job]:
-    """50 shards from ILSVRC2012_img_val.tar.
+) -> Pictures:
+    """The pictures of ILSVRC2012_img_val.tar, or of any tar of pictures and a list of labels.
 
     Args:
       path: the tar file.
-      val_labels: text file with the WordNet id of each validation image, one a line, in the
-        order of the file names; by default the table that tensorflow-datasets ships.
+      val_labels: see `picture_labels.read_labels`; by default the table that tensorflow-datasets
+        ships, for pictures with the official names.
       wnids: all ids in label order.
-    """
-    if val_labels is not None:
-        ids = epath.Path(val_labels).read_text().split()
-    else:
-        try:
-            table = resources.files("tensorflow_datasets") / "datasets/imagenet2012"
-            ids = table.joinpath("validation_labels.txt").read_text().split()
-        except (ImportError, FileNotFoundError) as error:
-            raise FileNotFoundError(
-                "The labels of the validation images are needed: install tensorflow-datasets, "
-                "which ships them, or give --val_labels with one WordNet id a line."
-            ) from error
-    with tarfile.open(path, "r:") as tar:
-        members = sorted(_members(tar, (".jpeg", ".jpg")), key=lambda m: os.path.basename(m.name))
-    if len(members) != len(ids):
-        raise ValueError(f"{path} holds {len(members)} images, but there are {len(ids)} labels.")
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
-    unknown = sorted(set(ids) - set(labels))
-    if unknown:
-        raise ValueError(f"The validation label {unknown[0]!r} is no class of the training set.")
 
-    def read(part: np.ndarray) -> Iterator[tuple[bytes, int, str]]:
+    Raises:
+      ValueError: the file is damaged or cut off, or the labels do not fit it.
+    """
+    archive = read_archive(path)
+    members = sorted(archive.select(PICTURE_SUFFIXES), key=lambda member: member.base_name)
+    if not members:
+        there = f" (but {describe(archive.left_out)})" if archive.left_out else ""
+        raise ValueError(f"{path} holds no picture{there}; give ILSVRC2012_img_val.tar.")
+    _say_left_out(path, archive)
+    names = [member.name for member in members]
+    if val_labels is None:
+        labels = official_val_labels(names, path, wnids)
+    else:
+        labels = read_labels(val_labels, names, wnids)
+
+    def read(part: np.ndarray) -> Iterator[Record]:
         with open(path, "rb") as file:
             for i in part:
-                file.seek(members[i].offset_data)
-                name = os.path.basename(members[i].name)
-                yield file.read(members[i].size), labels[ids[i]], name
+                name = printable(members[i].base_name)
+                yield read_member(file, members[i]), int(labels[i]), name
 
     parts = np.array_split(np.arange(len(members)), min(_VAL_SHARDS, len(members)))
-    return [(n, functools.partial(read, part)) for n, part in enumerate(parts)]
+    jobs = shard_jobs([functools.partial(read, part) for part in parts])
+    what = ((m.name, m.size, int(n)) for m, n in zip(members, labels, strict=True))
+    return Pictures(list(wnids), jobs, identity(what))
 
 
-def jobs_from_folder(
-    path: epath.PathLike, class_names: Sequence[str] | None = None
-) -> tuple[list[str], list[Job]]:
-    """One shard a class from class folders (unpacked ImageNet, or any data set).
+def official_val_labels(
+    names: Sequence[str], where: epath.PathLike, wnids: Sequence[str]
+) -> np.ndarray:
+    """Labels of ImageNet's 50,000 validation pictures, by their official names.
+
+    Args:
+      names: paths of the pictures.
+      where: the file or folder that holds them, for messages.
+      wnids: all ids in label order.
+
+    Raises:
+      ValueError: these are not those pictures.
+    """
+    try:
+        table = resources.files("tensorflow_datasets") / "datasets/imagenet2012"
+        ids = table.joinpath("validation_labels.txt").read_text().split()
+    except (ImportError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            "The labels of the validation images are needed: install tensorflow-datasets, "
+            "which ships them, or give --val_labels with one WordNet id a line."
+        ) from error
+    if len(names) != len(ids):
+        raise ValueError(
+            f"{where} holds {len(names)} images, but there are {len(ids)} labels of ImageNet's "
+            "validation images; give --val_labels if these are others."
+        )
+    numbers = []
+    for name in names:
+        match = _OFFICIAL_VAL.fullmatch(os.path.basename(name))
+        if match is None or not 1 <= int(match[1]) <= len(ids):
+            raise ValueError(
+                f"{printable(name)} of {where} is not named as ImageNet's validation images are, "
+                "so its label is not known; give --val_labels with lines of file name and class."
+            )
+        numbers.append(int(match[1]) - 1)
+    if len(set(numbers)) != len(ids):
+        raise ValueError(f"{where} holds a validation image twice; unpack the official file.")
+    check_all("ImageNet's validation images", ids, wnids)
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    return np.array([labels[ids[number]] for number in numbers], np.int64)
+
+
+def pictures_from_folder(
+    path: epath.PathLike,
+    class_names: Sequence[str] | None = None,
+    labels: epath.PathLike | None = None,
+) -> Pictures:
+    """The pictures of class folders (unpacked ImageNet, or any data set).
 
     Args:
       path: folder with one folder a class.
-      class_names: the training split's classes, in label order, for a validation folder.
+      class_names: the training split's classes, in label order, for a validation folder; it may
+        also be ImageNet's, unpacked into one folder.
+      labels: the classes of a validation folder's pictures; see `picture_labels.read_labels`.
+
+    Raises:
+      ValueError: see `FolderSource`.
     """
-    source = FolderSource(path, class_names=class_names, allow_missing=class_names is not None)
+    label = None
+    if class_names is not None and labels is not None:
+        label = functools.partial(read_labels, labels, class_names=class_names)
+    elif class_names is not None and _is_official_val(path):
+        label = functools.partial(official_val_labels, where=path, wnids=class_names)
+    source = FolderSource(
+        path, class_names=class_names, allow_missing=class_names is not None, label=label
+    )
     if class_names is None and all(name.startswith("n") for name in source.class_names):
         labels_of_wnids(source.class_names)
+    reader = reading.PatientReader(source)
+    skipped: list[str] = []
 
-    def read(label: int) -> Iterator[tuple[bytes, int, str]]:
+    def read(label: int) -> Iterator[Record]:
         for i in np.flatnonzero(source.labels == label):
-            name = os.path.relpath(source.name(int(i)), source.root)
-            yield source[int(i)]["image"], label, name
+            name = source.relative(int(i))
+            try:
+                image = reader.read(int(i))["image"]
+            except reading.UnreadableRecord as error:
+                logging.warning("%s is left out: %s.", name, error)
+                skipped.append(name)
+                check_skipped(skipped, len(source))
+                image = None
+            yield image, label, name
 
-    present = np.unique(source.labels)
-    jobs = [(n, functools.partial(read, int(label))) for n, label in enumerate(present)]
-    return list(source.class_names), jobs
-
-
-def write_split(
-    directory: epath.PathLike,
-    split: str,
-    class_names: Sequence[str],
-    jobs: Sequence[Job],
-    *,
-    resize: Resize | None = None,
-    num_threads: int = 1,
-    report: Callable[[str], None] = logging.info,
-) -> dict[str, Any]:
-    """Writes one split's shards and its table of contents; finished shards are kept.
-
-    Args:
-      directory: the split's directory, local or gs://.
-      split: 'train' or 'val'; the shards' prefix.
-      class_names: in label order.
-      jobs: one a shard.
-      resize: makes the pictures smaller first.
-      num_threads: shards written at the same time.
-      report: called with a line of progress after each shard.
-
-    Returns:
-      The table of contents.
-    """
-    directory = epath.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "split": split,
-        "classes": list(class_names),
-        "shards": len(jobs),
-        "resize": None if resize is None else dataclasses.asdict(resize),
-    }
-    path = directory / "settings.json"
-    if path.exists():
-        if json.loads(path.read_text()) != settings:
-            raise ValueError(
-                f"{directory} was begun with other settings or another data set; delete it or "
-                "choose another output directory."
-            )
-    else:
-        write_json(path, settings)
-    start = time.perf_counter()
-    done = []
-
-    def write(job: Job) -> dict[str, Any]:
-        number, read = job
-        name = shards.shard_name(split, number, len(jobs))
-        entry_path = directory / f"{name}.json"
-        if entry_path.exists() and (directory / name).exists():
-            return json.loads(entry_path.read_text())
-        labels = set()
-
-        def records() -> Iterator[bytes]:
-            for image, label, original in read():
-                labels.add(int(label))
-                yield shards.pack_image(resize(image) if resize else image, label, original)
-
-        entry = shards.write_shard(directory / name, records(), compress=False)
-        entry["labels"] = sorted(labels)
-        write_json(entry_path, entry)
-        done.append(entry["records"])
-        return entry
-
-    entries = []
-    with futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
-        for entry in pool.map(write, jobs):
-            entries.append(entry)
-            seconds = time.perf_counter() - start
-            left = seconds / max(1, len(done)) * (len(jobs) - len(entries)) / 60
-            rate = sum(done) / seconds
-            report(
-                f"{split}: {len(entries)} of {len(jobs)} shards, "
-                f"{sum(e['records'] for e in entries):,} images, {rate:,.0f} images/s, "
-                f"{left:.1f} min left"
-            )
-    table = {
-        "kind": "images",
-        "split": split,
-        "class_names": list(class_names),
-        "labels": sorted({label for entry in entries for label in entry["labels"]}),
-        "shards": [{k: entry[k] for k in ("file", "records", "bytes")} for entry in entries],
-    }
-    write_json(directory / shards.METADATA, table)
-    for entry in entries:
-        (directory / f"{entry['file']}.json").unlink(missing_ok=True)
-    return table
+    jobs = shard_jobs([functools.partial(read, int(n)) for n in np.unique(source.labels)])
+    what = ((source.relative(i), int(n)) for i, n in enumerate(source.labels))
+    return Pictures(list(source.class_names), jobs, identity(what))
 
 
 def prepare(
@@ -288,34 +259,45 @@ def prepare(
       output: directory, local or gs://.
       train: ILSVRC2012_img_train.tar, or a folder with one folder a class.
       val: ILSVRC2012_img_val.tar, or a folder with one folder a class; None: no such split.
-      val_labels: see `val_jobs_from_tar`.
-      resize, num_threads, report: see `write_split`.
+      val_labels: see `picture_labels.read_labels`.
+      resize, num_threads, report: see `image_writer.write_split`.
 
     Returns:
       Split -> table of contents.
     """
-    for path in (train, val):
-        if path is not None and not epath.Path(path).exists():
-            raise FileNotFoundError(f"{path} does not exist; give the tar file or folder.")
-        if path is not None and is_remote(path) and os.fspath(path).endswith(".tar"):
-            raise ValueError(f"{path} must be a local file: a tar file is read at random places.")
+    _check_places(output, train, val)
     if epath.Path(train).is_dir():
-        wnids, jobs = jobs_from_folder(train)
+        pictures = {"train": pictures_from_folder(train)}
     else:
-        wnids, jobs = train_jobs_from_tar(train)
+        pictures = {"train": train_pictures_from_tar(train)}
+    wnids = pictures["train"].class_names
     names = class_names_of(wnids)
-    finish = functools.partial(
-        write_split, resize=resize, num_threads=num_threads, report=report, class_names=names
-    )
-    tables = {}
     # The validation set first: it takes a minute and shows mistakes early.
     if val is not None:
         if epath.Path(val).is_dir():
-            val_jobs = jobs_from_folder(val, class_names=wnids)[1]
+            found = pictures_from_folder(val, wnids, val_labels)
         else:
-            val_jobs = val_jobs_from_tar(val, val_labels, wnids)
-        tables["val"] = finish(epath.Path(output) / "val", "val", jobs=val_jobs)
-    tables["train"] = finish(epath.Path(output) / "train", "train", jobs=jobs)
+            found = val_pictures_from_tar(val, val_labels, wnids)
+        pictures = {"val": found, **pictures}
+    known = sum(wnid in dict(class_table()) for wnid in wnids)
+    if known == len(wnids) < len(class_table()):
+        logging.warning(
+            "%s has %d of the %d classes of ImageNet-1k, so its labels are not those of the whole.",
+            train,
+            known,
+            len(class_table()),
+        )
+    tables = {}
+    for split, found in pictures.items():
+        tables[split] = write_split(
+            epath.Path(output) / split,
+            split,
+            found,
+            names,
+            resize=resize,
+            num_threads=num_threads,
+            report=report,
+        )
     if len(names) == len(class_table()):
         for split, table in tables.items():
             count = sum(shard["records"] for shard in table["shards"])
@@ -327,6 +309,44 @@ def prepare(
                     COUNTS[split],
                 )
     return tables
+
+
+def _check_places(
+    output: epath.PathLike, train: epath.PathLike, val: epath.PathLike | None
+) -> None:
+    for path in (train, val):
+        if path is None:
+            continue
+        if not epath.Path(path).exists():
+            raise FileNotFoundError(f"{path} does not exist; give the tar file or folder.")
+        if is_remote(path):
+            if not epath.Path(path).is_dir():
+                raise ValueError(
+                    f"{path} must be a local file: a tar file is read at random places."
+                )
+        elif not is_remote(output) and _is_in(output, path):
+            raise ValueError(
+                f"The output {output} lies in the input {path}, whose classes it would change; "
+                "choose another directory."
+            )
+    if val is not None and os.path.realpath(train) == os.path.realpath(val):
+        raise ValueError(f"--train and --val are the same, {train}; give the two splits.")
+
+
+def _is_in(inner: epath.PathLike, outer: epath.PathLike) -> bool:
+    inner, outer = os.path.realpath(inner), os.path.realpath(outer)
+    return os.path.commonpath([inner, outer]) == outer
+
+
+def _is_official_val(path: epath.PathLike) -> bool:
+    """Whether a folder is ImageNet's validation set as its tar file unpacks, without classes."""
+    tree = list_folder(path, deep=False)
+    return not tree.folders and any(map(_OFFICIAL_VAL.fullmatch, tree.pictures))
+
+
+def _say_left_out(where: epath.PathLike, archive: Archive) -> None:
+    if archive.left_out:
+        logging.warning("Left out of %s: %s.", where, describe(archive.left_out))
 
 
 def class_names_of(wnids: Sequence[str]) -> list[str]:

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
+from var_jax.data import reading
+from var_jax.data.decode import UnreadableImage
+from var_jax.data.reading import BrokenData, UnreadableRecord
 from var_jax.data.sources import Source
-from var_jax.data.transforms import UnreadableImage
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
 
-#: So many unreadable records in a row mean that the data set is broken, not one picture.
-MAX_UNREADABLE_RUN = 1000
+#: If so many records drawn in place of an unreadable one are no better, the data set is broken.
+MAX_REPLACEMENTS = 50
 #: Up to so many records an epoch's order is kept as an array (8 bytes each).
 MAX_ORDER_IN_MEMORY = 2**22
 
@@ -44,8 +46,10 @@ class Pipeline:
     times in a row, each time with its own randomness: sample s is pass s % passes of record
     s // passes.
 
-    A record that cannot be decoded is replaced by the next one that can, the same one on every
-    host and every run; it is named in a warning once and listed in `skipped`.
+    A record that cannot be read or decoded, whatever the reason, is tried again and then replaced
+    by another one, drawn by (seed, sample): the same one on every host and after every resume. It
+    is named in a warning once and listed in `skipped`; more of them than `reading.allowed` end
+    the run.
 
     Args:
       source: random-access records.
@@ -111,6 +115,7 @@ class Pipeline:
         self.num_threads = num_threads
         self.prefetch = prefetch
         self.passes = passes
+        self._reader = reading.PatientReader(source)
         #: Record number -> name and reason, of all records found unreadable so far.
         self.skipped: dict[int, str] = {}
 
@@ -146,7 +151,7 @@ class Pipeline:
         """This host's share of batch `step`, computed here and now.
 
         Raises:
-          RuntimeError: so many records in a row are unreadable that the data must be broken.
+          BrokenData: so many records are unreadable that the data must be broken.
           ValueError: a label out of range.
         """
         batch, skipped = self._compute(step)
@@ -187,6 +192,8 @@ class Pipeline:
         atexit.register(iterator.close)
         try:
             for item in iterator:
+                if "broken" in item:
+                    raise BrokenData(item["broken"])
                 self._note(item["skipped"])
                 yield item.pop("batch")
         finally:
@@ -196,17 +203,13 @@ class Pipeline:
     def _compute(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
         samples = self.sample_numbers(step)
         numbers = self.record_numbers(samples)
-        read_many = getattr(self.source, "__getitems__", None)
-        if read_many is not None:
-            records = read_many([int(n) for n in numbers])
-        else:
-            records = (self.source[int(n)] for n in numbers)
         skipped: list[tuple[int, str]] = []
         fields, good = [], np.ones(len(samples), bool)
+        records = self._read_together([int(n) for n in numbers])
         for i, (sample, number, record) in enumerate(zip(samples, numbers, records, strict=True)):
             try:
-                fields.append(self._prepare(record, int(number), int(sample)))
-            except UnreadableImage as error:
+                fields.append(self._sample(int(number), int(sample), record))
+            except UnreadableRecord as error:
                 skipped.append((int(number), str(error)))
                 fields.append(self._replacement(int(number), int(sample), skipped))
                 good[i] = False
@@ -218,6 +221,38 @@ class Pipeline:
         if not self.train:
             batch["mask"] = good & (samples < self.num_samples)
         return batch, skipped
+
+    def _read_together(self, numbers: list[int]) -> list[dict[str, Any] | None]:
+        """The records, or None for each that is still to be read by itself."""
+        read_many = getattr(self.source, "__getitems__", None)
+        if read_many is not None:
+            try:
+                return list(read_many(numbers))
+            except Exception:  # One of them: reading them one by one finds out which.
+                pass
+        return [None] * len(numbers)
+
+    def _sample(
+        self, number: int, sample: int, record: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The fields of one sample, from its record if that has been read already.
+
+        Raises:
+          UnreadableRecord: with the reason.
+        """
+        if record is None:
+            record = self._reader.read(number)
+        try:
+            return self._prepare(record, number, sample)
+        except UnreadableImage as error:
+            # Half a file may have come over the network; the same bytes again are hopeless.
+            again = self._reader.read(number)
+            if np.array_equal(again["image"], record["image"]):
+                raise UnreadableRecord(str(error)) from error
+        try:
+            return self._prepare(again, number, sample)
+        except UnreadableImage as error:
+            raise UnreadableRecord(str(error)) from error
 
     def _prepare(self, record: dict[str, Any], number: int, sample: int) -> dict[str, Any]:
         label = record["label"]
@@ -234,29 +269,39 @@ class Pipeline:
     def _replacement(
         self, number: int, sample: int, skipped: list[tuple[int, str]]
     ) -> dict[str, Any]:
-        """The next readable record after `number`, in the order of the source."""
+        """A record drawn from the whole source by (seed, sample), the first that can be read.
+
+        Not the next one in order: damage comes in runs (a folder, a shard), whose neighbour would
+        then stand for all of them.
+        """
         count = len(self.source)
-        tried = min(count - 1, MAX_UNREADABLE_RUN)
-        for step in range(1, tried + 1):
-            other = (number + step) % count
+        key = np.random.SeedSequence((self.seed, sample, 1)).generate_state(2, np.uint64)
+        for other in np.random.Philox(key=key).random_raw(MAX_REPLACEMENTS) % np.uint64(count):
             try:
-                return self._prepare(self.source[other], other, sample)
-            except UnreadableImage as error:
-                skipped.append((other, str(error)))
-        raise RuntimeError(
-            f"{self.source.name(number)} and the {tried} records after it cannot be decoded "
-            f"({skipped[0][1]}); the data set is broken or not what the transform expects."
+                return self._sample(int(other), sample)
+            except UnreadableRecord as error:
+                skipped.append((int(other), str(error)))
+        raise BrokenData(
+            f"{self.source.name(number)} and {MAX_REPLACEMENTS} records drawn in its place cannot "
+            f"be read ({skipped[0][1]}); the data set is broken, out of reach, or not what the "
+            "transform expects."
         )
 
     def _note(self, skipped: list[tuple[int, str]]) -> None:
         for number, reason in skipped:
-            if number not in self.skipped:
-                self.skipped[number] = f"{self.source.name(number)}: {reason}"
-                logging.warning(
-                    "Skipping unreadable image %s (%d so far).",
-                    self.skipped[number],
-                    len(self.skipped),
-                )
+            if number in self.skipped:
+                continue
+            self.skipped[number] = f"{self.source.name(number)}: {reason}"
+            logging.warning(
+                "Skipping unreadable record %s (%d so far).",
+                self.skipped[number],
+                len(self.skipped),
+            )
+        if len(self.skipped) > reading.allowed(len(self.source)):
+            raise BrokenData(
+                f"{len(self.skipped)} of {len(self.source)} records cannot be read, the last one "
+                f"{list(self.skipped.values())[-1]}; mend the data set or remove them from it."
+            )
 
 
 class _Steps:
@@ -270,7 +315,11 @@ class _Steps:
         return self._stop
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        batch, skipped = self._pipeline._compute(int(step))
+        # An error that passes between processes loses its kind, so this one goes as a value.
+        try:
+            batch, skipped = self._pipeline._compute(int(step))
+        except BrokenData as error:
+            return {"broken": str(error)}
         return {"batch": batch, "skipped": skipped}
 
 

@@ -7,14 +7,16 @@ one that was copied incompletely is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,38 @@ from var_jax.paths import cache_directory, is_remote, replacing
 
 METADATA = "metadata.json"
 _IMAGE_HEADER = struct.Struct("<iH")
+# Files that a process opens beside the shards: other splits, checkpoints, libraries, sockets.
+_OTHER_FILES = 768
+_FEWEST_OTHER_FILES = 64
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); copy its directory again, or delete it and make it anew."
+        ) from error
+
+
+def entry_path(shard: epath.PathLike) -> epath.Path:
+    """Where a shard's entry is kept until the table of contents is written."""
+    shard = epath.Path(shard)
+    return shard.with_name(f"{shard.name}.json")
+
+
+def finished(shard: epath.PathLike) -> dict[str, Any] | None:
+    """The entry of a shard that was written and is whole, or None."""
+    shard, path = epath.Path(shard), entry_path(shard)
+    if not (path.exists() and shard.exists()):
+        return None
+    entry = read_json(path)
+    return entry if shard.stat().length == entry["bytes"] else None
 
 
 def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) -> dict[str, Any]:
@@ -38,6 +72,9 @@ def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) 
 
     Returns:
       The shard's entry in the table of contents: file, records, bytes.
+
+    Raises:
+      ValueError: it cannot be written whole, for example since the disk is full.
     """
     from array_record.python import array_record_module
 
@@ -47,14 +84,20 @@ def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) 
     temporary = epath.Path(local) / f"{path.name}.tmp-{os.getpid()}"
     count = 0
     try:
-        writer = array_record_module.ArrayRecordWriter(
-            os.fspath(temporary), "group_size:1" if compress else "group_size:1,uncompressed"
-        )
+        with _writing(path):
+            writer = array_record_module.ArrayRecordWriter(
+                os.fspath(temporary), "group_size:1" if compress else "group_size:1,uncompressed"
+            )
         try:
             for record in records:
-                writer.write(record)
+                with _writing(path):
+                    writer.write(record)
                 count += 1
-        finally:
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+            raise
+        with _writing(path):
             writer.close()
         size = os.path.getsize(temporary)
         if is_remote(path):
@@ -67,6 +110,14 @@ def write_shard(path: epath.PathLike, records: Iterable[bytes], compress: bool) 
     finally:
         temporary.unlink(missing_ok=True)
     return {"file": path.name, "records": count, "bytes": size}
+
+
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # What ArrayRecord raises, whatever happened.
+        raise ValueError(f"{path} cannot be written ({error}); is the disk full?") from error
 
 
 def shard_name(prefix: str, number: int, count: int) -> str:
@@ -95,9 +146,12 @@ def read_table(directory: epath.PathLike, kind: str, made_by: str) -> dict[str, 
             f"{directory} has no {METADATA}, so it is unfinished or something else; run {made_by} "
             "to the end (it resumes)."
         )
-    table = json.loads(path.read_text())
-    if table.get("kind") != kind:
-        raise ValueError(f"{directory} holds {table.get('kind')}, not {kind}; check the path.")
+    table = read_json(path)
+    found = table.get("kind") if isinstance(table, dict) else None
+    if found != kind:
+        raise ValueError(f"{directory} holds {found}, not {kind}; check the path.")
+    if not table.get("shards"):
+        raise ValueError(f"{path} lists no shard; make the directory again with {made_by}.")
     for shard in table["shards"]:
         file = directory / shard["file"]
         size = file.stat().length if file.exists() else None
@@ -133,6 +187,28 @@ def localise(directory: epath.PathLike, table: dict[str, Any]) -> epath.Path:
     return target
 
 
+def allow_open_files(count: int, where: str) -> None:
+    """Raises this process's limit of open files, if it must be, for `count` files of a data set.
+
+    Readers keep every shard open; the usual limit is 1,024. Worker processes inherit it.
+
+    Raises:
+      ValueError: the system does not allow so many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY:
+        if hard < count + _FEWEST_OTHER_FILES:
+            raise ValueError(
+                f"{where} has {count} shards, but a process may open only {hard} files here; "
+                "raise the limit (ulimit -Hn), or make the data set again with fewer shards."
+            )
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Shard:
     """What ArrayRecordDataSource wants to know of a file, so that it need not open it."""
@@ -150,6 +226,7 @@ def open_shards(directory: epath.PathLike, table: dict[str, Any]) -> Any:
     """Random access to the raw records of all shards, in the order of the table."""
     from array_record.python import array_record_data_source
 
+    allow_open_files(len(table["shards"]), os.fspath(directory))
     local = localise(directory, table)
     return array_record_data_source.ArrayRecordDataSource(
         [_Shard(os.fspath(local / s["file"]), s["records"]) for s in table["shards"]]
@@ -158,7 +235,7 @@ def open_shards(directory: epath.PathLike, table: dict[str, Any]) -> Any:
 
 def pack_image(image: bytes, label: int, name: str) -> bytes:
     """One image record: int32 label, uint16 length of the name, name, encoded picture."""
-    encoded = name.encode()
+    encoded = name.encode("utf-8", "backslashreplace")[: 2**16 - 1]
     return _IMAGE_HEADER.pack(label, len(encoded)) + encoded + image
 
 
@@ -166,7 +243,11 @@ def unpack_image(record: bytes) -> tuple[bytes, int, str]:
     """The inverse of `pack_image`: (encoded picture, label, name)."""
     label, length = _IMAGE_HEADER.unpack_from(record)
     start = _IMAGE_HEADER.size
-    return record[start + length :], label, record[start : start + length].decode()
+    return (
+        record[start + length :],
+        label,
+        record[start : start + length].decode("utf-8", "replace"),
+    )
 
 
 class ImageShards:
@@ -206,8 +287,12 @@ class ImageShards:
         return [{"image": image, "label": label} for image, label, _ in unpacked]
 
     def name(self, index: int) -> str:
-        """The original file's name, and where it lies now."""
-        return f"{unpack_image(self._data[index])[2]} ({self.directory}[{index}])"
+        """The original file's name, and where it lies now; that alone if it cannot be read."""
+        place = f"{self.directory}[{index}]"
+        try:
+            return f"{unpack_image(self._data[index])[2]} ({place})"
+        except Exception:
+            return place
 
 
 def image_shards(split: str, path: epath.PathLike) -> ImageShards:

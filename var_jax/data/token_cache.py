@@ -120,7 +120,7 @@ class TokenCacheWriter:
         values = {**settings.to_json(), "shard_size": shard_size}
         path = self.directory / SETTINGS
         if path.exists():
-            there = json.loads(path.read_text())
+            there = shards.read_json(path)
             differing = [k for k in values if there.get(k) != values[k]]
             if differing:
                 key = differing[0]
@@ -139,10 +139,10 @@ class TokenCacheWriter:
             self._next = settings.num_samples
             return
         for number in range(self._num_shards):
-            entry = self.directory / f"{self._name(number)}.json"
-            if not (entry.exists() and (self.directory / self._name(number)).exists()):
+            entry = shards.finished(self.directory / self._name(number))
+            if entry is None:
                 break
-            self._done.append(json.loads(entry.read_text()))
+            self._done.append(entry)
         self._next = sum(entry["records"] for entry in self._done)
 
     @property
@@ -207,7 +207,7 @@ class TokenCacheWriter:
         entry = shards.write_shard(self.directory / name, self._buffer, compress=True)
         labels = np.frombuffer(b"".join(r[:4] for r in self._buffer), "<i4")
         entry["labels"] = np.unique(labels).tolist()
-        write_json(self.directory / f"{name}.json", entry)
+        write_json(shards.entry_path(self.directory / name), entry)
         self._done.append(entry)
         self._buffer = []
 
@@ -236,7 +236,7 @@ class TokenCacheWriter:
             },
         )
         for number in range(self._num_shards):
-            (self.directory / f"{self._name(number)}.json").unlink(missing_ok=True)
+            shards.entry_path(self.directory / self._name(number)).unlink(missing_ok=True)
 
 
 class TokenCache:
@@ -291,6 +291,8 @@ class TokenCache:
         return len(self._data)
 
     def _unpack(self, record: bytes) -> dict[str, Any]:
+        if len(record) != 4 + self._length * self.settings.dtype.itemsize:
+            raise ValueError(f"a record of {len(record)} bytes is not {self._length} tokens")
         label = int.from_bytes(record[:4], "little", signed=True)
         tokens = np.frombuffer(record, self.settings.dtype, self._length, offset=4)
         return {"tokens": tokens, "label": label}

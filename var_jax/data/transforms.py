@@ -8,18 +8,15 @@ evaluate; horizontal flips are off unless asked for.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from var_jax.data.decode import UnreadableImage, decode
+
 RESIZES = ("short_side", "pad")
-
-
-class UnreadableImage(Exception):
-    """The bytes of a record are not a picture that can be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +72,8 @@ class ImageTransform:
       fast_decode: let the JPEG decoder shrink by 2, 4 or 8 where the picture is that much
         larger than needed. Up to twice as fast on large photographs, but the pixels differ
         slightly from VAR's preprocessing, so it is off by default.
+      exif_orientation: turn photographs as the camera noted it in the file. VAR and torchvision
+        take the pixels as they are stored, so it is off by default.
     """
 
     size: int
@@ -86,6 +85,7 @@ class ImageTransform:
     affine: RandomAffine | None = None
     background: int = 255
     fast_decode: bool = False
+    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.channels not in (1, 3):
@@ -116,8 +116,8 @@ class ImageTransform:
           rng: source of all randomness; always drawn from in the order crop, flip, affine.
 
         Raises:
-          UnreadableImage: the bytes cannot be decoded.
-          ValueError: an array of another dtype or shape, or larger than `size` with 'pad'.
+          UnreadableImage: the bytes cannot be decoded, or are larger than `size` with 'pad'.
+          ValueError: an array of another dtype or shape.
         """
         image = self._open(record["image"])
         image = self._pad(image) if self.resize == "pad" else self._resize_and_crop(image, rng)
@@ -137,20 +137,13 @@ class ImageTransform:
                 )
             image = Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
             return image if image.mode == self.mode else image.convert(self.mode)
-        # Pillow's decoders raise many kinds of exceptions on damaged files.
-        try:
-            image = Image.open(io.BytesIO(data))
-            if self.fast_decode:
-                side = round(self.resize_ratio * self.size)
-                image.draft(self.mode, (side, side))
-            image.load()
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                canvas = Image.new("RGBA", image.size, (self.background,) * 3 + (255,))
-                image = Image.alpha_composite(canvas, image)
-            return image if image.mode == self.mode else image.convert(self.mode)
-        except Exception as error:
-            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        return decode(
+            data,
+            self.mode,
+            background=self.background,
+            orient=self.exif_orientation,
+            draft=round(self.resize_ratio * self.size) if self.fast_decode else None,
+        )
 
     def _resize_and_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Short side to round(ratio * size), then a crop; only the crop is ever resampled.
@@ -183,9 +176,9 @@ class ImageTransform:
 
     def _pad(self, image: Image.Image) -> Image.Image:
         if max(image.size) > self.size:
-            raise ValueError(
-                f"A picture of {image.width}x{image.height} px does not fit into size "
-                f"{self.size}; raise size or use resize='short_side'."
+            raise UnreadableImage(
+                f"a picture of {image.width}x{image.height} px does not fit into size "
+                f"{self.size}; raise size or use resize='short_side'"
             )
         if image.size == (self.size, self.size):
             return image

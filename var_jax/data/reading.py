@@ -1,0 +1,63 @@
+"""Reading records that may be damaged, gone or out of reach for a moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from var_jax.data.sources import Source
+
+#: Seconds to wait before each further attempt: a network file system needs time to recover, but
+#: a file that is not there, or not ours to read, rarely comes back.
+RETRIES = (0.1, 1.0, 5.0)
+RETRIES_IF_ABSENT = (0.1,)
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+class BrokenData(ValueError):
+    """So many records of a data set cannot be read that it is not the fault of a few files."""
+
+
+class UnreadableRecord(Exception):
+    """One record cannot be read, for whatever reason, also not at a later attempt."""
+
+
+def allowed(num_records: int) -> int:
+    """So many different unreadable records a run of `num_records` puts up with.
+
+    A hundredth, or ten where that is less; never more than half.
+    """
+    return min(max(10, num_records // 100), num_records // 2)
+
+
+class PatientReader:
+    """Reads records of a source one by one, each with several attempts.
+
+    Sources raise what their files and libraries raise, so every exception counts as unreadable.
+    A record that was given up once is read again each time that it is asked for, but without
+    waiting: what comes out depends on the data only, not on what was read before.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._given_up: set[int] = set()
+
+    def read(self, index: int) -> dict[str, Any]:
+        """The record.
+
+        Raises:
+          UnreadableRecord: with the reason.
+        """
+        waits: Iterator[float] | None = iter(()) if index in self._given_up else None
+        while True:
+            try:
+                return self._source[index]
+            except Exception as error:
+                if waits is None:
+                    waits = iter(RETRIES_IF_ABSENT if isinstance(error, _ABSENT) else RETRIES)
+                seconds = next(waits, None)
+                if seconds is None:
+                    self._given_up.add(index)
+                    raise UnreadableRecord(f"{type(error).__name__}: {error}") from error
+                time.sleep(seconds)
