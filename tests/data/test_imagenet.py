@@ -147,5 +147,5 @@ def test_wrong_inputs(tmp_path):
         imagenet.prepare(tmp_path / "out", tmp_path / "empty.tar")
     train, val, labels = make_tars(tmp_path)
     labels.write_text("n01\nn02\nn07\n")
-    with pytest.raises(ValueError, match="'n07' is no class of the training set"):
+    with pytest.raises(ValueError, match="'n07' .* is no class of the training set"):
         imagenet.prepare(tmp_path / "out", train, val, val_labels=labels)

@@ -19,7 +19,7 @@ from var_jax.paths import resolve
 from var_jax.settings import Changeable
 
 #: Options of data sources that name places in a file system.
-_PATH_OPTIONS = ("path", "data_dir")
+_PATH_OPTIONS = ("path", "data_dir", "val_labels")
 #: All keys that do.
 _PATHS = (
     "tokenizer_checkpoint",

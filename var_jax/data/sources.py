@@ -246,11 +246,11 @@ def make_source(name: str, split: str, /, **options: Any) -> Source:
     """Builds a source by name.
 
     Args:
-      name: 'mnist5k'; 'emoji' (size=64); 'folder' (path, held_out=0, class_names=None); 'tfds'
-        (builder='imagenet2012:5.1.0' or its directory, data_dir=None, image_key='image',
-        label_key='label'); 'array_record' (path: what launch.prepare_imagenet wrote); 'tokens'
-        (path: what launch.cache_tokens wrote, fingerprint=None); 'synthetic' (num_records, size,
-        channels, num_classes).
+      name: 'mnist5k'; 'emoji' (size=64); 'folder' (path, held_out=0, class_names=None,
+        val_labels=None); 'tfds' (builder='imagenet2012:5.1.0' or its directory, data_dir=None,
+        image_key='image', label_key='label'); 'array_record' (path: what launch.prepare_imagenet
+        wrote); 'tokens' (path: what launch.cache_tokens wrote, fingerprint=None); 'synthetic'
+        (num_records, size, channels, num_classes).
       split: 'train' or 'val'; tfds: any split expression such as 'train[:10%]'.
       **options: as listed; a key that the source does not know is an error.
 

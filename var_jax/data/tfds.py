@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from var_jax.data import shards
+
 
 class TfdsSource:
     """A prepared tensorflow-datasets data set, read as encoded bytes through its data source.
@@ -25,7 +27,7 @@ class TfdsSource:
       label_key: feature that holds the class, or None for one class 'all'.
 
     Raises:
-      FileNotFoundError: nothing prepared there.
+      FileNotFoundError: nothing prepared there, or not all of it.
       ValueError: an unknown split or feature, or files of another format.
     """
 
@@ -97,6 +99,14 @@ class TfdsSource:
             raise ValueError(
                 f"The data set {name} has no split {split!r}; it has {', '.join(splits)}."
             ) from error
+        files = splits[split].filepaths
+        absent = [file for file in files if not file.exists()]
+        if absent:
+            raise FileNotFoundError(
+                f"{len(absent)} of the {len(files)} files of {name}, split {split!r}, are missing, "
+                f"the first one {absent[0]}; copy or prepare the data set again."
+            )
+        shards.allow_open_files(len(files), name)
         self._image_key = image_key
         self._label_key = label_key
         self._title = f"{prepared.info.full_name}/{split}"

@@ -125,6 +125,8 @@ def origin(source: str, split: str, transform: ImageTransform) -> dict[str, Any]
         short = round(transform.resize_ratio * size)
         where = "random" if transform.random_crop else "central"
         crop = f"short side to {short} (Lanczos), {where} {size}x{size}"
+    if transform.exif_orientation:
+        crop = f"upright by EXIF, {crop}"
     return {
         "source": source,
         "split": split,
