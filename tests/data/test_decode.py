@@ -158,8 +158,8 @@ def test_a_jpeg_whose_end_was_never_written():
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"<!DOCTYPE html><html>not found", "no picture that Pillow knows .*DOC"),
-        (bytes(3000), "no picture that Pillow knows"),
+        (b"<!DOCTYPE html><html>not found", "no picture that Pillow can open .*DOC"),
+        (bytes(3000), "no picture that Pillow can open"),
     ],
 )
 def test_what_is_no_picture(data, message):

@@ -184,5 +184,5 @@ def test_wrong_arguments(options, message):
 
 
 def test_unreadable_is_its_own_exception():
-    with pytest.raises(UnreadableImage, match="no picture that Pillow knows"):
+    with pytest.raises(UnreadableImage, match="no picture that Pillow can open"):
         ImageTransform(8)({"image": b"no picture"}, np.random.default_rng(0))

@@ -92,7 +92,7 @@ def open_picture(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise UnreadableImage(
-            f"no picture that Pillow knows (the file begins with {bytes(data[:8])!r})"
+            f"no picture that Pillow can open (the file begins with {bytes(data[:8])!r})"
         ) from None
     padded = image.format == "JPEG" and data.endswith(_ZEROS)
     if padded and not data.rstrip(b"\0").endswith(_JPEG_END):

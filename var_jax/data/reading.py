@@ -9,9 +9,9 @@ from typing import Any
 from var_jax.data.sources import Source
 
 #: Seconds to wait before each further attempt: a network file system needs time to recover, but
-#: a file that is not there, or not ours to read, rarely comes back.
+#: a file that is not there, not ours to read, or damaged rarely becomes better.
 RETRIES = (0.1, 1.0, 5.0)
-RETRIES_IF_ABSENT = (0.1,)
+RETRIES_IF_LASTING = (0.1,)
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -55,9 +55,15 @@ class PatientReader:
                 return self._source[index]
             except Exception as error:
                 if waits is None:
-                    waits = iter(RETRIES_IF_ABSENT if isinstance(error, _ABSENT) else RETRIES)
+                    waits = iter(RETRIES if _may_pass(error) else RETRIES_IF_LASTING)
                 seconds = next(waits, None)
                 if seconds is None:
                     self._given_up.add(index)
                     raise UnreadableRecord(f"{type(error).__name__}: {error}") from error
                 time.sleep(seconds)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):  # ArrayRecord's only kind: files that fail and damage.
+        return not str(error).startswith("Corrupted")
+    return isinstance(error, OSError) and not isinstance(error, _ABSENT)
