@@ -52,7 +52,8 @@ def test_hidden_and_system_files_are_no_data(tmp_path, hidden):
 
 def test_every_picture_that_pillow_reads_is_taken_and_the_rest_is_said(tmp_path, caplog):
     make_folder(tmp_path, CLASSES)
-    taken = "jpeg JPEG tif tiff gif ppm pgm jfif avif jp2 PNG webp bmp TGA qoi".split()
+    taken = ["jpeg", "JPEG", "tif", "tiff", "gif", "ppm", "pgm", "jfif", "avif", "jp2", "PNG"]
+    taken += ["webp", "bmp", "TGA", "qoi"]
     for ending in taken:
         put(tmp_path / "ant" / f"x.{ending}")
     for name in ("a.txt", "b.txt", "c.heic", "noending", "d.jpg.zip"):
