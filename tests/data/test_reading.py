@@ -4,6 +4,7 @@ from pictures import EncodedSource, encode, make_folder, numbered_source
 
 from var_jax.data import ImageTransform, Pipeline, make_source, make_transform, reading, shards
 from var_jax.data.reading import BrokenData
+from var_jax.paths import write_json
 
 PLAIN = ImageTransform(8, channels=1, resize="pad")
 
@@ -116,8 +117,7 @@ def test_batches_do_not_hang_on_the_history(hosts, start):
             ImageTransform(8, channels=1, resize="pad", flip=True),
             8,
             seed=4,
-            process_index=host,
-            process_count=count,
+            rows=np.arange(8).reshape(count, -1)[host],
         )
 
     whole = [make().batch(i) for i in range(8)]
@@ -196,7 +196,7 @@ def written(tmp_path, count=30):
         for n, part in enumerate((records[:half], records[half:]))
     ]
     table = {"kind": "images", "class_names": ["a", "b"], "labels": [0, 1], "shards": entries}
-    shards.write_json(tmp_path / shards.METADATA, table)
+    write_json(tmp_path / shards.METADATA, table)
     return records
 
 
