@@ -117,12 +117,17 @@ def test_an_output_is_of_one_data_set(tmp_path, monkeypatch):
     assert len(make_source("array_record", "train", path=tmp_path / "out")) == 4
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"kind": "images"', "[]", '{"kind": "images"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"kind": "images"', "[]", '{"kind": "images"}', "NO LABELS"]
+)
 def test_a_damaged_table_of_contents(tmp_path, text):
     make_folder(tmp_path / "train", {"ant": 1})
     prepare(tmp_path)
-    (tmp_path / "out" / "train" / shards.METADATA).write_text(text)
-    with pytest.raises(ValueError, match=r"damaged|lists no shard|holds None"):
+    path = tmp_path / "out" / "train" / shards.METADATA
+    if text == "NO LABELS":
+        text = path.read_text().replace('"labels"', '"label"')
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"damaged|has no (shards|labels)|holds None"):
         make_source("array_record", "train", path=tmp_path / "out")
 
 

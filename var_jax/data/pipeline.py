@@ -247,7 +247,7 @@ class Pipeline:
         except UnreadableImage as error:
             # Half a file may have come over the network; the same bytes again are hopeless.
             again = self._reader.read(number)
-            if np.array_equal(again["image"], record["image"]):
+            if bytes(again["image"]) == bytes(record["image"]):
                 raise UnreadableRecord(str(error)) from error
         try:
             return self._prepare(again, number, sample)

@@ -16,7 +16,7 @@ import resource
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,13 +125,16 @@ def shard_name(prefix: str, number: int, count: int) -> str:
     return f"{prefix}-{number:05d}-of-{count:05d}.array_record"
 
 
-def read_table(directory: epath.PathLike, kind: str, made_by: str) -> dict[str, Any]:
+def read_table(
+    directory: epath.PathLike, kind: str, made_by: str, keys: Sequence[str] = ()
+) -> dict[str, Any]:
     """Reads and checks a directory's table of contents.
 
     Args:
       directory: local or gs:// directory.
       kind: what it must hold, 'images' or 'tokens'.
       made_by: the command that makes such a directory, for the messages.
+      keys: what else the table must have.
 
     Raises:
       FileNotFoundError: no directory, no table, or a shard is missing.
@@ -150,8 +153,9 @@ def read_table(directory: epath.PathLike, kind: str, made_by: str) -> dict[str, 
     found = table.get("kind") if isinstance(table, dict) else None
     if found != kind:
         raise ValueError(f"{directory} holds {found}, not {kind}; check the path.")
-    if not table.get("shards"):
-        raise ValueError(f"{path} lists no shard; make the directory again with {made_by}.")
+    for key in ("shards", *keys):
+        if key not in table or table[key] == []:
+            raise ValueError(f"{path} has no {key}; make the directory again with {made_by}.")
     for shard in table["shards"]:
         file = directory / shard["file"]
         size = file.stat().length if file.exists() else None
@@ -264,7 +268,8 @@ class ImageShards:
 
     def __init__(self, directory: epath.PathLike) -> None:
         self.directory = os.fspath(directory)
-        table = read_table(directory, "images", "python -m launch.prepare_imagenet")
+        keys = ("class_names", "labels")
+        table = read_table(directory, "images", "python -m launch.prepare_imagenet", keys)
         self.class_names = tuple(table["class_names"])
         check_labels(np.array(table["labels"]), len(self.class_names), self.directory)
         self._data = open_shards(directory, table)

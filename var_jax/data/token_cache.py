@@ -255,7 +255,8 @@ class TokenCache:
 
     def __init__(self, directory: epath.PathLike, fingerprint: str | None = None) -> None:
         self.directory = os.fspath(directory)
-        table = shards.read_table(directory, "tokens", _MADE_BY)
+        keys = [field.name for field in dataclasses.fields(TokenCacheSettings)]
+        table = shards.read_table(directory, "tokens", _MADE_BY, keys)
         self.settings = TokenCacheSettings.from_json(table)
         if fingerprint is not None and fingerprint != self.settings.fingerprint:
             raise ValueError(
