@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 #: EXIF tag of the camera's orientation, and what makes each of its values upright.
 ORIENTATION = 0x0112
-_UPRIGHT = {
+UPRIGHT = 1
+_TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -65,7 +66,7 @@ def decode(
         if draft is not None:
             image.draft(mode, (draft, draft))
         image.load()
-        upright = _UPRIGHT.get(orientation(image)) if orient else None
+        upright = _TO_UPRIGHT.get(orientation(image)) if orient else None
         image = to_eight_bits(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -101,11 +102,12 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation, UPRIGHT or 2 to 8; UPRIGHT where there is none that can be read."""
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # Damaged EXIF data are no reason to lose the picture.
-        return 1
+        return UPRIGHT
+    return value if value in _TO_UPRIGHT else UPRIGHT
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:

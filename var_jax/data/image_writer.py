@@ -19,6 +19,7 @@ from PIL import Image
 from var_jax.data import reading, shards
 from var_jax.data.decode import (
     ORIENTATION,
+    UPRIGHT,
     UnreadableImage,
     open_picture,
     orientation,
@@ -102,10 +103,12 @@ class Resize:
             size = tuple(max(self.side, int(n * scale)) for n in image.size)
             image = image.convert("RGBA" if kind == "PNG" else "RGB")
             image = image.resize(size, Image.Resampling.LANCZOS)
-            tags = Image.Exif()
-            tags[ORIENTATION] = turned
+            options = {}
+            if turned != UPRIGHT:
+                options["exif"] = Image.Exif()
+                options["exif"][ORIENTATION] = turned
             out = io.BytesIO()
-            image.save(out, kind, quality=self.quality, exif=tags)
+            image.save(out, kind, quality=self.quality, **options)
         except Exception as error:  # Pillow raises many kinds; the pipeline will skip the file.
             reason = str(error) if isinstance(error, UnreadableImage) else repr(error)
             logging.warning("%s is kept as it is, since it cannot be decoded: %s.", name, reason)
