@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pictures import encode
 
-from var_jax.data import archives, imagenet, make_source
+from var_jax.data import archives, imagenet, make_source, reading
 from var_jax.data.archives import read_archive, read_member
 
 FILES = {"a.jpg": b"A" * 700, "b.jpg": b"B" * 1024, "c.jpg": b"C"}
@@ -276,3 +276,21 @@ def test_official_validation_names():
         imagenet.official_val_labels([*names[1:], names[1]], "val", wnids)
     with pytest.raises(ValueError, match="is no class of the training set"):
         imagenet.official_val_labels(names, "val", wnids[1:])
+
+
+def test_a_bad_sector_does_not_end_the_preparation(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(reading.time, "sleep", lambda seconds: None)
+    path = tmp_path / "train.tar"
+    path.write_bytes(nested(count=8))
+    original = imagenet.read_member
+
+    def unreliable(file, member):
+        if member.name == "5.JPEG" and member.offset < 20_000:
+            raise OSError(5, "Input/output error")
+        return original(file, member)
+
+    monkeypatch.setattr(imagenet, "read_member", unreliable)
+    with caplog.at_level("WARNING"):
+        table = imagenet.prepare(tmp_path / "out", path, report=len)["train"]
+    assert table["skipped"] == ["5.JPEG"] and "5.JPEG is left out: OSError" in caplog.text
+    assert [shard["records"] for shard in table["shards"]] == [7, 8, 8]

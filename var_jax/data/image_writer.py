@@ -44,7 +44,8 @@ class Pictures:
     Attributes:
       class_names: in label order.
       jobs: one a shard.
-      identity: of which pictures these are: the same for the same names, labels and sizes.
+      identity: of which pictures these are: the same for the same names and labels, and in an
+        archive sizes.
     """
 
     class_names: list[str]

@@ -109,7 +109,8 @@ def train_pictures_from_tar(path: epath.PathLike) -> Pictures:
         _say_left_out(f"{classes[wnid].name} in {path}", inner)
         with open(path, "rb") as file:
             for member in members:
-                yield read_member(file, member), labels[wnid], printable(member.name)
+                name = printable(member.name)
+                yield _picture(lambda m=member: read_member(file, m), name), labels[wnid], name
 
     jobs = shard_jobs([functools.partial(read, wnid) for wnid in labels])
     return Pictures(
@@ -147,7 +148,11 @@ def val_pictures_from_tar(
         with open(path, "rb") as file:
             for i in part:
                 name = printable(members[i].base_name)
-                yield read_member(file, members[i]), int(labels[i]), name
+                yield (
+                    _picture(lambda m=members[i]: read_member(file, m), name),
+                    int(labels[i]),
+                    name,
+                )
 
     parts = np.array_split(np.arange(len(members)), min(_VAL_SHARDS, len(members)))
     jobs = shard_jobs([functools.partial(read, part) for part in parts])
@@ -223,19 +228,15 @@ def pictures_from_folder(
     )
     if class_names is None and all(name.startswith("n") for name in source.class_names):
         labels_of_wnids(source.class_names)
-    reader = reading.PatientReader(source)
     skipped: list[str] = []
 
     def read(label: int) -> Iterator[Record]:
         for i in np.flatnonzero(source.labels == label):
             name = source.relative(int(i))
-            try:
-                image = reader.read(int(i))["image"]
-            except reading.UnreadableRecord as error:
-                logging.warning("%s is left out: %s.", name, error)
+            image = _picture(lambda i=int(i): source[i]["image"], name)
+            if image is None:
                 skipped.append(name)
                 check_skipped(skipped, len(source))
-                image = None
             yield image, label, name
 
     jobs = shard_jobs([functools.partial(read, int(n)) for n in np.unique(source.labels)])
@@ -331,6 +332,15 @@ def _check_places(
             )
     if val is not None and os.path.realpath(train) == os.path.realpath(val):
         raise ValueError(f"--train and --val are the same, {train}; give the two splits.")
+
+
+def _picture(read: Callable[[], bytes], name: str) -> bytes | None:
+    """The picture, or None with a warning if it cannot be read."""
+    try:
+        return reading.patiently(read)
+    except reading.UnreadableRecord as error:
+        logging.warning("%s is left out: %s.", name, error)
+        return None
 
 
 def _is_in(inner: epath.PathLike, outer: epath.PathLike) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from var_jax.data.sources import Source
 
+_T = TypeVar("_T")
 #: Seconds to wait before each further attempt: a network file system needs time to recover, but
 #: a file that is not there, not ours to read, or damaged rarely becomes better.
 RETRIES = (0.1, 1.0, 5.0)
@@ -31,12 +32,36 @@ def allowed(num_records: int) -> int:
     return min(max(10, num_records // 100), num_records // 2)
 
 
-class PatientReader:
-    """Reads records of a source one by one, each with several attempts.
+def patiently(read: Callable[[], _T], wait: bool = True) -> _T:
+    """What `read` returns, after several attempts if it fails.
 
-    Sources raise what their files and libraries raise, so every exception counts as unreadable.
+    Sources raise what their files and libraries raise, so every exception counts.
+
+    Args:
+      read: reads one record.
+      wait: False makes one attempt.
+
+    Raises:
+      UnreadableRecord: with the reason.
+    """
+    waits: Iterator[float] | None = None if wait else iter(())
+    while True:
+        try:
+            return read()
+        except Exception as error:
+            if waits is None:
+                waits = iter(RETRIES if _may_pass(error) else RETRIES_IF_LASTING)
+            seconds = next(waits, None)
+            if seconds is None:
+                raise UnreadableRecord(f"{type(error).__name__}: {error}") from error
+            time.sleep(seconds)
+
+
+class PatientReader:
+    """Reads records of a source one by one, patiently.
+
     A record that was given up once is read again each time that it is asked for, but without
-    waiting: what comes out depends on the data only, not on what was read before.
+    waiting: what comes out depends on the data, not on what was read before.
     """
 
     def __init__(self, source: Source) -> None:
@@ -49,18 +74,11 @@ class PatientReader:
         Raises:
           UnreadableRecord: with the reason.
         """
-        waits: Iterator[float] | None = iter(()) if index in self._given_up else None
-        while True:
-            try:
-                return self._source[index]
-            except Exception as error:
-                if waits is None:
-                    waits = iter(RETRIES if _may_pass(error) else RETRIES_IF_LASTING)
-                seconds = next(waits, None)
-                if seconds is None:
-                    self._given_up.add(index)
-                    raise UnreadableRecord(f"{type(error).__name__}: {error}") from error
-                time.sleep(seconds)
+        try:
+            return patiently(lambda: self._source[index], wait=index not in self._given_up)
+        except UnreadableRecord:
+            self._given_up.add(index)
+            raise
 
 
 def _may_pass(error: Exception) -> bool:
