@@ -3,6 +3,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from etils import epath
 from pictures import encode, make_folder
 
 from var_jax.data import Pipeline, imagenet, make_source, make_transform
@@ -316,3 +317,31 @@ def test_wrong_endings_and_empty_files_do_not_end_a_run(tmp_path):
         "empty.jpg",
         "page.jpg",
     ]
+
+
+def test_folders_in_a_bucket_are_read_as_folders_on_a_disk(tmp_path, bucket):
+    local, remote = tmp_path / "set", epath.Path(bucket) / "class folders"
+    for path in (
+        "Train/ant/0.jpg",
+        "Train/ant/deep/1.JPEG",
+        "Train/ant/.ipynb_checkpoints/0.jpg",
+        "Train/ant/a.txt",
+        "Train/@eaDir/0.jpg",
+        "Train/bee/0.tif",
+        "Train/loose.jpg",
+        "Train/notes",
+        "Validation/bee/0.jpg",
+    ):
+        put(local / path)
+        (remote / path).parent.mkdir(parents=True, exist_ok=True)
+        (remote / path).write_bytes(PICTURE)
+    for split in ("train", "val"):
+        here, there = (make_source("folder", split, path=path) for path in (local, remote))
+        assert files(here) == files(there) and here.class_names == there.class_names
+        np.testing.assert_array_equal(here.labels, there.labels)
+        assert there[0]["image"] == PICTURE
+    train = make_source("folder", "train", path=remote)
+    assert train.left_out[".txt files"] == 1
+    assert train.left_out["pictures beside the class folders"] == 1
+    with pytest.raises(ValueError, match="holds splits and not classes"):
+        FolderSource(remote)

@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import fsspec
 from etils import epath
 
 from var_jax.paths import is_remote
@@ -97,7 +98,7 @@ def list_folder(folder: epath.PathLike, *, deep: bool) -> Tree:
     folder = os.fspath(folder)
     tree = Tree([], [], collections.Counter())
     if is_remote(folder):
-        _list_remote(epath.Path(folder), deep, tree)
+        _list_remote(folder, deep, tree)
     else:
         _list_local(folder, deep, tree)
     tree.folders.sort()
@@ -165,20 +166,28 @@ def _cannot_list(path: str, error: OSError) -> ValueError:
     )
 
 
-def _list_remote(root: epath.Path, deep: bool, tree: Tree) -> None:
+def _list_remote(root: str, deep: bool, tree: Tree) -> None:
+    system = fsspec.filesystem("gs")
+    # The listing itself says what is a folder: asking for each name would take minutes.
+    found = (system.find if deep else system.ls)(root, detail=True)
+    entries = found.values() if deep else found
+    prefix = root.removeprefix("gs://").rstrip("/") + "/"
     folders = set()
-    for path in root.glob("**/*") if deep else root.iterdir():
-        parts = path.relative_to(root).parts
+    for entry in entries:
+        name = entry["name"].removeprefix(prefix)
+        parts = name.rstrip("/").split("/")
+        if not parts[0] or entry["name"].rstrip("/") + "/" == prefix:
+            continue  # The folder's own marker.
         if any(is_hidden(part) for part in parts):
             tree.left_out["hidden or system files and folders"] += 1
             continue
-        if len(parts) > 1:
-            folders.add(parts[0])
+        folder = entry["type"] == "directory" or name.endswith("/")
+        folders.update(parts[:1] if folder or len(parts) > 1 else [])
+        if folder:
+            continue
         if is_picture(parts[-1]):
-            tree.pictures.append("/".join(parts))
-        elif len(parts) == 1 and path.is_dir():
-            folders.add(parts[0])
-        elif "." in parts[-1]:
+            tree.pictures.append(name)
+        else:
             tree.left_out[ending(parts[-1])] += 1
     tree.folders += folders
 
