@@ -102,11 +102,12 @@ def train_pictures_from_tar(path: epath.PathLike) -> Pictures:
 
     def read(wnid: str) -> Iterator[Record]:
         inner = read_archive(path, classes[wnid])
+        where = f"{printable(classes[wnid].name)} in {path}"
         members = inner.select(PICTURE_SUFFIXES)
         if not members:
             there = f" (but {describe(inner.left_out)})" if inner.left_out else ""
-            raise ValueError(f"{classes[wnid].name} in {path} holds no picture{there}.")
-        _say_left_out(f"{classes[wnid].name} in {path}", inner)
+            raise ValueError(f"{where} holds no picture{there}.")
+        _say_left_out(where, inner)
         with open(path, "rb") as file:
             for member in members:
                 name = printable(member.name)
@@ -148,11 +149,8 @@ def val_pictures_from_tar(
         with open(path, "rb") as file:
             for i in part:
                 name = printable(members[i].base_name)
-                yield (
-                    _picture(lambda m=members[i]: read_member(file, m), name),
-                    int(labels[i]),
-                    name,
-                )
+                image = _picture(lambda m=members[i]: read_member(file, m), name)
+                yield image, int(labels[i]), name
 
     parts = np.array_split(np.arange(len(members)), min(_VAL_SHARDS, len(members)))
     jobs = shard_jobs([functools.partial(read, part) for part in parts])
