@@ -64,6 +64,7 @@ def get_config(variant: str = "d16") -> ConfigDict:
                 adaln_gamma_init=gamma,
                 drop_path_rate=0.1 * depth / 24,
                 remat="full",
+                scan_unroll=1,
                 dtype="bfloat16",
             ),
             train=dict(

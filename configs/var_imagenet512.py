@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
                 adaln_gamma_init=5e-6,
                 drop_path_rate=0.1 * DEPTH / 24,
                 remat="full",
+                scan_unroll=1,
                 dtype="bfloat16",
             ),
             train=dict(
