@@ -69,9 +69,9 @@ class Official:
             torch.autocast, self._device, torch.bfloat16, enabled=dtype == "bfloat16"
         )
         tokenizer, model, sampling = config.tokenizer, config.model, config.sampling
-        # As utils/arg_util.py and train.py there.
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+        if self._device == "cuda":  # As utils/arg_util.py there.
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         torch.manual_seed(0)
         self._vae, self._var = build_vae_var(
             device=self._device,
