@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from var_jax.paths import resolve, write_json
+from var_jax.paths import is_remote, resolve, write_json
 
 #: Packages whose versions are recorded with each checkpoint.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
@@ -106,10 +106,12 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 
 def complete_steps(directory: epath.Path) -> list[int]:
     """The steps whose writing was finished, oldest first."""
-    if not directory.exists():
-        return []
     names = ocp.path.step.standard_name_format()
-    return sorted(found.step for found in names.find_all(directory))
+    try:
+        return sorted(found.step for found in names.find_all(directory))
+    except FileNotFoundError:
+        # Asking first would not do: a folder of a bucket is gone with its last file.
+        return []
 
 
 def probe_writable(directory: epath.Path) -> None:
@@ -118,7 +120,10 @@ def probe_writable(directory: epath.Path) -> None:
     Raises:
       CheckpointError: any of it failed.
     """
-    probe = directory / f".probe-{uuid.uuid4().hex}"
+    # Not in a bucket's folder of checkpoints: with its last file the folder would be gone, and a
+    # process that is listing it would fail.
+    beside = is_remote(directory) and directory.name == "checkpoints"
+    probe = (directory.parent if beside else directory) / f".probe-{uuid.uuid4().hex}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.write_text("ok")
