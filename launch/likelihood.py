@@ -10,7 +10,6 @@ the config of the run, cropped in the middle; --token_cache takes a cache's firs
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from absl import flags, logging
@@ -45,7 +44,9 @@ def main() -> None:
     if jax.process_index():
         return
     if output is not None:
-        output.write_text(json.dumps(values, indent=2) + "\n")
+        from var_jax import paths
+
+        paths.write_json(output, values)
     from var_jax.evaluation.token_likelihood import table
 
     print(table(values))

@@ -72,10 +72,10 @@ class Clock:
         self.seconds = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, stage: str, seconds: float) -> None:
+        from var_jax import paths
+
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.seconds))
-        temporary.replace(self._path)
+        paths.write_json(self._path, self.seconds)
 
 
 def _die_with_parent() -> None:

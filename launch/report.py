@@ -31,6 +31,7 @@ _EXPLAINED = {
 def main() -> None:
     import numpy as np
 
+    from var_jax import paths
     from var_jax.evaluation.pictures import grid
     from var_jax.evaluation.report import Report, curves, encode_png
     from var_jax.train.metrics import read_metrics
@@ -51,14 +52,14 @@ def main() -> None:
     )
     by_class = np.concatenate([generated[labels == c][:10] for c in classes])
     samples = encode_png(grid(by_class, columns=10))
-    (workdir / "samples.png").write_bytes(samples)
+    paths.write_bytes(workdir / "samples.png", samples)
     report.heading("Samples, one row a class")
     report.picture(samples, "Drawn at random, not selected.", width=700)
 
     levels = pictures["levels"]
     shown = levels[:, : len(classes)].swapaxes(0, 1).reshape(-1, *levels.shape[2:])
     growing = encode_png(grid(shown, columns=len(levels)))
-    (workdir / "levels.png").write_bytes(growing)
+    paths.write_bytes(workdir / "levels.png", growing)
     report.heading("One image growing level by level")
     side = ", ".join(f"{n}x{n}" for n in config["patch_nums"])
     report.picture(growing, f"Left to right: after the token maps {side}.", width=70 * len(levels))
@@ -99,10 +100,8 @@ def main() -> None:
     report.heading("Config")
     report.preformatted(json.dumps(config, indent=2))
 
-    (workdir / "report.html").write_text(report.render())
-    temporary = workdir / "metrics.json.tmp"
-    temporary.write_text(json.dumps({**scores, "seconds": seconds}, indent=2) + "\n")
-    temporary.replace(workdir / "metrics.json")
+    paths.write_text(workdir / "report.html", report.render())
+    paths.write_json(workdir / "metrics.json", {**scores, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -35,13 +35,12 @@ def main() -> None:
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.pictures import grid
     from var_jax.parallel import sharding
-    from var_jax.paths import is_remote, replacing
+    from var_jax.paths import check_writable, replacing
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):
         raise ValueError(f"--output must end in .npz or .png, got {output}.")
-    if not is_remote(output) and not output.parent.exists():
-        raise FileNotFoundError(f"The folder of --output, {output.parent}, does not exist.")
+    check_writable(output)
     with cli.session(str(output.parent)):
         mesh = sharding.make_mesh()
         loaded = build.load_transformer(

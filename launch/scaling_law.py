@@ -104,6 +104,7 @@ def write_results(config: ConfigDict, settings: build.ScalingSettings, workdir: 
     import jax
     from etils import epath
 
+    from var_jax import paths
     from var_jax.evaluation.scaling import scaling_figure
     from var_jax.evaluation.scaling.scaling_law import analyse
 
@@ -133,11 +134,11 @@ def write_results(config: ConfigDict, settings: build.ScalingSettings, workdir: 
     }
     output = epath.Path(workdir)
     picture = scaling_figure.draw(curves, fits, "parameters of the blocks N")
-    (output / "scaling.png").write_bytes(picture)
+    paths.write_bytes(output / "scaling.png", picture)
     text = scaling_figure.tables(values)
-    (output / "scaling.md").write_text(text)
+    paths.write_text(output / "scaling.md", text)
     # Last, so that its presence says that the study is complete.
-    (output / "scaling.json").write_text(json.dumps(values, indent=2) + "\n")
+    paths.write_json(output / "scaling.json", values)
     print(text)
 
 

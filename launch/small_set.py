@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from absl import logging
@@ -38,7 +37,7 @@ def score_small_set(
     import numpy as np
     from etils import epath
 
-    from var_jax import build
+    from var_jax import build, paths
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.small_sets import small_set
     from var_jax.evaluation.small_sets.classifier import train_classifier
@@ -111,7 +110,7 @@ def score_small_set(
         vocab_size=tokenizer.module.codec.vocab_size,
     ).to_json()
     shown = 20
-    with (output / "images.npz").open("wb") as file:
+    with paths.replacing(output / "images.npz") as file:
         np.savez_compressed(
             file,
             generated=generated.images,
@@ -121,5 +120,5 @@ def score_small_set(
             reconstructed=rebuilt["held_out"][0][:: len(held_out.images) // shown][:shown],
         )
     # Last, so that its presence says that the scores are complete.
-    (output / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    paths.write_json(output / "scores.json", scores)
     return scores

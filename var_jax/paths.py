@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -16,6 +18,12 @@ from etils import epath
 
 # Not by TensorFlow, which would take seconds to load where it happens to be installed.
 os.environ.setdefault("EPATH_USE_TF", "false")
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "files may not grow so large here",
+}
 
 # By default gcsfs keeps listings for ever, so that what another host or Orbax's own writer puts
 # into a folder would never be seen, and a file that grew would be read at its old length.
@@ -64,36 +72,91 @@ def cache_directory() -> epath.Path:
     return resolve(os.environ.get("VAR_JAX_CACHE") or "~/.cache/var_jax")
 
 
+class WriteError(OSError):
+    """A file could not be written; the message is one sentence."""
+
+
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """A file to write to that appears at `path` when it is whole; until then what was there stays.
 
     It is written beside `path` and then takes its place, which in a file system is a rename and in
     a bucket the move of an object: neither ever shows a part. Nothing of the kind holds for
-    folders in a bucket, which are moved object by object.
+    folders in a bucket, which are moved object by object. A link is followed; a device or a pipe
+    is written as it comes.
+
+    Raises:
+      WriteError: the disk is full, or a limit is reached.
     """
-    final = epath.Path(path)
-    partial = final.parent / f"{final.name}.partial-{os.getpid()}"
+    final = epath.Path(path if is_remote(path) else os.path.realpath(path))
+    beside = is_remote(final) or not os.path.exists(final) or stat.S_ISREG(os.stat(final).st_mode)
+    target = final.parent / f"{final.name}.partial-{os.getpid()}" if beside else final
     try:
-        with partial.open("wb") as file:
-            yield file
-            if not is_remote(partial):
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(final)
+        with explaining(path):
+            with target.open("wb") as file:
+                yield file
+                if beside and not is_remote(target):
+                    file.flush()
+                    os.fsync(file.fileno())
+            if beside:
+                target.replace(final)
     except BaseException:
-        with contextlib.suppress(Exception):
-            partial.unlink(missing_ok=True)
+        if beside:
+            with contextlib.suppress(Exception):
+                target.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def explaining(path: epath.PathLike) -> Iterator[None]:
+    """Turns what says that there is no room into a sentence about `path`.
+
+    Raises:
+      WriteError: the disk is full, or a limit is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _NO_ROOM.get(error.errno)
+        if error.errno is None and "requested and" in str(error):  # NumPy, of a short write
+            reason = "the disk is full, or files may not grow so large here"
+        if reason is None:
+            raise
+        raise WriteError(
+            f"Could not write {path}: {reason}; make room or give another place. What was there "
+            "before is unchanged."
+        ) from error
+
+
+def check_writable(path: epath.PathLike) -> None:
+    """Refuses a place for a file that cannot be written, before the work for it is done.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: one sentence.
+    """
+    if is_remote(path):
+        return
+    final = epath.Path(os.path.realpath(path))
+    if final.is_dir():
+        raise IsADirectoryError(f"The output {path} is a folder; give the path of a file.")
+    if not final.parent.is_dir():
+        raise FileNotFoundError(f"The folder of the output {path} does not exist; make it first.")
+    if not os.access(final.parent, os.W_OK):
+        raise PermissionError(f"The folder of the output {path} is read-only.")
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+    """Writes a file that a reader sees whole, or as it was before."""
+    if is_remote(path):  # An object shows when its upload is complete.
+        epath.Path(path).write_bytes(data)
+        return
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a text file that a reader sees whole, or as it was before."""
-    if is_remote(path):  # An object shows when its upload is complete.
-        epath.Path(path).write_text(text)
-        return
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

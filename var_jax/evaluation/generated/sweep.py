@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from var_jax.evaluation.report import line_plots
-from var_jax.paths import write_json
+from var_jax.paths import write_bytes, write_json, write_text
 
 #: What can be swept, and of which kind its values are.
 KINDS: dict[str, Callable[[str], Any]] = {
@@ -108,9 +108,9 @@ def run_sweep(
         if write:
             terms_json = {key: list(values) for key, values in terms.items()}
             write_json(output / "sweep.json", {"terms": terms_json, "runs": rows})
-            (output / "sweep.md").write_text(table(terms, rows))
+            write_text(output / "sweep.md", table(terms, rows))
             if drawn:
-                (output / "sweep.png").write_bytes(picture(terms, rows))
+                write_bytes(output / "sweep.png", picture(terms, rows))
     return rows
 
 

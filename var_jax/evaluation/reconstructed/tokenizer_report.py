@@ -15,7 +15,7 @@ from var_jax.evaluation.pictures import grid
 from var_jax.evaluation.reconstructed.text_preservation import TextScores
 from var_jax.evaluation.reconstructed.tokenizer_scores import Examples, TokenizerScores
 from var_jax.evaluation.report import MarkdownReport, Report, encode_png, line_plots
-from var_jax.paths import write_json
+from var_jax.paths import write_bytes, write_json, write_text
 
 #: Below so many images a Frechet distance says more about their number than about the tokenizer.
 FEW_IMAGES = 10_000
@@ -115,9 +115,9 @@ def write_report(
         page.heading("Manifest")
         page.preformatted(json.dumps(manifest, indent=2))
     for name, png in markdown.pictures.items():
-        (output / name).write_bytes(png)
-    (output / "report.md").write_text(markdown.render())
-    (output / "report.html").write_text(html.render())
+        write_bytes(output / name, png)
+    write_text(output / "report.md", markdown.render())
+    write_text(output / "report.html", html.render())
     write_json(output / "manifest.json", manifest)
     result = json.loads(json.dumps(dataclasses.asdict(scores)))
     result["text"] = [dataclasses.asdict(s) for s in text.scores] if text else None
