@@ -56,7 +56,10 @@ ALLOW_CONFIG_CHANGE = "Resume although config or data differ in what gives the r
 _PER_PROCESS = ("process_id", "coordinator", "num_processes", "single_host", "traceback")
 
 #: Errors whose message is meant for the user; anything else is a bug and shows its traceback.
-_USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, PermissionError)
+_USER_ERRORS = (ValueError, KeyError, OSError)
+
+#: What flags may say that floating point images span, where a file leaves it open.
+VALUE_RANGES = ("-1..1", "0..1", "0..255")
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PACKAGES = tuple(f"{_ROOT / name}{os.sep}" for name in ("launch", "var_jax"))
@@ -76,12 +79,22 @@ def prefer_fast_cpu_convolutions() -> None:
         os.environ["XLA_FLAGS"] = f"{before} {_CPU_LIBRARY_FLAG}=-individual_convolution".strip()
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`; expected errors end with one line and exit status 2."""
+def run(main: Callable[..., None], *, words: Sequence[str] = (), on_cpu: bool = False) -> None:
+    """Parses flags and runs `main`; expected errors end with one line and exit status 2.
+
+    Args:
+      main: is given what stands in the command line without a flag.
+      words: what those are, in this order.
+      on_cpu: leave the accelerators to others; on a TPU only one process can hold it.
+    """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"Unknown argument {argv[1]!r}; every option is a --flag.")
+        given = argv[1:]
+        if len(given) > len(words):
+            where = f"other options than {' and '.join(words)} are" if words else "every option is"
+            raise app.UsageError(f"Unknown argument {given[len(words)]!r}; {where} --flags.")
+        if len(given) < len(words):
+            raise app.UsageError(f"Give {words[len(given)]}.")
         logging.use_absl_handler()
         logging.set_verbosity(logging.INFO)
         logging.get_absl_handler().setFormatter(
@@ -92,17 +105,22 @@ def run(main: Callable[[], None]) -> None:
         try:
             _resolve_config_paths()
             compilation_cache.use_local(_COMPILATION_CACHE.value)
-            main()
-        except _user_errors() as error:
-            if _TRACEBACK.value:
+            main(*given)
+        except (*_user_errors(), AssertionError, RuntimeError) as error:
+            message = _message(error)
+            if _TRACEBACK.value or message is None:
                 raise
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
             print(f"Error: {message}", file=sys.stderr)
             sys.exit(2)
 
     # Without an accelerator the TPU plugin prints pages about its absence.
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    if on_cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     prefer_fast_cpu_convolutions()
+    if words:
+        flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind them
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -298,6 +316,27 @@ def _is_worth_reading(record: std_logging.LogRecord) -> bool:
     # Orbax also warns about files that its own older formats had.
     orbax = f"{os.sep}orbax{os.sep}" in record.pathname
     return ours or record.levelno > (std_logging.WARNING if orbax else std_logging.INFO)
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None for a bug, which shows its traceback."""
+    if isinstance(error, _user_errors()):
+        return error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    # JAX says that there is no device by a RuntimeError, or by an assertion without a word.
+    if str(error) and not str(error).startswith("Unable to initialize backend"):
+        return None
+    import jax
+
+    try:
+        jax.devices()
+        return None
+    except (AssertionError, RuntimeError) as problem:
+        reason = f" ({' '.join(str(problem).split())})" if str(problem) else ""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    return (
+        f"JAX finds no device for JAX_PLATFORMS={asked!r}{reason}; set JAX_PLATFORMS=cpu, or "
+        "install JAX for this machine's accelerator (jax[tpu], jax[cuda13])."
+    )
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

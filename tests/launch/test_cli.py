@@ -2,10 +2,14 @@
 
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 from commands import import_command
 from jaxlib import version
+
+from var_jax.evaluation.generated import image_files
 
 cli = import_command("launch.cli")
 
@@ -23,6 +27,46 @@ def test_cpu_convolutions_are_chosen_once_and_never_over_the_users_choice(monkey
     monkeypatch.setenv("XLA_FLAGS", mine)
     cli.prefer_fast_cpu_convolutions()
     assert os.environ["XLA_FLAGS"] == mine
+
+
+DEVICES = """
+import sys
+from launch import cli
+def main():
+    import jax
+    if sys.argv[1] == "jit":
+        jax.jit(lambda x: x + 1)(1)
+    elif sys.argv[1] == "bug":
+        assert jax.devices() == []
+    jax.devices()
+cli.run(lambda how: main(), words=["how"])
+"""
+
+
+@pytest.mark.parametrize(
+    "how, platform, words",
+    [
+        ("list", "cuda", "JAX_PLATFORMS='cuda'"),
+        ("jit", "cuda", "JAX_PLATFORMS='cuda'"),
+        ("list", "tpu", "JAX_PLATFORMS='tpu'"),
+        ("list", "nonsense", "'nonsense' is not in the list of known backends"),
+        ("bug", "cpu", "Traceback"),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_sentence(how, platform, words):
+    env = {**os.environ, "JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, how], env=env, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and words in done.stderr, done.stderr
+    if how != "bug":
+        assert "Traceback" not in done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("Error: JAX finds no device") and last.endswith(".")
+
+
+def test_ranges_are_those_of_image_files():
+    assert tuple(image_files.RANGES) == cli.VALUE_RANGES
 
 
 def test_no_flag_where_an_accelerator_may_read_it(monkeypatch):
