@@ -14,7 +14,8 @@ is such a run in its own folder, and a table and curves come beside them:
 python -m launch.evaluate --checkpoint runs/d16 --reference ... --inception ... \
     --num_samples 10000 --sweep cfg=1.0,1.5,2.0 top_p=0.9,0.96 --output runs/d16/sweep
 
-Any npz of images against another one, or against an ADM reference:
+Any images against others, or against an ADM reference; npz files (`arr_0` or `images`), npy files
+and folders of pictures all serve:
 
 python -m launch.evaluate --samples a.npz --reference b.npz --inception weights.pth --json out.json
 
@@ -45,8 +46,16 @@ _CHECKPOINT = cli.define_path("checkpoint", None, "Workdir of a transformer.")
 _TOKENIZER = cli.define_path("tokenizer", None, "Its tokenizer; beside it by default.")
 _CLASSIFIER = flags.DEFINE_bool("classifier", False, "Score by a classifier of the data set.")
 _OUTPUT = cli.define_path("output", None, "Folder for scores.json and the images.")
-_SAMPLES = cli.define_path("samples", None, "npz of images, uint8 NHWC under arr_0.")
-_REFERENCE = cli.define_path("reference", None, "npz of images, or an ADM reference.")
+_SAMPLES = cli.define_path(
+    "samples", None, "Images: npz (arr_0 or images), npy, or a folder of pictures."
+)
+_REFERENCE = cli.define_path("reference", None, "The same, or statistics as of ADM's files.")
+_RANGE = flags.DEFINE_enum(
+    "value_range", None, cli.VALUE_RANGES, "What floating point images of --samples span."
+)
+_REFERENCE_RANGE = flags.DEFINE_enum(
+    "reference_value_range", None, cli.VALUE_RANGES, "The same of --reference."
+)
 _ALLOW_MISMATCHED = flags.DEFINE_bool(
     "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
 )
@@ -161,13 +170,15 @@ def _score_files() -> None:
         inception_sha256=_INCEPTION_SHA256.value,
         batch_size=_BATCH.value if _BATCH.present else None,
         allow_mismatched=_ALLOW_MISMATCHED.value,
+        value_range=_RANGE.value,
+        reference_value_range=_REFERENCE_RANGE.value,
         progress=ScoringProgress(),
     )
     text = json.dumps(scores, indent=2)
     if _JSON.value:
-        from etils import epath
+        from var_jax import paths
 
-        epath.Path(_JSON.value).write_text(text + "\n")
+        paths.write_text(_JSON.value, text + "\n")
     print(text)
 
 
@@ -214,11 +225,12 @@ def _score_checkpoint(should_stop: Any) -> None:
     judge = None
     if _REFERENCE.value:
         # What is wrong with it is said before the weights are read, and both before drawing.
-        check_reference(_REFERENCE.value)
+        check_reference(_REFERENCE.value, _REFERENCE_RANGE.value)
         judge = Judge(
             _REFERENCE.value,
             _extractor(),
             allow_mismatched=_ALLOW_MISMATCHED.value,
+            value_range=_REFERENCE_RANGE.value,
             progress=sampling_run.ScoringProgress(),
         )
     # Each host draws parts of its own.
@@ -297,9 +309,9 @@ def _score_checkpoint(should_stop: Any) -> None:
     if result and jax.process_index() == 0:
         text = json.dumps(result, indent=2)
         if _JSON.value:
-            from etils import epath
+            from var_jax import paths
 
-            epath.Path(_JSON.value).write_text(text + "\n")
+            paths.write_text(_JSON.value, text + "\n")
         print(text)
 
 

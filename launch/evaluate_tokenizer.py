@@ -5,7 +5,7 @@ python -m launch.evaluate_tokenizer --tokenizer checkpoints/var_d16/tokenizer \
     --lpips vgg16.pth --lpips_linear lpips_vgg.pth --output runs/tokenizer_scores
 
 TOKENIZER is a tokenizer's workdir, or a transformer's with its tokenizer inside. The images are
-those that the tokenizer was trained on (held out), those of --config, or an npz (--images).
+those that the tokenizer was trained on (held out), those of --config, or those of --images.
 Reconstructions are compared with the identically cropped originals; a --reference that was not
 made of the same pictures is refused. OUTPUT gets report.html, report.md, scores.json and
 manifest.json. Runs on one host.
@@ -27,7 +27,12 @@ from launch import cli
 _TOKENIZER = cli.define_path("tokenizer", None, "Workdir of a tokenizer or a transformer.")
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Whose data is used.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the data.")
-_IMAGES = cli.define_path("images", None, "npz of images (arr_0 or images) instead of data.")
+_IMAGES = cli.define_path(
+    "images", None, "Instead of data: npz (arr_0 or images), npy, or a folder of pictures."
+)
+_RANGE = flags.DEFINE_enum(
+    "value_range", None, cli.VALUE_RANGES, "What floating point images of --images span."
+)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 0, "Images drawn from the data; 0 is all.", 0)
 _INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth), for rFID.")
 _INCEPTION_SHA256 = flags.DEFINE_string(
@@ -77,7 +82,7 @@ def main() -> None:
     from var_jax import build
     from var_jax.checkpoint.files import inspect, package_versions
     from var_jax.convert.lpips import load_lpips
-    from var_jax.evaluation.generated import references
+    from var_jax.evaluation.generated import image_files, references
     from var_jax.evaluation.generated.adm import EVALUATOR
     from var_jax.evaluation.generated.npz_images import ImageSpool, note_array
     from var_jax.evaluation.generated.sampling_run import ROUNDING, Progress, ScoringProgress
@@ -100,7 +105,10 @@ def main() -> None:
     shape = loaded.module.image_shape
     mesh = sharding.make_mesh(devices=jax.local_devices())
     batch = -(-_BATCH.value // mesh.size) * mesh.size
-    data = from_npz(_IMAGES.value, shape, batch) if _IMAGES.value else from_source(loaded, batch)
+    if _IMAGES.value:
+        data = from_file(_IMAGES.value, shape, batch, _RANGE.value)
+    else:
+        data = from_source(loaded, batch)
     about = {**data.note, "kind": references.RECONSTRUCTIONS}
     if _REFERENCE.value:
         references.check_reference(_REFERENCE.value)
@@ -162,7 +170,7 @@ def main() -> None:
         "inception_sha256": weights.sha256 if weights else None,
         "published_inception": bool(weights and weights.published),
         "reference": _REFERENCE.value or "the originals, identically cropped",
-        "reference_sha256": file_sha256(_REFERENCE.value) if _REFERENCE.value else None,
+        "reference_sha256": image_files.sha256(_REFERENCE.value) if _REFERENCE.value else None,
         "mismatched_reference_allowed": _ALLOW_MISMATCHED.value,
         "lpips_sha256": file_sha256(_LPIPS.value) if _LPIPS.value else None,
         "lpips_linear_sha256": file_sha256(_LPIPS_LINEAR.value or _LPIPS.value)
@@ -176,16 +184,17 @@ def main() -> None:
     logging.info("Wrote %s.", output / "report.html")
 
 
-def from_npz(path: str, shape: tuple[int, int, int], batch_size: int) -> Data:
-    """The images of a file.
+def from_file(
+    path: str, shape: tuple[int, int, int], batch_size: int, value_range: str | None = None
+) -> Data:
+    """The images of a file or a folder.
 
     Raises:
       FileNotFoundError, ValueError: they are not what the tokenizer reads.
     """
-    from var_jax.evaluation.generated import npz_images
+    from var_jax.evaluation.generated import image_files, npz_images
 
-    names = npz_images.member_names(path)
-    file = npz_images.NpzImages(path, "images" if "images" in names else npz_images.IMAGES)
+    file = image_files.open_images(path, value_range)
     if file.shape[1:3] != shape[:2] or file.shape[3] > shape[2]:
         raise ValueError(
             f"{path} holds images {list(file.shape)}, but the tokenizer reads "

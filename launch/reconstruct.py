@@ -2,10 +2,10 @@
 
 python -m launch.reconstruct --checkpoint checkpoints/var_d30 --images in.npz --output out.npz
 
-CHECKPOINT is a tokenizer's workdir, or a transformer's with its tokenizer inside. in.npz holds
-`images` [N, H, W, c]: uint8, or floating point in [-1, 1]. out.npz holds `images` of the same
-shape, type and range, `tokens` int32 [N, L] and `psnr` float32 [N] in dB. H and W must be the
-tokenizer's image size.
+CHECKPOINT is a tokenizer's workdir, or a transformer's with its tokenizer inside. IMAGES are an
+npz (`images` or `arr_0`), an npy or a folder of pictures, [N, H, W, c] of the tokenizer's image
+size: uint8, or floating point that spans -1..1, or what --value_range says. out.npz holds
+`images` of the same shape and range, `tokens` int32 [N, L] and `psnr` float32 [N] in dB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from absl import flags
 from launch import cli
 
 _CHECKPOINT = cli.define_path("checkpoint", None, "Local or gs:// folder.")
-_IMAGES = cli.define_path("images", None, "npz file with `images`.")
+_IMAGES = cli.define_path("images", None, "npz, npy, or a folder of pictures.")
+_RANGE = flags.DEFINE_enum(
+    "value_range", None, cli.VALUE_RANGES, "What floating point images of --images span."
+)
 _OUTPUT = cli.define_path("output", None, "npz file to write.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images at a time.", 1)
 flags.mark_flags_as_required(["checkpoint", "images", "output"])
@@ -25,55 +28,55 @@ def main() -> None:
     import numpy as np
     from etils import epath
 
-    from var_jax import build
+    from var_jax import build, paths
     from var_jax.checkpoint.files import inspect
+    from var_jax.evaluation.generated.image_files import open_images
+    from var_jax.evaluation.generated.npz_images import note_array
 
     cli.on_one_host()
-    from var_jax.paths import replacing
-
-    with epath.Path(_IMAGES.value).open("rb") as file, np.load(file) as archive:
-        if "images" not in archive:
-            raise ValueError(
-                f"{_IMAGES.value} has no array 'images'; it has {', '.join(archive.files)}."
-            )
-        images = archive["images"]
+    output = epath.Path(_OUTPUT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    paths.check_writable(output)
+    images = open_images(_IMAGES.value, _RANGE.value)
     kind = inspect(_CHECKPOINT.value).metadata.get("kind")
     folder = epath.Path(_CHECKPOINT.value)
     tokenizer = build.load_tokenizer(folder / "tokenizer" if kind == "transformer" else folder)
-    check(images, tokenizer.module.image_shape, _IMAGES.value)
+    check(images, tokenizer.module.image_shape)
 
     made, tokens, psnr = reconstruct(tokenizer, images, _BATCH_SIZE.value)
-    output = epath.Path(_OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as file:
-        np.savez(file, images=made, tokens=tokens, psnr=psnr)
+    arrays = {"images": made, "tokens": tokens, "psnr": psnr}
+    if made.dtype != np.uint8:
+        arrays["note"] = note_array({"value_range": images.value_range})
+    with paths.replacing(output) as file:
+        np.savez(file, **arrays)
     print(f"Wrote {len(made)} images to {output}, PSNR {psnr.mean():.2f} dB on average.")
 
 
-def check(images, shape: tuple[int, int, int], path: str) -> None:
-    """Raises ValueError unless `images` are what the tokenizer reads."""
-    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+def check(images, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless `images` have the shape that the tokenizer reads."""
+    if images.shape[1:] != tuple(shape):
         raise ValueError(
-            f"{path} holds images {list(images.shape)}, but the tokenizer reads "
+            f"{images.path} holds images {list(images.shape)}, but the tokenizer reads "
             f"[N, {', '.join(map(str, shape))}]; crop or resize them first."
-        )
-    if images.dtype != "uint8" and images.dtype.kind != "f":
-        raise ValueError(
-            f"{path} holds images of {images.dtype}; give uint8, or floating point in [-1, 1]."
-        )
-    if images.dtype.kind == "f" and not abs(images).max() <= 1.0001:
-        raise ValueError(
-            f"{path} holds floating point images outside [-1, 1] (up to {abs(images).max():.3g}); "
-            "scale them, or give uint8."
         )
 
 
 def reconstruct(tokenizer, images, batch_size: int):
-    """(images like the given ones, tokens int32 [N, L], PSNR float32 [N])."""
+    """Encodes and decodes.
+
+    Args:
+      tokenizer: of build.load_tokenizer.
+      images: of open_images.
+      batch_size: images at once.
+
+    Returns:
+      (images in the same range, uint8 or float32; tokens int32 [N, L]; PSNR float32 [N]).
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
+    from var_jax.evaluation.generated.image_files import RANGES
     from var_jax.parallel import sharding
     from var_jax.pixels import to_float, to_uint8
 
@@ -85,20 +88,18 @@ def reconstruct(tokenizer, images, batch_size: int):
         tokens = module.apply({"params": params}, x, method="encode")
         return module.apply({"params": params}, tokens, method="decode_tokens"), tokens
 
-    integer = images.dtype == np.uint8
+    integer = images.value_range == "uint8"
+    low, high = (0, 255) if integer else RANGES[images.value_range]
+    center, half = (low + high) / 2, (high - low) / 2  # 0 and 1 for -1..1, which stays as it is
     made, tokens, psnr = [], [], []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    for batch in images.raw(batch_size):
         # The last batch is filled up, so that one program serves all.
         fill = np.repeat(batch[-1:], batch_size - len(batch), 0)
-        x = to_float(np.concatenate([batch, fill]))
+        x = np.concatenate([batch, fill])
+        x = to_float(x) if integer else (x.astype(np.float32) - center) / half
         y, codes = jax.device_get(run(params, jnp.asarray(x)))
-        y, x = y[: len(batch)], x[: len(batch)]
-        if integer:
-            y = to_uint8(y)
-            error = (y.astype(np.float32) - batch) / 255
-        else:
-            error = (y - x) / 2
+        y = to_uint8(y[: len(batch)]) if integer else y[: len(batch)] * half + center
+        error = (y.astype(np.float32) - batch.astype(np.float32)) / (high - low)
         error = np.square(error, dtype=np.float64).mean((1, 2, 3))
         psnr.append(-10 * np.log10(np.maximum(error, 1e-10)))
         made.append(y)

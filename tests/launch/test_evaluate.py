@@ -198,7 +198,7 @@ def test_a_tokenizer_of_one_channel_gets_its_report(checkpoint, outcome, tmp_pat
     kept = np.load(tmp_path / "a" / "reconstructions.npz")
     assert kept["arr_0"].shape == (10, 32, 32, 1)
     assert json.loads(str(kept["note"]))["kind"] == "reconstructions"
-    few = tokenizer_command.from_npz(str(tmp_path / "few.npz"), (32, 32, 1), 4)
+    few = tokenizer_command.from_file(str(tmp_path / "few.npz"), (32, 32, 1), 4)
     assert few.total == 6 and [b.shape for b in few.batches] == [(4, 32, 32, 1), (2, 32, 32, 1)]
     assert "the tokenizer reads [N, 32, 32, 1]" in errors["size"]
     assert "--num_images is 501, but mnist5k:val has 500" in errors["too many"]

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 from stub_extractor import StubExtractor
 
 from var_jax.data.transforms import ImageTransform
@@ -71,3 +72,74 @@ def test_a_note_of_somebody_else_is_no_note(tmp_path):
     assert npz_images.read_note(tmp_path / "a.npz") == {}
     np.savez(tmp_path / "b.npz", IMAGES)
     assert npz_images.read_note(tmp_path / "b.npz") == {}
+
+
+STATISTICS = dict(mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(4), sigma_s=np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(mu=np.array([0, 0, np.nan, 0, 0, 0])), "mu of float64 .* no finite"),
+        (dict(sigma=np.diag([1, 1, np.inf, 1, 1, 1])), "sigma of float64 .* no finite"),
+        (dict(sigma_s=np.full((4, 4), np.nan)), "sigma_s of float64 .* no finite"),
+        (dict(sigma=-np.eye(6)), "a variance is negative"),
+        (dict(sigma=np.triu(np.ones((6, 6)))), "not symmetric"),
+        (dict(sigma=np.eye(5)), r"\[6\] and sigma \[5, 5\]"),
+        (dict(sigma=np.ones(36)), r"sigma \[36\]"),
+        (dict(mu=np.zeros((1, 6))), r"mu \[1, 6\]"),
+        (dict(mu=np.array(["a"] * 6)), "no finite numbers"),
+        (dict(sigma=None), "'mu' without 'sigma'"),
+        (dict(mu=None, arr_0=IMAGES), "'sigma' without 'mu'"),
+        (dict(sigma_s=None), "'mu_s' without 'sigma_s'"),
+        (dict(mu=None, sigma=None), "'mu_s' without 'mu'"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_before_the_work(tmp_path, changes, words):
+    path = str(tmp_path / "r.npz")
+    np.savez(path, **STATISTICS)
+    references.check_reference(path)
+    arrays = {k: v for k, v in (STATISTICS | changes).items() if v is not None}
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=words) as error:
+        references.check_reference(path)
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_ttur(tmp_path):
+    rng = np.random.default_rng(0)
+    mean, factor = rng.normal(size=6), rng.normal(size=(6, 6))
+    np.savez(tmp_path / "r.npz", m=mean, s=factor @ factor.T)
+    found = references.read_reference(str(tmp_path / "r.npz"), StubExtractor())
+    np.testing.assert_array_equal(found.pool.mean, mean)
+    np.testing.assert_array_equal(found.pool.covariance, factor @ factor.T)
+    assert found.count == 0 and found.spatial is None
+    np.savez(tmp_path / "r.npz", m=mean)
+    with pytest.raises(ValueError, match="'m' without 's'"):
+        references.check_reference(str(tmp_path / "r.npz"))
+
+
+def test_a_reference_is_read_like_samples(tmp_path):
+    extractor, folder = StubExtractor(), tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(IMAGES):
+        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    np.save(tmp_path / "a.npy", IMAGES)
+    np.savez(tmp_path / "b.npz", images=IMAGES)
+    np.save(tmp_path / "c.npy", IMAGES / 255)
+    whole = summarise([npz_images.as_rgb(IMAGES)], extractor)
+    for name, value_range in (
+        ("pictures", None),
+        ("a.npy", None),
+        ("b.npz", None),
+        ("c.npy", "0..1"),
+    ):
+        path = str(tmp_path / name)
+        references.check_reference(path, value_range)
+        found = references.read_reference(path, extractor, value_range=value_range)
+        assert found.count == 30 and abs(compare(whole, found).fid) < 1e-3, name
+        assert references.reference_size(path) == (8, 8)
+        with pytest.raises(ValueError, match="9x9 px"):
+            references.check_comparable((9, 9), {}, path, "a.npz")
+    with pytest.raises(ValueError, match="--reference_value_range"):
+        references.check_reference(str(tmp_path / "c.npy"))

@@ -10,7 +10,7 @@ from var_jax.decoding.generate import Sampler
 from var_jax.decoding.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.generated import sampling_run
-from var_jax.evaluation.generated.npz_images import NpzImages
+from var_jax.evaluation.generated.image_files import open_images
 from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.parallel import sharding
@@ -45,7 +45,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_file(tmp_path):
     whole = SampleFiles(tmp_path / "whole", LABELS, SETTINGS, part_size=5)
     assert whole.draw(draw_part)
     expected = whole.finish().read_bytes()
-    images = np.concatenate(list(NpzImages(tmp_path / "whole" / "samples.npz").batches(50)))
+    images = np.concatenate(list(open_images(tmp_path / "whole" / "samples.npz").batches(50)))
     np.testing.assert_array_equal(images, np.stack([image(i) for i in range(23)]))
     np.testing.assert_array_equal(np.load(whole.path)["labels"], LABELS)
     assert not (tmp_path / "whole" / "parts").exists()

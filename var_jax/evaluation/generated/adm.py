@@ -1,7 +1,7 @@
 """Scores of files of images, in the manner of ADM's evaluator.
 
-A samples file is an npz of images under `arr_0`. A reference is the same, or one of ADM's files;
-see references.
+Samples are images in a file or a folder; see image_files. A reference is the same, or one of ADM's
+files; see references.
 
 Source: Dhariwal and Nichol 2021 (arXiv 2105.05233), `evaluations/` of guided-diffusion.
 """
@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 
-from var_jax.evaluation.generated.npz_images import NpzImages, read_note
+from var_jax.evaluation.generated import image_files
+from var_jax.evaluation.generated.image_files import Images, open_images
+from var_jax.evaluation.generated.npz_images import read_note
 from var_jax.evaluation.generated.references import (
     Progress,
     check_comparable,
@@ -30,7 +32,7 @@ from var_jax.evaluation.generated.summary import (
     summarise,
 )
 from var_jax.evaluation.inception.extractor import FeatureExtractor
-from var_jax.evaluation.inception.weights import InceptionWeights, file_sha256, load_inception
+from var_jax.evaluation.inception.weights import InceptionWeights, load_inception
 
 __all__ = [
     "EVALUATOR",
@@ -57,9 +59,10 @@ class Judge:
     """Scores files of images against one reference, whose features are computed once.
 
     Args:
-      reference_path: npz of images, or an ADM reference file.
+      reference_path: images in a file or folder, or an ADM reference file.
       extractor: of the features.
       allow_mismatched: also compare what cannot be compared; see references.check_comparable.
+      value_range: of the reference's images where they are floating point; see open_images.
       progress: called with 'reference' or 'samples', images done, images in all.
 
     Raises:
@@ -72,12 +75,14 @@ class Judge:
         extractor: Extractor,
         *,
         allow_mismatched: bool = False,
+        value_range: str | None = None,
         progress: Progress = lambda what, done, total: None,
     ) -> None:
-        check_reference(reference_path)
+        check_reference(reference_path, value_range)
         self.reference_path = str(reference_path)
         self.extractor = extractor
         self.allow_mismatched = allow_mismatched
+        self._value_range = value_range
         self._progress = progress
         self._reference: Summary | None = None
         self._reference_sha256: str | None = None
@@ -90,7 +95,7 @@ class Judge:
     def identity(self) -> dict[str, Any]:
         """What the scores depend on beside the samples, ready for JSON."""
         if self._reference_sha256 is None:
-            self._reference_sha256 = file_sha256(self.reference_path)
+            self._reference_sha256 = image_files.sha256(self.reference_path)
         weights = getattr(self.extractor, "weights", None)
         return {
             "evaluator": getattr(self.extractor, "evaluator", EVALUATOR),
@@ -102,7 +107,7 @@ class Judge:
             "mismatched_reference_allowed": self.allow_mismatched,
         }
 
-    def compare(self, samples: NpzImages) -> tuple[Scores, list[str]]:
+    def compare(self, samples: Images) -> tuple[Scores, list[str]]:
         """Scores, and what their reader must be told."""
         self.check(samples.shape[1:3], read_note(samples.path), samples.path)
         messages = []
@@ -115,7 +120,10 @@ class Judge:
             )
         if self._reference is None:
             self._reference = read_reference(
-                self.reference_path, self.extractor, progress=self._progress
+                self.reference_path,
+                self.extractor,
+                value_range=self._value_range,
+                progress=self._progress,
             )
         summary = summarise(
             samples.batches(self.extractor.batch_size),
@@ -129,14 +137,18 @@ class Judge:
             messages.append(SORTED.format(path=samples.path, how="looks sorted by class"))
         return scores, messages
 
-    def score(self, samples_path: str) -> dict[str, Any]:
-        """The scores of a file with a record of what was compared with what, ready for JSON.
+    def score(self, samples_path: str, value_range: str | None = None) -> dict[str, Any]:
+        """The scores of samples with a record of what was compared with what, ready for JSON.
+
+        Args:
+          samples_path: images in a file or a folder.
+          value_range: of floating point images; see open_images.
 
         Returns:
           the scores by name; what `identity` says; 'samples', 'samples_sha256', 'samples_range',
           'batch_size', 'devices', and 'warnings', a list of sentences.
         """
-        samples = NpzImages(samples_path)
+        samples = open_images(samples_path, value_range)
         scores, messages = self.compare(samples)
         identity = self.identity()
         if not identity["published_inception"]:
@@ -150,7 +162,7 @@ class Judge:
             **scores.as_dict(),
             **identity,
             "samples": str(samples_path),
-            "samples_sha256": file_sha256(samples_path),
+            "samples_sha256": image_files.sha256(samples_path),
             "samples_range": samples.value_range,
             "batch_size": self.extractor.batch_size,
             "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
@@ -167,10 +179,10 @@ def evaluate_npz(
     allow_mismatched: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Scores:
-    """Scores an npz of images against a reference file.
+    """Scores images against a reference.
 
     Args:
-      samples_path: npz with `arr_0`, uint8 NHWC (or floating point in [-1, 1]).
+      samples_path: images in a file or a folder; see open_images.
       reference_path: the same, or an ADM reference file.
       inception: weights, or the path of their file.
       batch_size: images a step, over all devices; see FeatureExtractor.
@@ -180,7 +192,7 @@ def evaluate_npz(
     Raises:
       FileNotFoundError, ValueError: one sentence, before long work starts.
     """
-    samples = NpzImages(samples_path)
+    samples = open_images(samples_path)
     check_reference(reference_path)
     if not isinstance(inception, InceptionWeights):
         inception = load_inception(inception)
@@ -201,18 +213,21 @@ def score_files(
     inception_cache: str | None = None,
     batch_size: int | None = None,
     allow_mismatched: bool = False,
+    value_range: str | None = None,
+    reference_value_range: str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """`evaluate_npz` with a record of what was compared with what; see `Judge.score`.
 
     Args:
+      value_range, reference_value_range: of floating point images; see open_images.
       inception_sha256: hash, or its first digits, that the weights must have.
       inception_cache: npz to keep the converted weights in.
       (others as for `evaluate_npz`)
     """
     # What is wrong with the files is said before the weights are read.
-    samples = NpzImages(samples_path)
-    check_reference(reference_path)
+    samples = open_images(samples_path, value_range)
+    check_reference(reference_path, reference_value_range)
     if not allow_mismatched:
         check_comparable(samples.shape[1:3], read_note(samples_path), reference_path, samples.path)
     weights = load_inception(inception_path, sha256=inception_sha256, cache=inception_cache)
@@ -220,6 +235,7 @@ def score_files(
         reference_path,
         FeatureExtractor(weights, batch_size=batch_size),
         allow_mismatched=allow_mismatched,
+        value_range=reference_value_range,
         progress=progress,
     )
-    return judge.score(samples_path)
+    return judge.score(samples_path, value_range)

@@ -2,7 +2,8 @@
 
 An ADM reference holds images for precision and recall, beside means and covariances of the whole
 data set (`mu`, `sigma`, and `mu_s`, `sigma_s` for sFID); statistics without images serve too, for
-FID alone. A reference of ours adds a `note` that says what it was made of.
+FID alone, also under TTUR's names `m` and `s`. A reference of ours adds a `note` that says what it
+was made of.
 
 Scores of reconstructions mean something against the same pictures with the same crop only:
 against the statistics of the training set the same tokenizer gets 2.7 where 0.9 is right.
@@ -12,15 +13,17 @@ Source: Dhariwal and Nichol 2021 (arXiv 2105.05233), `evaluations/` of guided-di
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from var_jax.data.transforms import ImageTransform
+from var_jax.evaluation import array_files
 from var_jax.evaluation.distances.frechet import GaussianStatistics
-from var_jax.evaluation.generated import npz_images
-from var_jax.evaluation.generated.npz_images import NpzImages
+from var_jax.evaluation.generated import image_files, npz_images
 from var_jax.evaluation.generated.summary import (
     STATISTICS,
     Extractor,
@@ -32,6 +35,7 @@ from var_jax.evaluation.inception.network import FEATURE_SIZES
 
 RECONSTRUCTIONS = "reconstructions"
 _ORIGIN = ("source", "split", "crop", "count")
+_TTUR = ("m", "s")
 _ALLOW = "or give --allow_mismatched_reference"
 Progress = Callable[[str, int, int], None]
 
@@ -41,19 +45,25 @@ def read_reference(
     extractor: Extractor,
     *,
     keep_features: bool = True,
+    value_range: str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Summary:
-    """A reference file: stored statistics where it has them, features of its images.
+    """A reference: stored statistics where it has them, features of its images.
 
     Raises:
       FileNotFoundError, ValueError: one sentence.
     """
-    check_reference(path)
-    names = npz_images.member_names(path)
-    stored = _stored_statistics(path, names, extractor.sizes)
-    if npz_images.IMAGES not in names or ("2048" in stored and not keep_features):
+    stored = _stored_statistics(path)
+    for feature, found in stored.items():
+        size = extractor.sizes.get(feature, FEATURE_SIZES[feature])
+        if found.mean.shape != (size,):
+            raise ValueError(
+                f"{path} has statistics {STATISTICS[feature][0]} [{len(found.mean)}], where "
+                f"[{size}] is due."
+            )
+    if stored and (not _has_images(path) or ("2048" in stored and not keep_features)):
         return Summary(count=0, pool=stored["2048"], spatial=stored.get("spatial"))
-    images = NpzImages(path)
+    images = _open_images(path, value_range)
     summary = summarise(
         images.batches(extractor.batch_size),
         extractor,
@@ -67,14 +77,20 @@ def read_reference(
     )
 
 
-def check_reference(path: str) -> None:
-    """Raises FileNotFoundError or ValueError, one sentence, unless the file is a reference."""
-    names = npz_images.member_names(path)
-    if npz_images.IMAGES not in names and not {"mu", "sigma"} <= set(names):
-        raise ValueError(
-            f"{path} is no reference: it has neither images ({npz_images.IMAGES!r}) nor "
-            f"statistics ('mu' and 'sigma'), only {', '.join(names) or 'nothing'}."
-        )
+def check_reference(path: str, value_range: str | None = None) -> None:
+    """Raises FileNotFoundError or ValueError, one sentence, unless the path is a reference."""
+    if not _stored_statistics(path) or _has_images(path):
+        _open_images(path, value_range)
+
+
+def _open_images(path: str, value_range: str | None) -> image_files.Images:
+    return image_files.open_images(path, value_range, flag="--reference_value_range")
+
+
+def _has_images(path: str) -> bool:
+    return epath.Path(path).is_dir() or any(
+        name in image_files.NAMES for name in array_files.array_names(path)
+    )
 
 
 def check_comparable(
@@ -138,8 +154,11 @@ def origin(source: str, split: str, transform: ImageTransform) -> dict[str, Any]
 
 def reference_size(path: str) -> tuple[int, int] | None:
     """Height and width of a reference's images, or None where it does not say."""
-    if npz_images.IMAGES in npz_images.member_names(path):
-        return NpzImages(path).shape[1:3]
+    if epath.Path(path).is_dir():
+        return image_files.open_images(path).shape[1:3]
+    if _has_images(path):
+        with array_files.open_array(path, image_files.image_name(path)) as array:
+            return array.shape[1:3]
     size = npz_images.read_note(path).get("image_size")
     return None if size is None else (int(size), int(size))
 
@@ -222,22 +241,57 @@ def _statistics_arrays(summary: Summary, note: dict[str, Any] | None) -> dict[st
     return arrays
 
 
-def _stored_statistics(
-    path: str, names: list[str], sizes: dict[str, int]
-) -> dict[str, GaussianStatistics]:
+def _stored_statistics(path: str) -> dict[str, GaussianStatistics]:
+    """The statistics of a file, none for a folder or a file without any.
+
+    Raises:
+      ValueError: they are not whole, or no means and covariances.
+    """
+    if epath.Path(path).is_dir():
+        return {}
+    names = array_files.array_names(path)
+    if not _has_images(path) and not {*itertools.chain(*STATISTICS.values()), *_TTUR} & set(names):
+        raise ValueError(
+            f"{path} is no reference: it has neither images ('arr_0' or 'images') nor statistics "
+            f"('mu' and 'sigma'), only {', '.join(names) or 'nothing'}."
+        )
     found = {}
-    for feature, (mean_name, covariance_name) in STATISTICS.items():
-        if mean_name not in names or covariance_name not in names:
-            continue
-        mean = npz_images.read_array(path, mean_name).astype(np.float64)
-        covariance = npz_images.read_array(path, covariance_name).astype(np.float64)
-        size = sizes.get(feature, FEATURE_SIZES[feature])
-        if mean.shape != (size,) or covariance.shape != (size, size):
+    for feature, pair in STATISTICS.items():
+        if feature == "2048" and not set(pair) & set(names):
+            pair = _TTUR
+        there = [name for name in pair if name in names]
+        if len(there) == 1:
             raise ValueError(
-                f"{path} has statistics {mean_name} {list(mean.shape)} and {covariance_name} "
-                f"{list(covariance.shape)}; [{size}] and [{size}, {size}] are due."
+                f"{path} has {there[0]!r} without {(set(pair) - set(there)).pop()!r}; it is no "
+                "complete reference."
             )
-        found[feature] = GaussianStatistics(0, mean, covariance)
+        if there:
+            found[feature] = _read_gaussian(path, *pair)
     if "spatial" in found and "2048" not in found:
         raise ValueError(f"{path} has 'mu_s' without 'mu'; it is no complete reference.")
     return found
+
+
+def _read_gaussian(path: str, mean_name: str, covariance_name: str) -> GaussianStatistics:
+    mean = array_files.read_array(path, mean_name)
+    covariance = array_files.read_array(path, covariance_name)
+    size = len(mean) if mean.ndim == 1 else 0
+    if not size or covariance.shape != (size, size):
+        raise ValueError(
+            f"{path} has statistics {mean_name} {list(mean.shape)} and {covariance_name} "
+            f"{list(covariance.shape)}; [n] and [n, n] are due."
+        )
+    for name, array in ((mean_name, mean), (covariance_name, covariance)):
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ValueError(
+                f"{path} has statistics {name} of {array.dtype} with values that are no finite "
+                "numbers; make them again."
+            )
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    slack = 1e-4 * np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > slack or covariance.diagonal().min() < -slack:
+        raise ValueError(
+            f"{path} has a {covariance_name} that is no covariance: it is not symmetric, or a "
+            "variance is negative; make it again."
+        )
+    return GaussianStatistics(0, mean, covariance)

@@ -7,19 +7,20 @@ float64. The result can be kept as an npz with the hash of the file it came from
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import struct, traverse_util
 
+from var_jax import paths
 from var_jax.convert.torch_file import open_state
+from var_jax.evaluation.array_files import array_names, read_array
 from var_jax.evaluation.inception.network import IMAGE_SIZE, Inception
-from var_jax.paths import replacing
 
 PUBLISHED_SHA256 = "6726825d"  # first digits, as in the published file names
 PUBLISHED_URL = (
@@ -89,7 +90,7 @@ def load_inception(
         weights = _load_npz(path)
     else:
         actual = file_sha256(path)
-        weights = _load_npz(cache) if cache and epath.Path(cache).exists() else None
+        weights = _load_cache(cache) if cache and epath.Path(cache).exists() else None
         if weights is None or weights.sha256 != actual:
             weights = InceptionWeights(convert_inception(path), actual)
             if cache:
@@ -142,22 +143,26 @@ def save_inception(path: str, weights: InceptionWeights) -> None:
         "/".join(key): np.asarray(value)
         for key, value in traverse_util.flatten_dict(weights.params).items()
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, __sha256__=np.array(weights.sha256), **arrays)
-    final = epath.Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(final) as file:
-        file.write(buffer.getvalue())
+    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with paths.replacing(path) as file:
+        np.savez(file, __sha256__=np.array(weights.sha256), **arrays)
+
+
+def _load_cache(path: str) -> InceptionWeights | None:
+    """None for a damaged file, which is written anew."""
+    try:
+        return _load_npz(path)
+    except ValueError as error:
+        logging.warning("%s They are converted again.", error)
+        return None
 
 
 def _load_npz(path: str) -> InceptionWeights:
     try:
-        with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            sha256 = str(arrays["__sha256__"])
-            params = {
-                tuple(name.split("/")): arrays[name] for name in arrays if name != "__sha256__"
-            }
-    except (KeyError, ValueError, OSError, EOFError) as error:
+        arrays = {name: read_array(path, name) for name in array_names(path)}
+        sha256 = str(arrays.pop("__sha256__"))
+        params = {tuple(name.split("/")): array for name, array in arrays.items()}
+    except (KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is not an npz of converted Inception weights ({error}); give the PyTorch file."
         ) from error
