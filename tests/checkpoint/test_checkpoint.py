@@ -156,7 +156,7 @@ def test_metadata_inspect_and_paths(tmp_path):
     save_steps(tmp_path, [4, 8])
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "8"):
         seen = checkpoint.inspect(path)
-        assert (seen.step, seen.steps, seen.problem) == (8, [4, 8], None)
+        assert (seen.step, seen.steps, seen.passed_over) == (8, [4, 8], {})
     assert seen.metadata["packages"]["jax"] == jax.__version__
     assert abs(seen.metadata["wall_time"] - time.time()) < 600
     assert seen.arrays["params"]["transformer"]["b"] == jax.ShapeDtypeStruct((3,), jnp.bfloat16)
@@ -190,13 +190,26 @@ def truncate_array_of_unlisted_files(folder):
         os.truncate(file, file.stat().st_size // 2)
 
 
+HALF_COPIED = {  # what an interrupted copy leaves out
+    "only_the_folder": lambda d: (shutil.rmtree(d), d.mkdir()),
+    "no_list_no_arrays": lambda d: (
+        (d / "files.json").unlink(),
+        [f.unlink() for f in (d / "state").rglob("d/*")],
+    ),
+    "no_metadata_folder": lambda d: shutil.rmtree(d / "metadata"),
+}
 DAMAGE = {
+    **HALF_COPIED,
     "truncated": truncate_array,
     "truncated_unlisted": truncate_array_of_unlisted_files,
     "array_deleted": lambda d: shutil.rmtree(d / "state" / "ocdbt.process_0"),
     "state_deleted": lambda d: shutil.rmtree(d / "state"),
     "metadata_deleted": lambda d: (d / "metadata" / "metadata").unlink(),
     "metadata_cut": lambda d: (d / "metadata" / "metadata").write_text('{"config": '),
+    "metadata_of_another_kind": lambda d: (d / "metadata" / "metadata").write_text("[1]"),
+    "metadata_not_text": lambda d: (d / "metadata" / "metadata").write_bytes(b"\xff\xfe"),
+    "index_of_another_kind": lambda d: (d / "state" / "_METADATA").write_text("[]"),
+    "list_of_another_kind": lambda d: (d / "files.json").write_text("[3]"),
     "index_deleted": lambda d: (d / "state" / "_METADATA").unlink(),
     "index_cut": lambda d: (d / "state" / "_METADATA").write_text("{"),
     "list_cut": lambda d: (d / "files.json").write_text("{"),
@@ -214,6 +227,14 @@ def test_a_damaged_step_is_passed_over(tmp_path, damage, caplog):
         params, _, step = reader.restore_params()
         assert step == 1
         assert reader.steps() == [1, 2]
+    # What only looks does the same, as far as it shows without reading the arrays.
+    if damage not in ("truncated_unlisted", "no_list_no_arrays"):
+        seen = checkpoint.inspect(tmp_path)
+        assert seen.step == 1 and seen.metadata["step"] == 1 and list(seen.passed_over) == [2]
+        assert "\n" not in seen.passed_over[2] and seen.passed_over[2].endswith(".")
+        with pytest.raises(CheckpointError, match="2 cannot be read: ") as error:
+            checkpoint.inspect(tmp_path / "checkpoints" / "2")
+        assert "\n" not in str(error.value)
     with Checkpointer(tmp_path) as saver:
         state, _, step = saver.restore(abstract(mesh_of(2, 4)))
         assert step == 1
@@ -237,8 +258,9 @@ def test_orbax_bookkeeping_lost(tmp_path, name):
 def test_no_readable_step_stops_the_run(tmp_path):
     save_steps(tmp_path, [1])
     truncate_array(tmp_path / "checkpoints" / "1")
-    with pytest.raises(CheckpointError, match="None of the checkpoints .* choose another workdir"):
-        Checkpointer(tmp_path).restore(abstract(mesh_of()))
+    for read in (checkpoint.inspect, lambda path: Checkpointer(path).restore(abstract(mesh_of()))):
+        with pytest.raises(CheckpointError, match="None of the checkpoints .* another workdir"):
+            read(tmp_path)
 
 
 def test_foreign_files_stay(tmp_path):

@@ -275,7 +275,7 @@ class Checkpointer:
 
     def read_metadata(self, step: int | None = None) -> dict[str, Any]:
         """The metadata of a step; of the newest step that has any by default."""
-        for candidate in self._candidates(step):
+        for candidate in files.candidates(self.directory, self.steps(), step):
             try:
                 return files.read_metadata(self.directory / str(candidate))
             except CheckpointError as error:
@@ -287,8 +287,8 @@ class Checkpointer:
     def _restore(
         self, read: Callable[[int], Any], step: int | None
     ) -> tuple[Any, dict[str, Any], int]:
-        candidates = self._candidates(step)
-        for candidate in candidates:
+        problems = {}
+        for candidate in files.candidates(self.directory, self.steps(), step):
             folder = self.directory / str(candidate)
             # One process looks at the files, so that all of them pass over the same steps.
             looked = files.find_problem(folder) if jax.process_index() == 0 else None
@@ -301,25 +301,10 @@ class Checkpointer:
             message = f"Checkpoint {folder} cannot be read: {problem}"
             if step is not None:
                 raise CheckpointError(message)
+            problems[candidate] = problem
             logging.warning("%s It is passed over; trying the step before.", message)
             self._set_aside(candidate)
-        raise CheckpointError(
-            f"None of the checkpoints {candidates} in {self.directory} can be read (last reason: "
-            f"{problem}); repair or remove them, or choose another workdir to start anew."
-        )
-
-    def _candidates(self, step: int | None) -> list[int]:
-        steps = self.steps()[::-1]
-        if not steps:
-            raise FileNotFoundError(f"There is no checkpoint in {self.directory}.")
-        if step is None:
-            return steps
-        if step not in steps:
-            raise FileNotFoundError(
-                f"There is no checkpoint of step {step} in {self.directory}; there are "
-                f"{steps[::-1]}."
-            )
-        return [step]
+        raise files.none_readable(self.directory, problems)
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:

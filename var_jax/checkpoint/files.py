@@ -54,7 +54,7 @@ class Inspection:
       step: the one looked at.
       metadata: config, versions, fingerprints, as saved.
       arrays: ShapeDtypeStruct of each array, nested as the state was.
-      problem: None, or what is wrong with the step's files, in one sentence.
+      passed_over: newer steps that cannot be read, and what is wrong with their files.
     """
 
     directory: epath.Path
@@ -62,7 +62,7 @@ class Inspection:
     step: int
     metadata: dict[str, Any]
     arrays: Any
-    problem: str | None
+    passed_over: dict[int, str]
 
     @property
     def num_bytes(self) -> int:
@@ -75,24 +75,57 @@ def inspect(path: epath.PathLike, step: int | None = None) -> Inspection:
 
     Args:
       path: workdir, its `checkpoints` folder, or a step's folder; local or gs://.
-      step: None for the newest, or the one that the path names.
+      step: None for the newest whose files are whole, or the one that the path names.
 
     Raises:
       FileNotFoundError: there is no checkpoint, or not this step.
-      CheckpointError: the step's metadata cannot be read.
+      CheckpointError: the step, or all of them, cannot be read.
     """
     directory, named = locate(path)
     steps = complete_steps(directory)
-    step = next(s for s in (step, named, max(steps, default=-1)) if s is not None)
+    step = named if step is None else step
+    passed_over = {}
+    for candidate in candidates(directory, steps, step):
+        folder = directory / str(candidate)
+        problem = find_problem(folder)
+        if problem is None:
+            return Inspection(
+                directory,
+                steps,
+                candidate,
+                read_metadata(folder),
+                saved_arrays(folder),
+                passed_over,
+            )
+        if step is not None:
+            raise CheckpointError(f"Checkpoint {folder} cannot be read: {problem}")
+        passed_over[candidate] = problem
+    raise none_readable(directory, passed_over)
+
+
+def candidates(directory: epath.Path, steps: list[int], step: int | None) -> list[int]:
+    """The steps to try in this order: the one asked for, or all of them, newest first.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, or not this step.
+    """
+    if not steps:
+        raise FileNotFoundError(f"There is no checkpoint in {directory}.")
+    if step is None:
+        return steps[::-1]
     if step not in steps:
         raise FileNotFoundError(
             f"There is no checkpoint of step {step} in {directory}; there are {steps}."
-            if steps
-            else f"There is no checkpoint in {directory}."
         )
-    folder = directory / str(step)
-    return Inspection(
-        directory, steps, step, read_metadata(folder), saved_arrays(folder), find_problem(folder)
+    return [step]
+
+
+def none_readable(directory: epath.Path, problems: dict[int, str]) -> CheckpointError:
+    """The error for a folder where every step that was tried has a problem."""
+    return CheckpointError(
+        f"None of the checkpoints {list(problems)} in {directory} can be read (last reason: "
+        f"{list(problems.values())[-1]}); repair or remove them, or choose another workdir to "
+        "start anew."
     )
 
 
@@ -144,7 +177,10 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
       CheckpointError: it is missing or not JSON.
     """
     try:
-        return json.loads((folder / "metadata" / "metadata").read_text())
+        metadata = json.loads((folder / "metadata" / "metadata").read_text())
+        if not isinstance(metadata, dict):
+            raise ValueError(f"it is a {type(metadata).__name__}")
+        return metadata
     except Exception as error:
         raise CheckpointError(f"The metadata of {folder} is gone: {one_line(error)}.") from error
 
