@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks.compare_with_official import use_official
+from benchmarks.official_clone import use_official
 from benchmarks.rates import matrix_rate
 from launch import cli
 

@@ -20,7 +20,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from benchmarks.compare_with_official import use_official
+from benchmarks.official_clone import use_official
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")

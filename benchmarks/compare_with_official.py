@@ -9,29 +9,20 @@ labels. Needs PyTorch, on the CPU. benchmarks.compare_training compares training
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 import tempfile
-import types
 from typing import Any
 
 import numpy as np
+from absl import flags
 from etils import epath
 
-from launch import convert_torch, offline
+from benchmarks.official_clone import use_official
+from launch import cli
 
-
-def use_official(path: str) -> None:
-    """Makes the clone importable; what it imports but does not need here is replaced."""
-    if not os.path.exists(os.path.join(path, "models", "var.py")):
-        raise ValueError(f"--official {path} is no clone of FoundationVision/VAR.")
-    hub, misc = types.ModuleType("huggingface_hub"), types.ModuleType("utils.misc")
-    hub.PyTorchModelHubMixin = type("PyTorchModelHubMixin", (), {})
-    misc.MetricLogger = misc.TensorboardLogger = object
-    sys.modules.setdefault("huggingface_hub", hub)
-    sys.modules["utils.misc"] = misc
-    sys.path.insert(0, path)
+_OFFICIAL = cli.define_path("official", None, "Clone of FoundationVision/VAR.")
+_CHECKPOINT = cli.define_path("checkpoint", None, "Transformer, of a run or an import.")
+_BATCH = flags.DEFINE_integer("batch_size", 2, "Pictures to compare.", 1)
+flags.mark_flags_as_required(["official", "checkpoint"])
 
 
 def largest_difference(name: str, ours: Any, theirs: Any) -> None:
@@ -49,20 +40,21 @@ def token_agreement(name: str, ours: Any, theirs: Any) -> None:
     print(f"{name:34s} {equal.sum()} of {equal.size} equal", flush=True)
 
 
-def compare_checkpoint(args: argparse.Namespace) -> None:
-    """The first use: one checkpoint in both implementations."""
+def main() -> None:
+    use_official(_OFFICIAL.value)
     import jax
     import torch
 
     from var_jax import build
+    from var_jax.build import official_files
     from var_jax.decoding.generate import Sampler, generate
     from var_jax.decoding.guidance import LinearGuidance
 
-    loaded = build.load_transformer(args.checkpoint)
+    loaded = build.load_transformer(_CHECKPOINT.value)
     tokenizer = loaded.tokenizer.module
     codec, pyramid = tokenizer.codec, loaded.var.pyramid
     with tempfile.TemporaryDirectory() as folder:
-        convert_torch.export_files(argparse.Namespace(checkpoint=args.checkpoint, output=folder))
+        official_files.export_files(_CHECKPOINT.value, folder)
         var_path, vae_path = sorted(epath.Path(folder).glob("*.pth"), key=lambda p: p.name)[::-1]
         var_state, vae_state = torch.load(var_path), torch.load(vae_path)
 
@@ -88,9 +80,9 @@ def compare_checkpoint(args: argparse.Namespace) -> None:
     print("load_state_dict(strict=True) passed for both modules.")
 
     rng = np.random.default_rng(0)
-    shape = (args.batch_size, *tokenizer.image_shape)
+    shape = (_BATCH.value, *tokenizer.image_shape)
     images = rng.uniform(-1, 1, shape).astype(np.float32)
-    labels = rng.integers(0, loaded.var.num_classes, args.batch_size).astype(np.int32)
+    labels = rng.integers(0, loaded.var.num_classes, _BATCH.value).astype(np.int32)
 
     def apply(x, method):
         return jax.jit(lambda p, x: tokenizer.apply({"params": p}, x, method=method))(
@@ -128,7 +120,7 @@ def compare_checkpoint(args: argparse.Namespace) -> None:
                 lambda _, inputs, __, chosen=chosen: chosen.append(inputs[0].clone())
             )
             image = var.autoregressive_infer_cfg(
-                args.batch_size, torch.from_numpy(labels).long(), cfg=cfg, top_k=1
+                _BATCH.value, torch.from_numpy(labels).long(), cfg=cfg, top_k=1
             )
             hook.remove()
             made = jax.jit(
@@ -139,29 +131,12 @@ def compare_checkpoint(args: argparse.Namespace) -> None:
                 loaded.params,
                 loaded.tokenizer.params["codec"],
                 labels,
-                jax.random.split(jax.random.key(0), args.batch_size),
+                jax.random.split(jax.random.key(0), _BATCH.value),
             )
             token_agreement(f"greedy tokens, cfg {cfg}", made.tokens, torch.cat(chosen, 1))
             ours = (apply(made.features, "decode") + 1) / 2
             largest_difference(f"greedy pictures, cfg {cfg}", ours, image.permute(0, 2, 3, 1))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = offline.parser("benchmarks.compare_with_official", __doc__)
-    parser.add_argument(
-        "--official", required=True, type=offline.path, help="clone of FoundationVision/VAR"
-    )
-    parser.add_argument(
-        "--checkpoint", type=offline.path, help="transformer to compare, of a run or an import"
-    )
-    parser.add_argument("--batch_size", type=int, default=2, help="pictures to compare")
-    return parser
-
-
-def main(args: argparse.Namespace) -> None:
-    use_official(args.official)
-    compare_checkpoint(args)
-
-
 if __name__ == "__main__":
-    offline.run(make_parser(), main)
+    cli.run(main, on_cpu=True)

@@ -1,8 +1,13 @@
 import argparse
+import collections
+import datetime
+import functools
 import io
+import json
 import pathlib
 import pickle
 import struct
+import types
 import zipfile
 
 import ml_dtypes
@@ -159,6 +164,136 @@ def test_other_classes_are_refused(tmp_path, source):
         open_state(tmp_path / "f.pth")
 
 
+class Settings:
+    """Of somebody's training code, which is not there when the file is read."""
+
+    def __init__(self):
+        self.rate = 1e-3
+
+
+class Table(dict):
+    """A dict of somebody's."""
+
+
+def test_objects_that_are_no_tensors_are_placeholders(tmp_path):
+    weights = b"\x8c\x01w" + tensor((4,), (1,)) + b"s"
+    beside = {
+        "settings": Settings(),
+        "table": Table(a=1),
+        "paths": [pathlib.Path("/data"), datetime.timedelta(3)],
+        "best": np.float64(0.5),
+        "curve": np.arange(3),
+        "names": {"a", "b"},
+        "frozen": frozenset({1}),
+        "raw": b"bytes",
+        "long": 10**400,
+        "partial": functools.partial(sorted, reverse=True),
+        "method": [].append,
+        "kind": collections.OrderedDict,
+        "default": collections.defaultdict(list, a=[1]),
+        "counter": collections.Counter("aab"),
+        "simple": types.SimpleNamespace(depth=16),
+        Settings: 1,
+        ("a", 2): 2,
+        2.5: 3,
+        "callbacks": {"Checkpoint{'dir': '../a/b'}": {"best": 1}},
+    }
+    for protocol in (2, 3, 4, 5):
+        stored = pickle.dumps(beside, protocol)
+        source = stored.removesuffix(b".")
+        path = write_file(tmp_path / "f.pth", source + weights + b".")
+        with open_state(path) as state:
+            np.testing.assert_array_equal(state["w"].read(), np.arange(4))
+            tree = state.tree
+            assert tree["default"] == {"a": [1]} and tree["counter"] == {"a": 2, "b": 1}
+            assert tree["simple"] == {"depth": 16} and tree["long"] == 10**400
+            assert tree["settings"].name.endswith("Settings")
+            assert tree["curve"].name.startswith("numpy.")
+
+
+def test_a_whole_module_is_no_dict_of_tensors(tmp_path):
+    path = write_file(tmp_path / "f.pth", pickle.dumps(Settings(), 2))
+    refused(path, "Settings", "state_dict()", "nothing in it was run")
+
+
+@pytest.mark.parametrize("name", ["posix system", "builtins exec", "builtins __import__"])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_code_is_refused_beside_tensors_too(tmp_path, name, depth):
+    module, attribute = name.split()
+    call = b"c" + module.encode() + b"\n" + attribute.encode() + b"\n" + text("1") + b"\x85R"
+    for _ in range(depth):
+        call = b"}" + text("a") + call + b"s"
+    path = write_file(tmp_path / "f.pth", state_pickle(w=tensor((4,), (1,)), x=call))
+    refused(path, f"{module}.{attribute}", "nothing in it was run")
+
+
+def test_tensors_of_subclasses_and_of_unknown_types(tmp_path):
+    plain = tensor((4,), (1,))
+    arguments = plain[len(b"ctorch._utils\n_rebuild_tensor_v2\n") : -1]  # without the call
+    own = (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
+        b"cmine\nTensor\n" + arguments + b"}tR"
+    )
+    quantized = tensor((4,), (1,), storage="torch\nQInt8Storage")
+    path = write_file(tmp_path / "f.pth", state_pickle(own=own, quantized=quantized, w=plain))
+    with open_state(path) as state:
+        assert set(state) == {"own", "w"}
+        np.testing.assert_array_equal(state["own"].read(), np.arange(4))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "module.a.b",
+        "_orig_mod.module.a.b",
+        "module._orig_mod.a._orig_mod.b",
+        "_fsdp_wrapped_module.a._fsdp_wrapped_module._checkpoint_wrapped_module.b",
+        "_forward_module._orig_mod.a.b",
+        "a.module.b",
+    ],
+)
+def test_segments_of_wrappers_are_removed(tmp_path, name):
+    path = write_file(tmp_path / "f.pth", state_pickle(**{name: tensor((4,), (1,))}))
+    with open_state(path) as state:
+        assert list(state) == ["a.b"]
+    two = {name: tensor((4,), (1,)), "a.b": tensor((4,), (1,))}
+    refused(write_file(tmp_path / "f.pth", state_pickle(**two)), "'a.b' twice")
+
+
+def test_flipped_bytes_are_noticed(tmp_path):
+    values = np.random.default_rng(0).standard_normal(1000).astype("<f4")
+    records = {"data/0": values.tobytes(), "version": b"3\n"}
+    entries = {
+        "all": tensor((1000,), (1,), numel=1000),
+        "part": tensor((10,), (3,), offset=7, numel=1000),
+    }
+    path = write_file(tmp_path / "f.pth", state_pickle(**entries), records)
+    data = path.read_bytes()
+    start = data.find(values.tobytes())
+    flipped = bytearray(data)
+    flipped[start + 3000] ^= 4
+    path.write_bytes(flipped)
+    for name in entries:
+        with open_state(path) as state, pytest.raises(ValueError, match="checksum is wrong"):
+            state[name].read()
+    flipped = bytearray(data)
+    flipped[data.find(b"part") + 1] ^= 1  # a name
+    path.write_bytes(flipped)
+    refused(path, "damaged inside 'archive/data.pkl'")
+    # PyTorch writes no checksums where it is told so.
+    unsummed = data
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", state_pickle(**entries))
+        for name, record in records.items():
+            archive.writestr(f"archive/{name}", record)
+        for info in archive.infolist():
+            info.CRC = 0
+    with open_state(path) as state:
+        np.testing.assert_array_equal(state["all"].read(), values)
+    path.write_bytes(data + unsummed)
+    refused(path, f"begins with {len(data)} bytes", "joined")
+
+
 def test_namespace_becomes_a_dict(tmp_path):
     args = argparse.Namespace(depth=16, pn="1_2_3")
     path = write_file(tmp_path / "f.pth", pickle.dumps({"args": args, "best": [1, 2.5]}, 2))
@@ -300,3 +435,31 @@ def test_damaged_safetensors_headers_are_refused(tmp_path, entry):
     path = tmp_path / "w.safetensors"
     path.write_bytes(stream.getvalue())
     refused(path, "describes 'w'")
+
+
+@pytest.mark.parametrize(
+    "header, data, words",
+    [
+        ({"w": [0, 4]}, 8, "goes on at 8 where 4"),
+        ({"w": [4, 8]}, 8, "goes on at 4 where 0"),
+        ({"v": [0, 4], "w": [0, 4]}, 4, "goes on at 0 where 4"),
+        ({"v": [0, 4], "w": [8, 12]}, 12, "goes on at 8 where 4"),
+    ],
+)
+def test_safetensors_data_without_a_name_is_refused(tmp_path, header, data, words):
+    entries = {
+        name: {"dtype": "F32", "shape": [1], "data_offsets": place}
+        for name, place in header.items()
+    }
+    encoded = json.dumps(entries).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"\0" * data)
+    refused(path, words)
+
+
+def test_a_safetensors_name_that_stands_twice_is_refused(tmp_path):
+    entry = '"w":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    encoded = ("{" + entry % (0, 4) + "," + entry % (4, 8) + "}").encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"\0" * 8)
+    refused(path, "stands there twice")

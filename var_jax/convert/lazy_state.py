@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+#: Segments of names that come from wrappers: DataParallel, torch.compile, FSDP, activation
+#: checkpointing, Lightning Fabric.
+WRAPPERS = frozenset(
+    (
+        *("module", "_orig_mod", "_fsdp_wrapped_module"),
+        *("_checkpoint_wrapped_module", "_forward_module"),
+    )
+)
 # A full optimizer state of the largest model has under 10,000 containers; shared references can
 # make a small file unfold into any number.
 _MAX_CONTAINERS = 200_000
 _MAX_DEPTH = 50
+_UNSAFE = re.compile(r"[^\w. -]|\.\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +61,8 @@ class LazyTensor:
 class LazyState(Mapping[str, LazyTensor]):
     """The tensors of a checkpoint file by name, and the plain values beside them.
 
-    Wrapper prefixes (`module.` of DataParallel, `_orig_mod.` of torch.compile) are removed. The
-    file behind it stays open until `close`, or the end of a `with` block.
+    The segments that wrappers add to names (see WRAPPERS) are removed. The file behind it stays
+    open until `close`, or the end of a `with` block.
 
     Attributes:
       path: the file.
@@ -94,17 +103,20 @@ class LazyState(Mapping[str, LazyTensor]):
                 name = strip_wrappers(check_name(str(key), self.path))
                 if name in own:
                     raise ValueError(
-                        f"{self.path} holds {name!r} twice once wrapper prefixes are removed."
+                        f"{self.path} holds {name!r} twice once the segments of wrappers are "
+                        "removed."
                     )
                 own[name] = value
         if own:
+            if group in self._groups:
+                raise ValueError(f"{self.path} holds two dicts under the name {group!r}.")
             self._groups[group] = own
         for key, value in node.items():
             children = value
             if isinstance(value, list | tuple):
                 children = dict(enumerate(value))
             if isinstance(children, Mapping):
-                key = check_name(str(key), self.path)
+                key = _UNSAFE.sub("_", str(key)) or "_"
                 self._collect(children, f"{group}.{key}" if group else key, depth + 1)
 
     def groups(self) -> dict[str, LazyState]:
@@ -140,14 +152,9 @@ class LazyState(Mapping[str, LazyTensor]):
 
 
 def strip_wrappers(name: str) -> str:
-    """Removes leading `module.` / `_orig_mod.` and every inner `_orig_mod.` segment."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in WRAPPER_PREFIXES:
-            if name.startswith(prefix) and len(name) > len(prefix):
-                name, stripped = name[len(prefix) :], True
-    return name.replace("._orig_mod.", ".")
+    """Removes every segment that a wrapper adds, but for the last one."""
+    *segments, last = name.split(".")
+    return ".".join([*(s for s in segments if s not in WRAPPERS), last])
 
 
 def check_name(name: str, path: str) -> str:

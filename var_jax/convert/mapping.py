@@ -100,7 +100,7 @@ def expand(rows: Sequence[Row], abstract: Any) -> dict[str, Slot]:
 def check(
     state: Mapping[str, LazyTensor], slots: Mapping[str, Slot], buffers: Sequence[str], what: str
 ) -> None:
-    """Compares the names and shapes of a file with what a model needs; reads no tensor.
+    """Compares names, shapes and types of a file with what a model needs; reads no tensor.
 
     Args:
       state: the tensors of the file.
@@ -122,12 +122,18 @@ def check(
         for name, slot in slots.items()
         if name in state and tuple(state[name].shape) != slot.shape
     ]
+    retyped = [
+        f"{name} is of {state[name].dtype}"
+        for name in slots
+        if name in state and not jax.dtypes.issubdtype(state[name].dtype, np.floating)
+    ]
     problems = [
         f"{title}: {_listed(names)}"
         for title, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of the wrong shape", reshaped),
+            ("of no floating point type", retyped),
         )
         if names
     ]
@@ -135,8 +141,16 @@ def check(
         raise ValueError(f"{what} does not fit. {'; '.join(problems)}.")
 
 
-def read(state: Mapping[str, LazyTensor], slots: Mapping[str, Slot], abstract: Any) -> Any:
+def read(
+    state: Mapping[str, LazyTensor],
+    slots: Mapping[str, Slot],
+    abstract: Any,
+    what: str = "The file",
+) -> Any:
     """Our parameters from a checked file, one tensor at a time.
+
+    Raises:
+      ValueError: a value is no finite number; `what` names the file in the message.
 
     Returns:
       nested dicts of float32 numpy arrays like `abstract`, aligned so that JAX can take them
@@ -148,6 +162,8 @@ def read(state: Mapping[str, LazyTensor], slots: Mapping[str, Slot], abstract: A
         if slot.index is not None:
             target = target[slot.index]
         np.copyto(target, slot.to_ours(state[name].read()), casting="unsafe")
+        if not np.isfinite(target).all():
+            raise ValueError(f"{what} holds {name!r} with values that are no finite numbers.")
     return unflatten(arrays)
 
 

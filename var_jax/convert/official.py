@@ -100,25 +100,39 @@ def transformer_slots(transformer: VAR, head: CategoricalHead) -> dict[str, mapp
     return mapping.expand(var.ROWS, abstract_transformer(transformer, head))
 
 
-def select(state: LazyState, kind: str) -> Mapping[str, LazyTensor]:
-    """The dict of a file that holds a tokenizer or a transformer.
+def select(
+    state: LazyState, kind: str, group: str | None = None, fall_back: bool = False
+) -> Mapping[str, LazyTensor]:
+    """The tensors of a file that are a tokenizer or a transformer.
 
     Args:
-      state: an open file: a bare dict, or nested ones such as the official trainer's.
+      state: an open file: a bare dict, nested ones such as the official trainer's, or one in
+        which the names of several models have a prefix each, such as Lightning's.
       kind: 'tokenizer' or 'transformer'.
+      group: the dict or prefix to take, or one around it; None where there is only one.
+      fall_back: where nothing is in `group`, take the only one.
 
     Raises:
-      ValueError: none of the dicts is one, or several are; the names that there are are listed.
+      ValueError: there is none, or there are several; the names that there are are listed.
     """
     groups = state.groups()
     signature = _KINDS[kind][0]
-    matches = {n: g for n, g in groups.items() if all(name in g for name in signature)}
-    if len(matches) == 1:
-        return next(iter(matches.values()))
+    matches = {
+        ".".join(part for part in (name, prefix) if part): tensors
+        for name, found in groups.items()
+        for prefix, tensors in _find(found, signature).items()
+    }
+    named = [n for n in matches if group is None or n == group or n.startswith(f"{group}.")]
+    if not named and fall_back:
+        named = list(matches)
+    if len(named) == 1:
+        return matches[named[0]]
     if matches:
+        asked = f", and {len(named)} are in {group!r}" if group is not None else ""
         raise ValueError(
             f"{state.path} holds {len(matches)} dicts that are each a {kind}: "
-            f"{', '.join(sorted(matches))}; save the one to import in a file of its own."
+            f"{', '.join(name or 'the top' for name in sorted(matches))}{asked}; give one of them "
+            "as --group."
         )
     found = [f"{n or 'the top'} has {', '.join(list(g)[:4])}, ..." for n, g in groups.items()]
     raise ValueError(
@@ -127,14 +141,33 @@ def select(state: LazyState, kind: str) -> Mapping[str, LazyTensor]:
     )
 
 
+def _find(
+    group: Mapping[str, LazyTensor], signature: Sequence[str]
+) -> dict[str, Mapping[str, LazyTensor]]:
+    """The models in a dict of tensors: prefix of the names (often '') -> tensors without it."""
+    first, found = signature[0], {}
+    for name in group:
+        prefix = name[: -len(first)]
+        inside = name == first or name.endswith(f".{first}")
+        if inside and all(prefix + other in group for other in signature):
+            found[prefix.rstrip(".")] = {
+                n[len(prefix) :]: tensor for n, tensor in group.items() if n.startswith(prefix)
+            }
+    return found
+
+
 def read_tokenizer(
-    path: str, patch_nums: Sequence[int] | None = None
+    path: str,
+    patch_nums: Sequence[int] | None = None,
+    group: str | None = None,
+    fall_back: bool = False,
 ) -> tuple[VQVAE, dict[str, Any]]:
     """A tokenizer from an official file.
 
     Args:
-      path: `.pth` or safetensors file, local or gs://.
+      path: `.pth` or safetensors file, local or gs://; see open_state.
       patch_nums: side lengths of the levels; None where a published pyramid decides them.
+      group, fall_back: see select.
 
     Returns:
       The module and its parameters, float32 numpy arrays.
@@ -143,19 +176,22 @@ def read_tokenizer(
       FileNotFoundError, ValueError: one sentence; what is missing or too much is listed.
     """
     with open_state(path) as state:
-        chosen = select(state, "tokenizer")
+        chosen = select(state, "tokenizer", group, fall_back)
         tokenizer = build_tokenizer(vqvae.infer(chosen, patch_nums, path))
         slots = tokenizer_slots(tokenizer)
         mapping.check(chosen, slots, vqvae.BUFFERS, path)
-        return tokenizer, mapping.read(chosen, slots, abstract_tokenizer(tokenizer))
+        return tokenizer, mapping.read(chosen, slots, abstract_tokenizer(tokenizer), path)
 
 
 def describe_transformer(
-    path: str, patch_nums: Sequence[int] | None = None, num_heads: int | None = None
+    path: str,
+    patch_nums: Sequence[int] | None = None,
+    num_heads: int | None = None,
+    group: str | None = None,
 ) -> var.TransformerShape:
     """The configuration of a transformer's file, checked against all of its names and shapes."""
     with open_state(path) as state:
-        chosen = select(state, "transformer")
+        chosen = select(state, "transformer", group)
         shape = var.infer(chosen, patch_nums, num_heads, path)
         mapping.check(chosen, transformer_slots(*build_transformer(shape)), var.BUFFERS, path)
         return shape
@@ -183,7 +219,10 @@ def check_match(
 
 
 def read_transformer(
-    path: str, patch_nums: Sequence[int] | None = None, num_heads: int | None = None
+    path: str,
+    patch_nums: Sequence[int] | None = None,
+    num_heads: int | None = None,
+    group: str | None = None,
 ) -> tuple[VAR, CategoricalHead, dict[str, Any]]:
     """A transformer from an official file; see `read_tokenizer` and `var.infer`.
 
@@ -191,11 +230,11 @@ def read_transformer(
       The modules and {'transformer': ..., 'head': ...}, float32 numpy arrays.
     """
     with open_state(path) as state:
-        chosen = select(state, "transformer")
+        chosen = select(state, "transformer", group)
         transformer, head = build_transformer(var.infer(chosen, patch_nums, num_heads, path))
         slots = transformer_slots(transformer, head)
         mapping.check(chosen, slots, var.BUFFERS, path)
-        params = mapping.read(chosen, slots, abstract_transformer(transformer, head))
+        params = mapping.read(chosen, slots, abstract_transformer(transformer, head), path)
         return transformer, head, params
 
 
@@ -255,21 +294,22 @@ def describe(group: Mapping[str, LazyTensor], what: str) -> list[str]:
     """What a dict of tensors is, by names and shapes alone: kind, size and configuration.
 
     Returns:
-      One line each; none if it is neither an official tokenizer nor a transformer. Where the
+      One line each; none if there is neither an official tokenizer nor a transformer. Where the
       configuration cannot be told, the reason stands there instead.
     """
+    lines = []
     for kind, (signature, infer, buffers) in _KINDS.items():
-        if not all(name in group for name in signature):
-            continue
-        learned = [
-            tensor.size
-            for name, tensor in group.items()
-            if not any(re.fullmatch(pattern, name) for pattern in buffers)
-        ]
-        lines = [f"kind: {kind}", f"parameters: {sum(learned):,}"]
-        try:
-            shape = infer(group, what=what)
-            return lines + [f"{k}: {v}" for k, v in dataclasses.asdict(shape).items()]
-        except ValueError as error:
-            return [*lines, f"configuration: {error}"]
-    return []
+        for prefix, tensors in _find(group, signature).items():
+            learned = [
+                tensor.size
+                for name, tensor in tensors.items()
+                if not any(re.fullmatch(pattern, name) for pattern in buffers)
+            ]
+            under = f", under {prefix}" if prefix else ""
+            lines += [f"kind: {kind}{under}", f"parameters: {sum(learned):,}"]
+            try:
+                shape = infer(tensors, what=what)
+                lines += [f"{k}: {v}" for k, v in dataclasses.asdict(shape).items()]
+            except ValueError as error:
+                lines.append(f"configuration: {error}")
+    return lines

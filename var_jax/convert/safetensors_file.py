@@ -1,8 +1,9 @@
 """Reading and writing safetensors files one tensor at a time.
 
 The format (github.com/huggingface/safetensors): eight bytes of header length, a JSON header of
-names, dtypes, shapes and byte ranges, then the data. Written here so that bfloat16 needs no
-framework, gs:// paths work, and no more than one tensor is in memory.
+names, dtypes, shapes and byte ranges, then the data. Written here, not taken from the package
+`safetensors`, so that bfloat16 needs no framework, gs:// paths work, and no more than one tensor is
+in memory when a file is written.
 """
 
 from __future__ import annotations
@@ -57,17 +58,34 @@ def open_stream(file: BinaryIO, size: int, path: str) -> LazyState:
     file.seek(0)
     header_size = int.from_bytes(file.read(8), "little")
     try:
-        header = json.loads(file.read(header_size).decode("utf-8"))
+        text = file.read(header_size).decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_without_repeats)
         metadata = header.pop("__metadata__", {})
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged safetensors header ({error}).") from error
     start = 8 + header_size
     tree: dict[str, LazyTensor] = {}
+    ranges = []
     for name, entry in header.items():
         tree[check_name(name, path)] = _entry(file, name, entry, start, size - start, path)
+        ranges.append(tuple(entry["data_offsets"]))
+    position = 0
+    for begin, end in (*sorted(ranges), (size - start, size - start)):
+        if begin != position:
+            raise ValueError(
+                f"{path} has a header that does not describe its data byte by byte (it goes on at "
+                f"{begin} where {position} is due), so it is cut off, or two files were joined."
+            )
+        position = end
     state = LazyState(path, tree, file.close)
     state.tree = {**tree, "__metadata__": metadata} if metadata else tree
     return state
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return dict(pairs)
 
 
 def _entry(

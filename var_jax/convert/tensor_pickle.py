@@ -1,8 +1,10 @@
 """An interpreter for the pickles inside PyTorch files that can build tensors and nothing else.
 
 The standard unpickler runs whatever callable a file names. This one never calls anything that
-a file names: each global is looked up in a fixed table of symbols before the first opcode is
-carried out, and the few reductions that PyTorch writes are interpreted here.
+a file names: each global stands for a symbol, the few reductions that PyTorch writes for tensors
+are interpreted here, and every other object is a placeholder. It is no `pickle.Unpickler` with an
+allow-list, because that hashes whatever key a file builds (a nested tuple of 400 bytes takes for
+ever) and reserves memory for whatever place in its memo a file names (32 GB for five bytes).
 """
 
 from __future__ import annotations
@@ -12,66 +14,11 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-STORAGE_DTYPES: dict[str, np.dtype] = {
-    "FloatStorage": np.dtype(np.float32),
-    "DoubleStorage": np.dtype(np.float64),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-    "ComplexFloatStorage": np.dtype(np.complex64),
-    "ComplexDoubleStorage": np.dtype(np.complex128),
-}
-TENSOR_DTYPES: dict[str, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "int16": np.dtype(np.int16),
-    "int8": np.dtype(np.int8),
-    "uint8": np.dtype(np.uint8),
-    "uint16": np.dtype(np.uint16),
-    "uint32": np.dtype(np.uint32),
-    "uint64": np.dtype(np.uint64),
-    "bool": np.dtype(np.bool_),
-    "complex64": np.dtype(np.complex64),
-    "complex128": np.dtype(np.complex128),
-}
-_FUNCTIONS = {
-    "collections OrderedDict": "dict",
-    "argparse Namespace": "namespace",
-    "torch Size": "size",
-    "torch device": "device",
-    "torch._utils _rebuild_tensor": "tensor",
-    "torch._utils _rebuild_tensor_v2": "tensor",
-    "torch._utils _rebuild_tensor_v3": "tensor_v3",
-    "torch._utils _rebuild_parameter": "parameter",
-    "torch._utils _rebuild_parameter_with_state": "parameter",
-}
+from var_jax.convert.pickle_symbols import Placeholder, RefusedPickle, Symbol, symbol
+
 _MAX_DIMENSIONS = 32  # NumPy before 2 refuses more.
-
-
-class RefusedPickle(ValueError):
-    """The pickle asks for something other than tensors and plain containers."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Symbol:
-    """What a global of the pickle stands for; `kind` names an interpretation, never a callable."""
-
-    kind: str
-    dtype: np.dtype | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +53,10 @@ def load(stream: BinaryIO, on_tensor: Callable[[TensorSpec], Any]) -> Any:
 
     Returns:
       nested dicts, lists, tuples and plain values; argparse.Namespace as a dict, torch.Size as a
-      tuple, torch.dtype and torch.device as strings.
+      tuple, torch.device as a string, other objects as Placeholder.
 
     Raises:
-      RefusedPickle: one sentence: the global or opcode that is not needed for tensors.
+      RefusedPickle: one sentence: what the pickle wants to run, or the one object that it is.
       ValueError: the pickle is damaged.
     """
     try:
@@ -118,7 +65,7 @@ def load(stream: BinaryIO, on_tensor: Callable[[TensorSpec], Any]) -> Any:
         raise ValueError(f"its pickle is damaged ({error})") from error
     for name, arg in ops:  # before anything is built
         if name == "GLOBAL":
-            _symbol(arg)
+            symbol(arg)
         elif name not in _HANDLERS:
             raise RefusedPickle(
                 f"its pickle uses the opcode {name}, which no file of tensors needs"
@@ -127,28 +74,16 @@ def load(stream: BinaryIO, on_tensor: Callable[[TensorSpec], Any]) -> Any:
     try:
         for name, arg in ops:
             _HANDLERS[name](machine, arg)
+        if isinstance(machine.result, Placeholder):
+            raise RefusedPickle(
+                f"it is one object of {machine.result.name}, where a dict of tensors is due (such "
+                "as state_dict() gives)"
+            )
         return machine.result
     except RefusedPickle:
         raise
     except (IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
-
-
-def _symbol(name: str) -> Symbol:
-    """The symbol for 'module attribute', or RefusedPickle."""
-    if name in _FUNCTIONS:
-        return Symbol(_FUNCTIONS[name])
-    module, _, attribute = name.partition(" ")
-    if module in ("torch", "torch.storage"):
-        if attribute == "UntypedStorage":
-            return Symbol("storage")
-        if module == "torch" and attribute in STORAGE_DTYPES:
-            return Symbol("storage", STORAGE_DTYPES[attribute])
-        if module == "torch" and attribute in TENSOR_DTYPES:
-            return Symbol("dtype", TENSOR_DTYPES[attribute])
-    raise RefusedPickle(
-        f"it asks for {name.replace(' ', '.')}, which is neither a tensor nor a plain container"
-    )
 
 
 class _Machine:
@@ -167,6 +102,9 @@ class _Machine:
         return items
 
     def top(self, kind: type) -> Any:
+        """The object on top, or None if it is a placeholder, which takes in nothing."""
+        if isinstance(self.stack[-1], Placeholder):
+            return None
         if not isinstance(self.stack[-1], kind):
             raise TypeError(f"expected a {kind.__name__}")
         return self.stack[-1]
@@ -174,14 +112,16 @@ class _Machine:
     # Containers.
 
     def set_items(self, items: list[Any]) -> None:
-        _update(self.top(dict), zip(items[::2], items[1::2], strict=True))
+        if (target := self.top(dict)) is not None:
+            _update(target, zip(items[::2], items[1::2], strict=True))
 
     def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _update(self.top(dict), [(key, value)])
+        self.set_items([key, value])
 
     def append(self, items: list[Any]) -> None:
-        self.top(list).extend(items)
+        if (target := self.top(list)) is not None:
+            target.extend(items)
 
     def build(self) -> None:
         # OrderedDict carries `_metadata` here, which nobody needs; a namespace its attributes.
@@ -190,25 +130,52 @@ class _Machine:
         if isinstance(target, _Namespace) and isinstance(state, dict):
             target.update(state)
 
+    def make_set(self, frozen: bool) -> None:
+        """A set is a placeholder: to hash what a file builds may take for ever."""
+        if frozen:
+            self.pop_mark()
+        self.stack.append(Placeholder("set"))
+
+    def add_items(self) -> None:
+        self.pop_mark()
+        if self.top(Placeholder) is not None:
+            raise TypeError("expected a set")
+
     # What PyTorch stores.
 
     def persistent(self) -> None:
         tag, storage_type, key, _, numel, *_ = self.stack.pop()
+        if tag == "storage" and _is(storage_type, "object"):
+            self.stack.append(Placeholder(storage_type.name))
+            return
         if tag != "storage" or not _is(storage_type, "storage"):
             raise RefusedPickle(f"it refers to an external object {tag!r} that is not a storage")
         self.stack.append(StorageId(str(key), storage_type.dtype, _count(numel)))
 
     def reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Symbol) or not isinstance(args, tuple):
+        self.stack.append(self.call(function, args))
+
+    def new_with_keywords(self) -> None:
+        self.stack.pop()
+        self.reduce()
+
+    def call(self, function: Any, args: Any) -> Any:
+        if not isinstance(function, Symbol | Placeholder) or not isinstance(args, tuple):
             raise RefusedPickle("it calls something that is not a known constructor")
+        if isinstance(function, Placeholder) or function.kind == "object":
+            return Placeholder(function.name)
         kind = function.kind
         if kind in ("tensor", "tensor_v3"):
             value = self.tensor(kind, args)
+        elif kind == "subclass" and getattr(args[0], "kind", None) in ("tensor", "tensor_v3"):
+            value = self.tensor(args[0].kind, args[2])
         elif kind == "parameter":
             value = args[0]
+        elif kind == "defaultdict":
+            value = _update({}, args[1] if len(args) > 1 else {})
         elif kind == "dict":
-            value = _update({}, args[0] if args else ())
+            value = _update({}, args[0] if args else {})
         elif kind == "namespace" and not args:
             value = _Namespace()
         elif kind == "size":
@@ -217,10 +184,12 @@ class _Machine:
             value = ":".join(str(arg) for arg in args)
         else:
             raise RefusedPickle(f"it calls a {kind} with {len(args)} arguments")
-        self.stack.append(value)
+        return value
 
     def tensor(self, kind: str, args: tuple[Any, ...]) -> Any:
         storage, offset, shape, strides = args[:4]
+        if isinstance(storage, Placeholder) or (kind == "tensor_v3" and _is(args[6], "object")):
+            return Placeholder("a tensor of an unknown type")
         if not isinstance(storage, StorageId):
             raise TypeError("a tensor without a storage")
         dtype, numel = storage.dtype, storage.numel
@@ -253,8 +222,12 @@ class _Namespace(dict):
 
 def _update(target: dict, pairs: Any) -> dict:
     # Only keys that hash in constant time: nested tuples can be made to take for ever.
-    for key, value in pairs:
-        if not isinstance(key, str | int | None):
+    for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+        if isinstance(key, Placeholder | Symbol):
+            key = f"{key.name} {len(target)}"
+        elif isinstance(key, tuple) and all(isinstance(k, str | int | float) for k in key):
+            key = str(key)
+        elif not isinstance(key, str | int | float | bytes | None):
             raise ValueError(f"a dict has a key of type {type(key).__name__}")
         target[key] = value
     return target
@@ -302,7 +275,7 @@ def _memoize(machine: _Machine, index: int | None) -> None:
 
 def _stack_global(machine: _Machine, _: Any) -> None:
     attribute, module = machine.stack.pop(), machine.stack.pop()
-    machine.stack.append(_symbol(f"{module} {attribute}"))
+    machine.stack.append(symbol(f"{module} {attribute}"))
 
 
 def _stop(machine: _Machine, _: Any) -> None:
@@ -316,7 +289,7 @@ def _plain(method: Callable[[_Machine], None]) -> Callable[[_Machine, Any], None
 _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
-    "GLOBAL": lambda machine, name: machine.stack.append(_symbol(name)),
+    "GLOBAL": lambda machine, name: machine.stack.append(symbol(name)),
     "STACK_GLOBAL": _stack_global,
     "MARK": _mark,
     "POP": lambda machine, _: machine.stack.pop(),
@@ -338,12 +311,18 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": _plain(_Machine.build),
     "REDUCE": _plain(_Machine.reduce),
     "NEWOBJ": _plain(_Machine.reduce),
+    "NEWOBJ_EX": _plain(_Machine.new_with_keywords),
+    "EMPTY_SET": lambda machine, _: machine.make_set(frozen=False),
+    "FROZENSET": lambda machine, _: machine.make_set(frozen=True),
+    "ADDITEMS": _plain(_Machine.add_items),
     "BINPERSID": _plain(_Machine.persistent),
     "MEMOIZE": _memoize,
 }
-for _name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"):
-    _HANDLERS[_name] = _push
-for _name in ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"):
+for _name in (
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+):
     _HANDLERS[_name] = _push
 for _name in ("PUT", "BINPUT", "LONG_BINPUT"):
     _HANDLERS[_name] = _memoize

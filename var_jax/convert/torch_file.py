@@ -9,19 +9,23 @@ length of the file before anything of that size is allocated.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import struct
 import zipfile
+import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
 from etils import epath
 
-from var_jax.convert import safetensors_file, tensor_pickle
+from var_jax.convert import safetensors_file, sharded, tensor_pickle
 from var_jax.convert.lazy_state import LazyState, LazyTensor
+from var_jax.convert.pickle_symbols import RefusedPickle
 
 _MAX_PICKLE_BYTES = 16 * 2**20
 _MAX_RECORDS = 100_000
+_CHUNK_BYTES = 8 * 2**20
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, name length, extra length
 
@@ -30,7 +34,8 @@ def open_state(path: str, *, legacy: bool = False) -> LazyState:
     """Opens a checkpoint file of PyTorch's (`.pth`, `.pt`) or of safetensors.
 
     Args:
-      path: local or gs:// path.
+      path: local or gs:// path of a file, or of a checkpoint in several: its index, its folder or
+        one of its parts.
       legacy: also accept the format of PyTorch before 1.6, in which the files of VGG-16 and of
         the FID Inception are still published.
 
@@ -41,10 +46,15 @@ def open_state(path: str, *, legacy: bool = False) -> LazyState:
       FileNotFoundError: there is no such file.
       ValueError: one sentence: what is wrong with the file. Nothing that it names is executed.
     """
-    file_path = epath.Path(path)
-    if not file_path.exists() or file_path.is_dir():
-        raise FileNotFoundError(f"There is no file {path}; give the path of a checkpoint file.")
-    file = file_path.open("rb")
+    found = sharded.find(path)
+    open_file = functools.partial(_open_file, legacy=legacy)
+    if found.name.endswith(sharded.INDEX):
+        return sharded.open_parts(found, open_file)
+    return open_file(found)
+
+
+def _open_file(path: epath.Path, legacy: bool) -> LazyState:
+    file = path.open("rb")
     try:
         head = file.read(64)
         size = file.seek(0, io.SEEK_END)
@@ -91,6 +101,7 @@ def _open_zip(file: BinaryIO, size: int, path: str) -> LazyState:
             f"{path} has a data.pkl of {pickle_record.file_size} bytes, more than any file of "
             f"tensors needs ({_MAX_PICKLE_BYTES})."
         )
+    summed, sound = _has_sums(file, records.get(folder + "version"), path), set()
     byteorder = records.get(folder + "byteorder")
     if byteorder is not None:
         order = _read_record(file, byteorder, path, 0, min(byteorder.file_size, 16)).tobytes()
@@ -104,16 +115,41 @@ def _open_zip(file: BinaryIO, size: int, path: str) -> LazyState:
         _check_storage(spec, record.file_size, size)
 
         def read_bytes(offset: int, count: int) -> np.ndarray:
-            return _read_record(file, record, path, offset, count)
+            part = _read_record(file, record, path, offset, count)
+            if summed and record.filename not in sound:
+                _check_sum(file, record, path, part if count == record.file_size else None)
+                sound.add(record.filename)
+            return part
 
         return _lazy(spec, read_bytes)
 
-    tree = _load_pickle(
-        io.BytesIO(_read_record(file, pickle_record, path, 0, pickle_record.file_size).tobytes()),
-        on_tensor,
-        path,
-    )
+    encoded = _read_record(file, pickle_record, path, 0, pickle_record.file_size)
+    if summed:
+        _check_sum(file, pickle_record, path, encoded)
+    tree = _load_pickle(io.BytesIO(encoded.tobytes()), on_tensor, path)
     return LazyState(path, _as_dict(tree, path), file.close)
+
+
+def _has_sums(file: BinaryIO, version: zipfile.ZipInfo | None, path: str) -> bool:
+    """Whether the file's checksums are meant: PyTorch can be told to leave them out."""
+    if version is None or version.file_size > 64:
+        return True
+    return zlib.crc32(_read_record(file, version, path, 0, version.file_size)) == version.CRC
+
+
+def _check_sum(
+    file: BinaryIO, record: zipfile.ZipInfo, path: str, whole: np.ndarray | None
+) -> None:
+    """Raises ValueError unless a record, `whole` where it was read, has its checksum."""
+    found, start = 0, 0
+    while whole is None and start < record.file_size:
+        count = min(_CHUNK_BYTES, record.file_size - start)
+        found = zlib.crc32(_read_record(file, record, path, start, count), found)
+        start += count
+    if (found if whole is None else zlib.crc32(whole)) != record.CRC:
+        raise ValueError(
+            f"{path} is damaged inside {record.filename!r}: its checksum is wrong; copy it again."
+        )
 
 
 def _checked_records(archive: zipfile.ZipFile, size: int, path: str) -> dict[str, zipfile.ZipInfo]:
@@ -138,6 +174,12 @@ def _checked_records(archive: zipfile.ZipFile, size: int, path: str) -> dict[str
         if name in records:
             raise ValueError(f"{path} has two records named {name!r}.")
         records[name] = info
+    first = min((info.header_offset for info in infos), default=0)
+    if first:
+        raise ValueError(
+            f"{path} begins with {first} bytes that are in none of its records, as if two files "
+            "had been joined; copy it again."
+        )
     total = sum(info.file_size for info in infos)
     if total > size:
         raise ValueError(f"{path} claims {total} bytes of records in a file of {size} bytes.")
@@ -211,10 +253,8 @@ def _open_legacy(file: BinaryIO, size: int, path: str) -> LazyState:
 def _load_pickle(stream: BinaryIO, on_tensor: Any, path: str) -> Any:
     try:
         return tensor_pickle.load(stream, on_tensor)
-    except tensor_pickle.RefusedPickle as error:
-        raise tensor_pickle.RefusedPickle(
-            f"{path} is refused: {error}; nothing in it was run."
-        ) from None
+    except RefusedPickle as error:
+        raise RefusedPickle(f"{path} is refused: {error}; nothing in it was run.") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}.") from None
 
