@@ -2,13 +2,13 @@
 
 import json
 import pathlib
-import types
 
-import jax
 import numpy as np
 import pytest
 from commands import import_command
+from ml_collections import ConfigDict
 
+from var_jax.build.loading import LoadedTokenizer
 from var_jax.convert import official, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.mapping import read
@@ -34,7 +34,7 @@ def tokenizer():
     module = official.build_tokenizer(vqvae.infer(state, (1, 2, 4)))
     slots = official.tokenizer_slots(module)
     params = read(state, slots, official.abstract_tokenizer(module))
-    return types.SimpleNamespace(module=module, params=jax.tree.map(jax.numpy.asarray, params))
+    return LoadedTokenizer(module, params, fingerprint="", config=ConfigDict())
 
 
 @pytest.fixture(scope="module")

@@ -195,16 +195,15 @@ def saved_arrays(folder: epath.Path) -> Any:
 def find_problem(folder: epath.Path) -> str | None:
     """What is wrong with a step's files, as far as it shows without reading the arrays."""
     try:
-        read_metadata(folder)
-        saved_arrays(folder)
-        if not (folder / _SIZES).exists():
-            return None
-        for name, size in json.loads((folder / _SIZES).read_text()).items():
+        sizes = folder / _SIZES
+        for name, size in json.loads(sizes.read_text()).items() if sizes.exists() else ():
             file = folder / name
             if not file.exists():
                 return f"the file {name} is missing."
             if file.stat().length != size:
                 return f"the file {name} has {file.stat().length} bytes instead of {size}."
+        read_metadata(folder)
+        saved_arrays(folder)
     except CheckpointError as error:
         return str(error)
     except Exception as error:
