@@ -212,7 +212,7 @@ def test_a_damaged_step_is_named_and_the_last_whole_one_taken(imported, tmp_path
         assert (tmp_path / "exported" / file.name).read_bytes() == file.read_bytes()
     shutil.rmtree(copy / "checkpoints" / "0")
     for read in (describe, lambda path: export_files(path, tmp_path / "none")):
-        with pytest.raises(CheckpointError, match=r"None of the checkpoints \[7\] .* manifest"):
+        with pytest.raises(CheckpointError, match=r"None of the checkpoints \[7\] .*manifest"):
             read(copy)
     assert not (tmp_path / "none").exists()
 

@@ -122,10 +122,10 @@ def candidates(directory: epath.Path, steps: list[int], step: int | None) -> lis
 
 def none_readable(directory: epath.Path, problems: dict[int, str]) -> CheckpointError:
     """The error for a folder where every step that was tried has a problem."""
+    last = list(problems.values())[-1].rstrip(".")
     return CheckpointError(
         f"None of the checkpoints {list(problems)} in {directory} can be read (last reason: "
-        f"{list(problems.values())[-1]}); repair or remove them, or choose another workdir to "
-        "start anew."
+        f"{last}); repair or remove them, or choose another workdir to start anew."
     )
 
 
