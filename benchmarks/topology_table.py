@@ -23,12 +23,13 @@ _TOPOLOGIES = flags.DEFINE_list("topologies", [], "Which topologies; all by defa
 _REDO = flags.DEFINE_bool("redo", False, "Compile rows anew that are there already.")
 _FOLDER = cli.define_path("folder", "docs", "Where topologies.json and topologies.md lie.")
 
-#: Slices of 8, 64 and 256 chips.
+#: Slices of 8, 64 and 256 devices: so many chips, but half as many of TPU7x.
 TOPOLOGIES = (
     *("v4:2x2x2", "v4:4x4x4", "v4:4x8x8"),
     *("v5e:2x4", "v5e:8x8", "v5e:16x16"),
     *("v5p:2x2x2", "v5p:4x4x4", "v5p:4x8x8"),
     *("v6e:2x4", "v6e:8x8", "v6e:16x16"),
+    *("tpu7x:2x2x1", "tpu7x:2x4x4", "tpu7x:4x4x8"),
 )
 
 #: One larger slice for the largest models, whose chips divide the batch: 512 and 768.
@@ -40,26 +41,23 @@ REMAT = ("none", "dots", "full")
 #: Part of a chip's memory that the step must leave free, for batches on their way and gaps.
 SPARE = 0.05
 
-#: Chips that share one copy of the parameters. With fewer every chip updates more of them, which
-#: costs memory traffic; with more the links cost as much or more.
-FSDP = 16
-
 HEADER = """# The published recipes on TPU slices
 
 Written by `python -m benchmarks.topology_table`; no TPU was used. Each row is the real training
 step (tokens from a cache, bfloat16 compute, float32 parameters and AdamW, Pallas attention)
-compiled by the TPU compiler. GiB/chip is the compiler's peak. The floors are what arithmetic,
-memory traffic and traffic between chips take at the published peaks, each by itself; a real step
-takes at least the largest and, if nothing overlaps, their sum. The last two columns give both ends:
-the utilisation (useful operations over peak) and the chip hours of the whole recipe.
+compiled by the TPU compiler. A device is what JAX shows as one: a chip, or half of a TPU7x, which
+counts as half a chip in everything. GiB/device is the compiler's peak. The floors are what
+arithmetic, memory traffic and traffic between devices take at the published peaks, each by itself;
+a real step takes at least the largest and, if nothing overlaps, their sum. The last two columns
+give both ends: the utilisation (useful operations over peak) and the chip hours of the recipe.
 
 `remat` is the one of none, dots, full that leaves a twentieth of the memory free and costs least if
-nothing overlaps; [pods.md](pods.md) says in which rows full was not compiled. 16 chips (or all 8)
-share one copy of parameters and optimizer: of the sizes tried, 1 to 64 for d16 and 8 to 64 for d30,
-it costs least or within a twentieth of the least.
+nothing overlaps; [pods.md](pods.md) says in which rows full was not compiled. The mesh is the
+recipes' own: 16 devices (or all 8) share one copy of parameters and optimizer. Of the sizes tried,
+1 to 64 for d16 and 8 to 64 for d30, it costs least or within a twentieth of the least.
 
-| model | slice | chips | data x fsdp | images/chip | remat | GiB/chip | compute ms | memory ms \
-| links ms | utilisation | chip hours |
+| model | slice | chips | data x fsdp | images/device | remat | GiB/device | compute ms \
+| memory ms | links ms | utilisation | chip hours |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
@@ -73,18 +71,19 @@ def load_config(model: str):
 
 def make_row(model: str, topology: str) -> dict:
     """Compiles one row; of the remats that leave SPARE of the memory free the cheapest."""
+    from var_jax import build
     from var_jax.plan import chips
     from var_jax.plan.topology import devices as devices_of
 
     devices = devices_of(topology)
     chip = chips.of_kind(devices[0].device_kind)
     config = load_config(model)
-    config.mesh.update(data=-1, fsdp=math.gcd(FSDP, len(devices)), tensor=1)
     row = {
         "model": model,
         "topology": topology,
-        "chips": len(devices),
-        "fsdp": config.mesh.fsdp,
+        "chips": len(devices) // chip.per_chip,
+        "devices": len(devices),
+        "fsdp": build.make_mesh(config, devices).shape["fsdp"],
         "images": config.train.batch_size / len(devices),
         "fits": False,
     }
@@ -125,7 +124,7 @@ def render(rows: list[dict]) -> str:
             row["model"],
             row["topology"],
             str(row["chips"]),
-            f"{row['chips'] // row['fsdp']} x {row['fsdp']}",
+            f"{row['devices'] // row['fsdp']} x {row['fsdp']}",
             f"{row['images']:g}",
         ]
         if row["fits"]:

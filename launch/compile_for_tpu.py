@@ -6,8 +6,9 @@ python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30 --topol
 python -m launch.compile_for_tpu --config configs/tokenizer_imagenet256.py --topology v5e:16x16 \
     --what train_tokenizer
 
-No TPU is needed: the real TPU compiler runs on the CPU (package libtpu). Prints what each chip
-needs, the least time a step can take and what the recipe costs. Exit status 1: it does not fit.
+No TPU is needed: the real TPU compiler runs on the CPU (package libtpu). Prints what each device
+(a chip, or half of a TPU7x) needs, the least time a step can take and what the recipe costs. Exit
+status 1: it does not fit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from launch import cli
 from var_jax.plan import topology
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config file.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, tpu7x:4x4x8.")
 _SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", 1)
 _WHAT = flags.DEFINE_enum(
     "what", "train", ["train", "train_tokenizer", "sample"], "What to compile."
@@ -65,10 +66,10 @@ def make_plan(
     Raises:
       ValueError: a dimension does not divide by its mesh axes.
     """
-    from var_jax.parallel import sharding
+    from var_jax import build
     from var_jax.plan import compile_plan, programs
 
-    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    mesh = build.make_mesh(config, devices)
     if what == "train":
         program = programs.train_step(config, mesh, batch_size, images)
     elif what == "train_tokenizer":
@@ -106,14 +107,14 @@ def describe(config: ConfigDict, plan, what: str) -> str:
     rows = plan.mesh["data"] * plan.mesh["fsdp"]
     chip = plan.chip
     lines = [
-        f"chips            {plan.num_chips} x {chip.name}, mesh {mesh}, preset {config.sharding}",
+        f"chips            {plan.num_chips:g} x {chip.name}, mesh {mesh}, preset {config.sharding}",
         f"batch            {plan.images} images, {plan.images / rows:g} on each of {rows} devices",
         f"compiled in      {plan.compile_seconds:.0f} s on this machine",
     ]
     if not plan.fits:
         needed = "more" if math.isnan(plan.peak_bytes) else f"{plan.peak_bytes / gib:.1f} GiB"
         lines.append(
-            f"DOES NOT FIT     needs {needed} of a chip's {chip.hbm_bytes / gib:.0f} GiB: "
+            f"DOES NOT FIT     needs {needed} of a device's {chip.hbm_bytes / gib:.0f} GiB: "
             + knob(config, plan, what)
         )
         return "\n".join(lines)
@@ -125,10 +126,10 @@ def describe(config: ConfigDict, plan, what: str) -> str:
             f"{chip.network_bandwidth / 1e9:.1f} GB/s"
         )
     lines += [
-        f"memory a chip    {plan.argument_bytes / gib:.2f} GiB arguments + "
+        f"memory a device  {plan.argument_bytes / gib:.2f} GiB arguments + "
         f"{plan.temporary_bytes / gib:.2f} GiB temporaries, {plan.peak_bytes / gib:.2f} GiB at the "
         f"peak of {chip.hbm_bytes / gib:.0f} GiB: fits",
-        f"FLOPs a chip     {plan.program_flops:.3e} in the program"
+        f"FLOPs a device   {plan.program_flops:.3e} in the program"
         + (f", {plan.model_flops:.3e} of the model" if plan.model_flops else ""),
         f"floor: compute   {1e3 * plan.compute_seconds:8.1f} ms at {chip.flops / 1e12:.0f} TFLOP/s",
         f"floor: memory    {1e3 * plan.memory_seconds:8.1f} ms for "

@@ -50,6 +50,7 @@ def test_page():
         "model": "d30",
         "topology": "v5e:16x16",
         "chips": 256,
+        "devices": 256,
         "fsdp": 64,
         "images": 4.0,
         "remat": "full",
@@ -59,7 +60,8 @@ def test_page():
         "utilisation": [0.8, 0.4],
         "chip_hours": [5000.0, 10000.0],
     }
-    small = dict(row, topology="v5e:2x4", chips=8, fits=False, needs=40 * GIB, fsdp=8, images=128.0)
+    small = dict(row, topology="v5e:2x4", chips=8, devices=8, fits=False, needs=40 * GIB,
+                 fsdp=8, images=128.0)  # fmt: skip
     lines = topology_table.render([row, small]).splitlines()
     assert lines[-2].startswith("| d30 | v5e:2x4 | 8 | 1 x 8 | 128 | full | needs 40 GiB: too much")
     assert lines[-1] == (

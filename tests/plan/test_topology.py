@@ -10,10 +10,9 @@ def test_unknown_topology():
         topology.devices("v9:2x2")
 
 
-@pytest.mark.parametrize(
-    "name, chip", [("v4:2x2x1", "v4"), ("v5p:2x2x1", "v5p"), ("v6e:2x2", "v6e")]
-)
-def test_chips(name, chip):
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_chips(name):
     devices = topology.devices(name)
-    assert len(devices) == 4
-    assert chips.of_kind(devices[0].device_kind).name == chip
+    chip = chips.of_kind(devices[0].device_kind)
+    assert chip.name == name.split(":")[0]
+    assert len(devices) == 4 * chip.per_chip

@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -206,6 +206,7 @@ def likelihood(
     return lambda step: objective(bisect.bisect_right(starts, step) - 1), base
 
 
-def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of config.mesh over all devices."""
-    return call(sharding.make_mesh, "config.mesh", read_section(config, "mesh", MESH))
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh of config.mesh, over all devices by default."""
+    values = read_section(config, "mesh", MESH)
+    return call(sharding.make_mesh, "config.mesh", values, devices=devices)

@@ -7,16 +7,22 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip's published numbers.
+    """What one device of a kind has, by the numbers published of its chip.
+
+    A device is what JAX shows as one: a whole chip, or one of the two halves of a TPU7x. A half
+    has its half of everything; that the halves of one chip reach each other faster than the links
+    between chips does not count here.
 
     Attributes:
       name: as in a topology's name.
       flops: bfloat16 matrix operations a second.
       hbm_bytes: memory; a program gets a little less.
       hbm_bandwidth: bytes a second.
-      link_bandwidth: bytes a second that the chip sends over all its inter-chip links.
+      link_bandwidth: bytes a second that it sends over all its inter-chip links; half of the
+        bandwidth that is published for both directions together.
       network_bandwidth: bytes a second that it sends to other slices: its part of its host's
         network card.
+      per_chip: devices that are one chip.
     """
 
     name: str
@@ -25,16 +31,19 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     network_bandwidth: float
+    per_chip: int = 1
 
 
 _GIB, _GIGA, _TERA = 2.0**30, 1e9, 1e12
 
-#: cloud.google.com/tpu/docs (system architecture of each version).
+#: docs.cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, and tpu7x (Ironwood), whose chip of two
+#: devices has 2307 TFLOP/s, 192 GiB at 7380 GB/s, links of 1200 GB/s both ways and 100 Gbit/s.
 CHIPS = {
     "v4": Chip("v4", 275 * _TERA, 32 * _GIB, 1228 * _GIGA, 300 * _GIGA, 6.25 * _GIGA),
     "v5e": Chip("v5e", 197 * _TERA, 16 * _GIB, 819 * _GIGA, 200 * _GIGA, 6.25 * _GIGA),
     "v5p": Chip("v5p", 459 * _TERA, 95 * _GIB, 2765 * _GIGA, 600 * _GIGA, 6.25 * _GIGA),
-    "v6e": Chip("v6e", 918 * _TERA, 32 * _GIB, 1640 * _GIGA, 448 * _GIGA, 12.5 * _GIGA),
+    "v6e": Chip("v6e", 918 * _TERA, 32 * _GIB, 1638 * _GIGA, 400 * _GIGA, 12.5 * _GIGA),
+    "tpu7x": Chip("tpu7x", 1153.5 * _TERA, 96 * _GIB, 3690 * _GIGA, 300 * _GIGA, 6.25 * _GIGA, 2),
 }
 
 _KINDS = {
@@ -45,9 +54,10 @@ _KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
 }
 
 
 def of_kind(device_kind: str) -> Chip | None:
-    """The chip of `device.device_kind`; None if it is not in the table."""
+    """What a device of `device.device_kind` has; None if it is not in the table."""
     return CHIPS.get(_KINDS.get(device_kind, ""))

@@ -1,4 +1,4 @@
-"""What a program compiled for a TPU topology needs of each chip, and the least time it takes."""
+"""What a program compiled for a TPU topology needs of each device, and the least time it takes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from var_jax.plan.programs import Program
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one run of a program needs of each chip, and the least time it can take.
+    """What one run of a program needs of each device, and the least time it can take.
+
+    A device is a chip but on TPU7x, see `chips.Chip`.
 
     Attributes:
-      chip: the kind of chip.
-      num_chips: of all slices.
+      chip: the kind of device.
+      num_devices: of all slices.
       mesh: axis sizes.
       images: of one run, over all chips.
-      fits: whether it compiled within the chip's memory.
+      fits: whether it compiled within the device's memory.
       argument_bytes: of what stays between runs, such as the state.
       temporary_bytes: of what the program needs beside it.
       peak_bytes: most that is in use at once, by the compiler; gaps between buffers come on top.
         If it does not fit, what it would need.
-      model_flops: useful operations a chip, by the model's formula.
-      program_flops: operations a chip that the program does, rematerialisation included.
-      memory_traffic: bytes to and from main memory a chip.
-      link_traffic: bytes a chip sends to other chips of its slice, by kind of collective.
-      network_traffic: bytes a chip sends to other slices.
+      model_flops: useful operations a device, by the model's formula.
+      program_flops: operations a device that the program does, rematerialisation included.
+      memory_traffic: bytes to and from main memory a device.
+      link_traffic: bytes a device sends to others of its slice, by kind of collective.
+      network_traffic: bytes a device sends to other slices.
       compile_seconds: on this machine.
     """
 
     chip: Chip
-    num_chips: int
+    num_devices: int
     mesh: dict[str, int]
     images: int
     fits: bool
@@ -55,8 +57,13 @@ class Plan:
     compile_seconds: float = 0.0
 
     @property
+    def num_chips(self) -> float:
+        """Chips of all slices."""
+        return self.num_devices / self.chip.per_chip
+
+    @property
     def compute_seconds(self) -> float:
-        """Floor by arithmetic at the chip's peak."""
+        """Floor by arithmetic at the device's peak."""
         return self.program_flops / self.chip.flops
 
     @property
@@ -66,7 +73,7 @@ class Plan:
 
     @property
     def link_seconds(self) -> float:
-        """Floor by the links between chips, all of them in use."""
+        """Floor by the links between devices, all of them in use."""
         return sum(self.link_traffic.values()) / self.chip.link_bandwidth
 
     @property
@@ -100,7 +107,7 @@ class Plan:
         return max(self.floors, key=self.floors.get)
 
     def utilisation(self, seconds: float) -> float:
-        """Useful operations over the chip's peak, if a run takes that long."""
+        """Useful operations over the device's peak, if a run takes that long."""
         return self.model_flops / self.chip.flops / seconds
 
     def chip_hours(self, num_steps: int, seconds: float) -> float:
@@ -118,13 +125,13 @@ def make_plan(program: Program) -> Plan:
       The plan; a program that needs too much memory has fits=False and no traffic.
 
     Raises:
-      ValueError: there is no table entry for this kind of chip.
+      ValueError: there is no table entry for this kind of device.
     """
     mesh = program.mesh
     device = mesh.devices.flat[0]
     chip = chips.of_kind(device.device_kind)
     if chip is None:
-        raise ValueError(f"No table entry for chips of the kind {device.device_kind!r}.")
+        raise ValueError(f"No table entry for devices of the kind {device.device_kind!r}.")
     shape = dict(mesh.shape)
     count = math.prod(shape.values())
     with sharding.activate(mesh, program.preset):

@@ -26,6 +26,7 @@ _FREE = frozenset(
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota"),
         *("while", "conditional", "call", "after-all", "optimization-barrier", "add-dependency"),
         *("copy-done", "slice-done", "async-done", "async-update", "send-done", "recv-done"),
+        "call-done",
         *("all-gather-done", "all-reduce-done", "collective-permute-done"),
         *("partition-id", "replica-id"),
     )
@@ -133,11 +134,13 @@ class Traffic:
         return total
 
     def _nested(self, name: str) -> Iterator[tuple[str, Instruction]]:
-        """A computation's instructions and those of the fusions in it."""
+        """A computation's instructions and those of the fusions and asynchronous calls in it."""
         for instruction in self.computations[name].values():
             yield name, instruction
-            if instruction.opcode in ("fusion", "async-start"):
-                inner = instruction.called("calls")
+            # TPU7x exchanges on its sparse cores, which an asynchronous call starts.
+            attribute = {"fusion": "calls", "async-start": "calls", "call-start": "to_apply"}
+            if instruction.opcode in attribute:
+                inner = instruction.called(attribute[instruction.opcode])
                 if inner in self.computations:
                     yield from self._nested(inner)
 
@@ -160,6 +163,9 @@ class Traffic:
             result = i.type[closing(i.type, 1) + 1 :] if i.type.startswith("((") else i.type
             array = ARRAY.search(result)
             return float(bytes_of(array) + main_memory_bytes(array.group(0)))
+        if i.opcode == "call-start":
+            # ((operands), result): all of them.
+            return float(main_memory_bytes(i.type))
         if i.opcode.endswith("-start"):
             # (operand, result, ...) or (result, operand, ...): what is read and what is written.
             arrays = list(ARRAY.finditer(i.type))[:2]
@@ -209,10 +215,17 @@ def _is_collective(i: Instruction) -> bool:
     return i.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
 
 
+def _is_view(i: Instruction) -> bool:
+    """Whether an instruction of a fusion is its operand by another shape or tiling, made tile by
+    tile where it is used."""
+    in_place = i.opcode == "fusion" and "output_to_operand_aliasing={{}: (0, {})}" in i.rest
+    return i.opcode == "bitcast" or (in_place and len(i.operands) == 1)
+
+
 def _behind_views(body: Computation, name: str) -> Instruction:
-    """The instruction itself, or what it is only another shape of."""
+    """The instruction itself, or what it is only a view of."""
     i = body[name]
-    while i.opcode == "bitcast":
+    while _is_view(i):
         i = body[i.operands[0]]
     return i
 
@@ -222,5 +235,5 @@ def _users(body: Computation, name: str) -> list[Instruction]:
     found = []
     for i in body.values():
         if name in i.operands:
-            found += _users(body, i.name) if i.opcode == "bitcast" and not i.root else [i]
+            found += _users(body, i.name) if _is_view(i) and not i.root else [i]
     return found
