@@ -44,7 +44,7 @@ def get_config(variant: str = "d16") -> ConfigDict:
             tokenizer_checkpoint="",
             token_cache="",
             sharding="fsdp",
-            mesh=dict(data=-1, fsdp=16, tensor=1),
+            mesh=dict(data=-1, fsdp=-1, tensor=1, max_fsdp=16),
             data=dict(
                 source="array_record",
                 options=dict(path="data/imagenet256"),
@@ -63,7 +63,7 @@ def get_config(variant: str = "d16") -> ConfigDict:
                 num_classes=1000,
                 adaln_gamma_init=gamma,
                 drop_path_rate=0.1 * depth / 24,
-                remat="full",
+                remat="dots",
                 scan_unroll=1,
                 dtype="bfloat16",
             ),

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
             tokenizer_checkpoint="",
             token_cache="",
             sharding="fsdp",
-            mesh=dict(data=-1, fsdp=16, tensor=1),
+            mesh=dict(data=-1, fsdp=-1, tensor=1, max_fsdp=16),
             data=dict(
                 source="array_record",
                 options=dict(path="data/imagenet512"),
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
                 shared_adaln=True,
                 adaln_gamma_init=5e-6,
                 drop_path_rate=0.1 * DEPTH / 24,
-                remat="full",
+                remat="dots",
                 scan_unroll=1,
                 dtype="bfloat16",
             ),

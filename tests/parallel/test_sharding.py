@@ -231,6 +231,27 @@ def test_constraints_are_in_a_program_for_topology_devices():
     assert re.search(r'sdy\.sharding_constraint .*\{"data", "fsdp"\}, \{\}, \{\}', text)
 
 
+@pytest.mark.parametrize(
+    "num_devices, axes, shape",
+    [
+        (4, {}, (1, 4, 1)),
+        (8, {}, (1, 8, 1)),
+        (24, {}, (3, 8, 1)),
+        (64, {}, (4, 16, 1)),
+        (256, {}, (16, 16, 1)),
+        (256, {"tensor": 4}, (4, 16, 4)),
+        (8, {"tensor": 4}, (1, 2, 4)),
+        # An axis that is given is as it is given.
+        (8, {"fsdp": 1}, (8, 1, 1)),
+        (64, {"data": 2}, (2, 32, 1)),
+    ],
+)
+def test_a_mesh_whose_parameters_are_cut_over_at_most_16_devices(num_devices, axes, shape):
+    devices = np.repeat(jax.devices()[:1], num_devices)
+    mesh = sharding.make_mesh(**{"data": -1, "fsdp": -1, **axes}, max_fsdp=16, devices=devices)
+    assert tuple(mesh.shape.values()) == shape
+
+
 def test_mesh_over_two_slices():
     pytest.importorskip("libtpu")
     from var_jax.plan import topology
@@ -241,6 +262,8 @@ def test_mesh_over_two_slices():
     slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)[..., 0]
     # Parameters are cut inside a slice; only the data axis crosses.
     np.testing.assert_array_equal(slices, np.repeat([[0], [0], [1], [1]], 4, axis=1))
+    mesh = sharding.make_mesh(data=-1, fsdp=-1, max_fsdp=16, devices=devices)
+    assert tuple(mesh.shape.values()) == (2, 8, 1)
     with pytest.raises(ValueError, match="does not split over 2 TPU slices"):
         sharding.make_mesh(data=1, fsdp=16, devices=devices)
     with pytest.raises(ValueError, match="belong to 2 TPU slice"):

@@ -118,6 +118,7 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[Any] | None = None,
     *,
+    max_fsdp: int = 0,
     dcn_data: int | None = None,
 ) -> Mesh:
     """A mesh with the axes ('data', 'fsdp', 'tensor').
@@ -127,6 +128,9 @@ def make_mesh(
         and tensor is -1: whatever is left of the devices.
       fsdp: over how many devices each copy of the parameters is cut.
       tensor: over how many devices one example's heads and hidden units are cut.
+      max_fsdp: above 0, data and fsdp may both be -1: fsdp is the largest divisor of this number
+        that also divides the devices of a slice, and data is what is left. With 16, 8 devices
+        are 1 x 8 and 64 are 4 x 16.
       devices: the devices, all of jax.devices() by default; those of a TPU topology for
         compilation ahead of time.
       dcn_data: over how many TPU slices the data axis runs (their network is slower than
@@ -137,8 +141,11 @@ def make_mesh(
       ValueError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = _fill_shape({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
+    if data == fsdp == -1 and max_fsdp > 0 and tensor > 0:
+        # Of a slice, not of all: parameters are never cut across slices.
+        fsdp = math.gcd(max_fsdp, len(devices) // slices // tensor)
+    shape = _fill_shape({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     dcn_data = slices if dcn_data is None else dcn_data
     if dcn_data != slices:
         raise ValueError(
