@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax
@@ -58,6 +58,44 @@ class Samples:
     partial: Any = None
 
 
+def jit_sampling(
+    var: VAR,
+    head: Any,
+    tokenizer: VQVAE,
+    sampler: Sampler,
+    mesh: jax.sharding.Mesh,
+    keep_partial: bool = False,
+) -> Callable[..., Samples]:
+    """Generation and decoding as they run, while training too, and as they are planned.
+
+    Args:
+      var, head, tokenizer, sampler, mesh, keep_partial: see `ImageSampler`.
+
+    Returns:
+      (params, tokenizer_params, labels int32 [B], seed uint32, index uint32 [B]) -> Samples, cut
+      over the batch.
+    """
+
+    def run(params, frozen, labels, seed, index):
+        keys = sample_keys(seed, index)
+        codec = tokenizer.codec
+        result = generate(
+            var, head, codec, params, frozen["codec"], labels, keys, sampler, keep_partial
+        )
+
+        def decode(features):
+            return to_uint8(tokenizer.apply({"params": frozen}, features, method="decode"))
+
+        partial = jnp.stack([decode(f) for f in result.partial], 1) if keep_partial else None
+        return Samples(decode(result.features), result.tokens, partial)
+
+    return jax.jit(
+        run,
+        out_shardings=sharding.batch_sharding(mesh),
+        compiler_options=sharding.compiler_options(mesh),
+    )
+
+
 class ImageSampler:
     """Draws images; the same call again compiles nothing.
 
@@ -68,9 +106,6 @@ class ImageSampler:
       mesh: batches are spread over its data and fsdp axes; None: one device of this process.
       preset: how activations lie on the mesh: that of the parameters; see `sharding.PRESETS`.
       keep_partial: also decode what each level shows.
-
-    Attributes:
-      program: the compiled function (params, tokenizer_params, labels, seed, index) -> Samples.
     """
 
     def __init__(
@@ -90,25 +125,7 @@ class ImageSampler:
         self._frozen = arrays.put_host_arrays(
             tokenizer_params, sharding.replicated_sharding(self.mesh)
         )
-
-        def run(params, frozen, labels, seed, index):
-            keys = sample_keys(seed, index)
-            codec = tokenizer.codec
-            result = generate(
-                var, head, codec, params, frozen["codec"], labels, keys, sampler, keep_partial
-            )
-
-            def decode(features):
-                return to_uint8(tokenizer.apply({"params": frozen}, features, method="decode"))
-
-            partial = jnp.stack([decode(f) for f in result.partial], 1) if keep_partial else None
-            return Samples(decode(result.features), result.tokens, partial)
-
-        self.program = jax.jit(
-            run,
-            out_shardings=sharding.batch_sharding(self.mesh),
-            compiler_options=sharding.compiler_options(self.mesh),
-        )
+        self._run = jit_sampling(var, head, tokenizer, sampler, self.mesh, keep_partial)
 
     def __call__(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
         """Draws one batch, whole on every process.
@@ -186,4 +203,4 @@ class ImageSampler:
         )
         seed = arrays.place(np.uint32(seed), sharding.replicated_sharding(self.mesh))
         with sharding.activate(self.mesh, self._preset):
-            return self.program(params, self._frozen, labels, seed, index)
+            return self._run(params, self._frozen, labels, seed, index)

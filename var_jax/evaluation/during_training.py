@@ -8,6 +8,7 @@ hold, whose features it extracts there.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,6 +67,27 @@ class SampleGrid:
         return Evaluation(images={"samples": grid(found.images, self._columns)})
 
 
+def jit_reconstruction(tokenizer: VQVAE, mesh: Mesh) -> Callable[..., Any]:
+    """What `Reconstruction` runs on each batch, and what is planned.
+
+    Returns:
+      (params, images uint8 [B, H, W, c]) -> reconstructions uint8, PSNR float32 [B] in dB; both cut
+      over the batch.
+    """
+
+    def run(params, images):
+        images = to_float(images)
+        output = tokenizer.apply({"params": params}, images, method="reconstruct")
+        mse = jnp.square((output - images) / 2).mean((1, 2, 3))
+        return to_uint8(output), -10 * jnp.log10(jnp.maximum(mse, 1e-10))
+
+    return jax.jit(
+        run,
+        out_shardings=sharding.batch_sharding(mesh),
+        compiler_options=sharding.compiler_options(mesh),
+    )
+
+
 class Reconstruction:
     """PSNR and rFID of held-out reconstructions and a picture: originals above reconstructions.
 
@@ -78,10 +100,6 @@ class Reconstruction:
         class; 0 is no picture.
       params: of a tokenizer that does not train, on the mesh; None: those of the state.
       extractor: Inception, on this process's devices of the mesh; gives '2048'. None: no rFID.
-
-    Attributes:
-      program: the compiled function (params, images uint8 [B, H, W, c]) -> reconstructions uint8,
-        PSNR float32 [B] in dB.
     """
 
     def __init__(
@@ -99,18 +117,7 @@ class Reconstruction:
         self._originals: GaussianStatistics | None = None
         count = min(shown, pipeline.num_samples)
         self._shown = (2 * np.arange(count) + 1) * pipeline.num_samples // (2 * count)
-
-        def run(params, images):
-            images = to_float(images)
-            output = tokenizer.apply({"params": params}, images, method="reconstruct")
-            mse = jnp.square((output - images) / 2).mean((1, 2, 3))
-            return to_uint8(output), -10 * jnp.log10(jnp.maximum(mse, 1e-10))
-
-        self.program = jax.jit(
-            run,
-            out_shardings=sharding.batch_sharding(mesh),
-            compiler_options=sharding.compiler_options(mesh),
-        )
+        self._run = jit_reconstruction(tokenizer, mesh)
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         params = self._params
@@ -126,7 +133,7 @@ class Reconstruction:
         )
         for batch, _ in batches:
             with sharding.activate(self._mesh, self._preset):
-                found = self.program(params, batch["image"])
+                found = self._run(params, batch["image"])
             own = [arrays.own_rows(x)[1] for x in (*found, *_fields(batch))]
             output, values, images, index, _ = (x[own[-1]] for x in own)
             numbers.append(index)

@@ -82,6 +82,29 @@ class TokenScores:
         }
 
 
+def jit_token_sums(objective: Likelihood, mesh: Mesh) -> Callable[..., Any]:
+    """The scores of a batch as they are taken, while training too, and as they are planned.
+
+    Args:
+      objective, mesh: see `TokenLikelihood`.
+
+    Returns:
+      (params, frozen, batch) -> sums over the batch's examples of nll and of hits, each [L]; each
+      example's nats per token and whether it counts, each [B]; all of them whole on every device.
+    """
+
+    def sums(params, frozen, batch):
+        _, nll, correct = objective.per_token(params, frozen, batch)
+        mask = batch["mask"].astype(jnp.float32)[:, None]
+        return (nll * mask).sum(0), (correct * mask).sum(0), nll.mean(1), batch["mask"]
+
+    return jax.jit(
+        sums,
+        out_shardings=sharding.replicated_sharding(mesh),
+        compiler_options=sharding.compiler_options(mesh),
+    )
+
+
 class TokenLikelihood:
     """Scores every example of a split once, on any mesh; compiled at the first call.
 
@@ -92,10 +115,6 @@ class TokenLikelihood:
         mesh divides.
       mesh: batches are spread over its data and fsdp axes.
       preset: how activations lie on the mesh: that of the parameters.
-
-    Attributes:
-      program: the compiled function (params, frozen, batch) -> sums over the batch's examples of
-        nll and of hits, each [L]; each example's nats per token and whether it counts, each [B].
     """
 
     def __init__(
@@ -108,16 +127,8 @@ class TokenLikelihood:
     ) -> None:
         self._pyramid = objective.var.pyramid
         self._pipeline, self._mesh, self._preset = pipeline, mesh, preset
-        everywhere = sharding.replicated_sharding(mesh)
-        self._frozen = arrays.put_host_arrays(frozen, everywhere)
-
-        def sums(params, frozen, batch):
-            _, nll, correct = objective.per_token(params, frozen, batch)
-            mask = batch["mask"].astype(jnp.float32)[:, None]
-            return (nll * mask).sum(0), (correct * mask).sum(0), nll.mean(1), batch["mask"]
-
-        options = sharding.compiler_options(mesh)
-        self.program = jax.jit(sums, out_shardings=everywhere, compiler_options=options)
+        self._frozen = arrays.put_host_arrays(frozen, sharding.replicated_sharding(mesh))
+        self._sums = jit_token_sums(objective, mesh)
 
     def __call__(
         self, params: Any, progress: Callable[[int], None] = lambda done: None
@@ -140,7 +151,7 @@ class TokenLikelihood:
         )
         for batch, _ in batches:
             with sharding.activate(self._mesh, self._preset):
-                part = self.program(params, self._frozen, batch)
+                part = self._sums(params, self._frozen, batch)
             nll_sum, correct_sum, by_example, mask = map(np.asarray, part)
             # Sums of a batch fit float32; those of a split do not.
             nll += nll_sum.astype(np.float64)

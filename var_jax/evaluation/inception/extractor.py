@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +16,25 @@ from var_jax.evaluation.inception.weights import InceptionWeights
 CPU_BATCH_SIZE = 8
 BATCH_SIZE = 32
 SCORE_FEATURES = ("2048", "spatial", "logits_unbiased")
+
+
+def jit_features(
+    features: Sequence[str], images: NamedSharding
+) -> Callable[..., dict[str, jax.Array]]:
+    """Inception as it runs, while training too, and as it is planned.
+
+    Args:
+      features: see `FeatureExtractor`.
+      images: how a batch lies on the devices, and the features after it.
+
+    Returns:
+      (params, images uint8 [B, H, W, 3]) -> float32 [B, size] by feature.
+    """
+
+    def extract(params, images):
+        return Inception().apply({"params": params}, images, tuple(features))
+
+    return jax.jit(extract, out_shardings=images)
 
 
 class FeatureExtractor:
@@ -51,10 +70,7 @@ class FeatureExtractor:
         self._images = NamedSharding(mesh, PartitionSpec("batch"))
         whole = NamedSharding(mesh, PartitionSpec())
         self._params = jax.device_put(weights.params, whole)
-        self._apply = jax.jit(self._extract, out_shardings=self._images)
-
-    def _extract(self, params, images: jax.Array) -> dict[str, jax.Array]:
-        return Inception().apply({"params": params}, images, self.features)
+        self._apply = jit_features(self.features, self._images)
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Features of images that are at hand.
