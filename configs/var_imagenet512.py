@@ -3,7 +3,9 @@
     python -m launch.train --config configs/var_imagenet512.py --workdir gs://BUCKET/var-d36 \
         --config.tokenizer_checkpoint=gs://BUCKET/tokenizer --config.token_cache=gs://BUCKET/tokens
 
-As configs/var_imagenet256.py, which explains data, hardware and the names of the official flags.
+As configs/var_imagenet256.py, which explains data, hardware, evaluation and the names of the
+official flags. remat dots costs least on 256 chips and more; on 64 chips of v4, v5e or v6e give
+--config.model.remat=full (docs/topologies.md).
 Published result: FID 2.63. Not trained here.
 """
 
@@ -70,5 +72,12 @@ def get_config() -> ConfigDict:
                 initial_checkpoint="",
             ),
             sampling=dict(cfg=1.5, cfg_schedule="linear", top_k=900, top_p=0.96),
+            evaluation=dict(
+                likelihood=True,
+                samples_per_class=4,
+                max_classes=10,
+                reconstructions=0,
+                fid=dict(inception="", reference="", num_samples=5000, batch_size=256, every=50000),
+            ),
         )
     )

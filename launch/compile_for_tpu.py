@@ -1,14 +1,17 @@
-"""Compiles a training step, or sampling, of a config for a TPU slice, on any machine.
+"""Compiles a config's training step, evaluation or sampling for a TPU slice, on any machine.
 
 python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30 --topology v5e:16x16
 python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30 --topology v5e:4x4 \
     --what sample --batch_size 128
 python -m launch.compile_for_tpu --config configs/tokenizer_imagenet256.py --topology v5e:16x16 \
     --what train_tokenizer
+python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30 --topology v5e:16x16 \
+    --what evaluation
 
 No TPU is needed: the real TPU compiler runs on the CPU (package libtpu). Prints what each device
-(a chip, or half of a TPU7x) needs, the least time a step can take and what the recipe costs. Exit
-status 1: it does not fit.
+(a chip, or half of a TPU7x) needs, the least time a step can take and what the recipe costs.
+'evaluation' are the programs of the evaluators that run while a transformer trains, each beside the
+train state. Exit status 1: something does not fit.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Python config f
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, tpu7x:4x4x8.")
 _SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of that topology.", 1)
 _WHAT = flags.DEFINE_enum(
-    "what", "train", ["train", "train_tokenizer", "sample"], "What to compile."
+    "what", "train", ["train", "train_tokenizer", "sample", "evaluation"], "What to compile."
 )
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the config's; images to sample.", 0)
 _IMAGES = flags.DEFINE_bool("images", False, "Train from images, encoded in the step, not tokens.")
@@ -79,6 +82,23 @@ def make_plan(
     return compile_plan.make_plan(program)
 
 
+def evaluation_plans(config: ConfigDict, devices, images: bool = False):
+    """Compiles what evaluates while a transformer trains, one program after the other.
+
+    Args:
+      config, devices, images: see `make_plan`.
+
+    Yields:
+      (what it is for, `compile_plan.Plan`).
+    """
+    from var_jax import build
+    from var_jax.plan import compile_plan, programs
+
+    mesh = build.make_mesh(config, devices)
+    for name, program in programs.evaluation(config, mesh, images).items():
+        yield name, compile_plan.make_plan(program)
+
+
 def knob(config: ConfigDict, plan, what: str) -> str:
     """What to turn where a program does not fit."""
     if what == "sample":
@@ -112,7 +132,7 @@ def describe(config: ConfigDict, plan, what: str) -> str:
         f"compiled in      {plan.compile_seconds:.0f} s on this machine",
     ]
     if not plan.fits:
-        needed = "more" if math.isnan(plan.peak_bytes) else f"{plan.peak_bytes / gib:.1f} GiB"
+        needed = "more" if math.isnan(plan.peak_bytes) else f"{plan.total_bytes / gib:.1f} GiB"
         lines.append(
             f"DOES NOT FIT     needs {needed} of a device's {chip.hbm_bytes / gib:.0f} GiB: "
             + knob(config, plan, what)
@@ -142,6 +162,11 @@ def describe(config: ConfigDict, plan, what: str) -> str:
         f"step             {1e3 * plan.floor_seconds:.1f} ms at least (bound by {plan.bound_by}), "
         f"{1e3 * plan.serial_seconds:.1f} ms if nothing overlaps",
     ]
+    if what == "train":
+        lines.append(
+            f"evaluation       keeps {plan.beside_bytes / gib:.2f} GiB beside the step, "
+            f"{plan.total_bytes / gib:.2f} GiB together; its programs: --what evaluation"
+        )
     if plan.model_flops:
         best, serial = plan.floor_seconds, plan.serial_seconds
         steps = config.train.num_steps
@@ -157,9 +182,32 @@ def describe(config: ConfigDict, plan, what: str) -> str:
     return "\n".join(lines)
 
 
+def describe_evaluation(name: str, plan) -> str:
+    """A line about a program of the evaluation."""
+    gib = 2.0**30
+    head = f"{name:34s} {plan.images:5d} images  "
+    size = f"{plan.chip.hbm_bytes / gib:.0f} GiB"
+    if math.isnan(plan.peak_bytes):
+        return f"{head}DOES NOT FIT into {size}"
+    memory = f"{plan.total_bytes / gib:5.2f} of {size} at the peak"
+    if not plan.argument_bytes:
+        return f"{head}{memory}: DOES NOT FIT"
+    return (
+        f"{head}{memory}, {plan.beside_bytes / gib:.2f} of them beside it: "
+        f"{'fits' if plan.fits else 'DOES NOT FIT'}; {1e3 * plan.floor_seconds:.0f} to "
+        f"{1e3 * plan.serial_seconds:.0f} ms"
+    )
+
+
 def main() -> None:
     config = _CONFIG.value
     devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
+    if _WHAT.value == "evaluation":
+        fits = True
+        for name, plan in evaluation_plans(config, devices, _IMAGES.value):
+            print(describe_evaluation(name, plan), flush=True)
+            fits &= plan.fits
+        sys.exit(0 if fits else 1)
     plan = make_plan(config, devices, _WHAT.value, _BATCH.value, _IMAGES.value)
     print(describe(config, plan, _WHAT.value))
     if not plan.fits:

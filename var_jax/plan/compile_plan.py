@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import time
+from typing import Any
 
 import jax
 
@@ -15,6 +16,9 @@ from var_jax.plan.chips import Chip
 from var_jax.plan.flops import program_flops
 from var_jax.plan.hlo.traffic import Traffic
 from var_jax.plan.programs import Program
+
+#: Part of a device's memory that no program gets: a quarter of a GiB of v5e's 16.
+_RESERVED = 1 / 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +32,12 @@ class Plan:
       num_devices: of all slices.
       mesh: axis sizes.
       images: of one run, over all chips.
-      fits: whether it compiled within the device's memory.
+      fits: whether it compiled within the device's memory, beside what else lies there.
       argument_bytes: of what stays between runs, such as the state.
       temporary_bytes: of what the program needs beside it.
-      peak_bytes: most that is in use at once, by the compiler; gaps between buffers come on top.
-        If it does not fit, what it would need.
+      peak_bytes: most that is in use at once, by the compiler, arguments included; gaps between
+        buffers come on top. If it did not compile, what it would need.
+      beside_bytes: of what lies on the device while it runs and is not passed to it.
       model_flops: useful operations a device, by the model's formula.
       program_flops: operations a device that the program does, rematerialisation included.
       memory_traffic: bytes to and from main memory a device.
@@ -49,6 +54,7 @@ class Plan:
     argument_bytes: float = 0.0
     temporary_bytes: float = 0.0
     peak_bytes: float = 0.0
+    beside_bytes: float = 0.0
     model_flops: float = 0.0
     program_flops: float = 0.0
     memory_traffic: float = 0.0
@@ -60,6 +66,11 @@ class Plan:
     def num_chips(self) -> float:
         """Chips of all slices."""
         return self.num_devices / self.chip.per_chip
+
+    @property
+    def total_bytes(self) -> float:
+        """In use at the peak: by the program and by what lies beside it."""
+        return self.peak_bytes + self.beside_bytes
 
     @property
     def compute_seconds(self) -> float:
@@ -162,15 +173,35 @@ def make_plan(program: Program) -> Plan:
     links: dict[str, float] = {}
     for collective in traffic.collectives():
         links[collective.kind] = links.get(collective.kind, 0.0) + collective.sent_bytes
+    arguments = float(memory.argument_size_in_bytes)
+    # Arguments that the program does not read are not passed to it, but lie there all the same.
+    passed = {id(x) for x in jax.tree.leaves(program.args)}
+    others = [x for x in jax.tree.leaves(program.beside) if id(x) not in passed]
+    beside = 0.0
+    if program.beside:
+        beside = device_bytes(others) + max(0.0, device_bytes(program.args) - arguments)
+    peak = float(memory.peak_memory_in_bytes)
     return dataclasses.replace(
         base,
-        argument_bytes=float(memory.argument_size_in_bytes),
+        fits=peak + beside <= (1 - _RESERVED) * chip.hbm_bytes,
+        argument_bytes=arguments,
         temporary_bytes=float(memory.temp_size_in_bytes),
-        peak_bytes=float(memory.peak_memory_in_bytes),
+        peak_bytes=peak,
+        beside_bytes=beside,
         memory_traffic=traffic.memory_bytes(),
         link_traffic=links,
         network_traffic=traffic.network_bytes(),
         compile_seconds=seconds,
+    )
+
+
+def device_bytes(tree: Any) -> float:
+    """Bytes that each device holds of a tree of arrays or ShapeDtypeStructs with shardings."""
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
     )
 
 

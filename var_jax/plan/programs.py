@@ -7,17 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from var_jax import build
-from var_jax.decoding.generate import generate
-from var_jax.decoding.images import sampling_params
+from var_jax.build.sections import tuples
+from var_jax.decoding.images import jit_sampling, sampling_params
+from var_jax.evaluation.during_training import jit_reconstruction
+from var_jax.evaluation.inception.extractor import BATCH_SIZE, jit_features
+from var_jax.evaluation.inception.weights import abstract_params as inception_params
+from var_jax.evaluation.token_likelihood import jit_token_sums
+from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 from var_jax.plan.flops import forward_flops
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train import optim
-from var_jax.train.state import create
+from var_jax.train.state import TrainState, create
 from var_jax.train.step import jit_train_step, make_train_step
 
 
@@ -34,6 +39,8 @@ class Program:
       model_flops: useful operations of one run by the model's formula, over all devices; 0
         where there is none.
       donates: the first argument is used up, and the first result takes its place.
+      beside: what lies on the devices while it runs, be it an argument or not; ShapeDtypeStructs,
+        those of arguments the same objects.
     """
 
     function: Any
@@ -43,6 +50,7 @@ class Program:
     images: int
     model_flops: float = 0.0
     donates: bool = False
+    beside: Any = ()
 
 
 def train_step(
@@ -62,20 +70,16 @@ def train_step(
     settings = build.train_settings(config, "train")
     batch_size = batch_size or settings.batch_size
     sharding.check_batch(batch_size, mesh, settings.microbatches)
-    loaded, objective = _model(config, mesh, cached=not from_images)
-    optimizer_config = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
-    optimizer = optim.make_optimizer(optimizer_config, settings.num_steps)
-
+    model = _model(config, mesh, cached=not from_images)
     batch = {"label": _rows(mesh, batch_size), "index": _rows(mesh, batch_size)}
-    if from_images:
-        shape = loaded.module.image_shape
-        batch["image"] = _rows(mesh, batch_size, *shape, dtype=jnp.uint8)
-    else:
-        batch["tokens"] = _rows(mesh, batch_size, objective.var.pyramid.length)
-    frozen = loaded.params if from_images else {"codec": loaded.params["codec"]}
-    program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
-    flops = 3 * batch_size * forward_flops(objective.var, objective.head.vocab_size)
-    return dataclasses.replace(program, model_flops=flops)
+    batch |= _tokens_or_images(mesh, batch_size, model, from_images)
+    optimizer = _optimizer(config, settings, batch_size)
+    program = _update(
+        config, mesh, settings, model.objective, optimizer, model.frozen(not from_images), batch
+    )
+    flops = 3 * batch_size * forward_flops(model.objective.var, model.objective.head.vocab_size)
+    beside = beside_training(config, mesh, model)
+    return dataclasses.replace(program, model_flops=flops, beside=beside)
 
 
 def train_tokenizer_step(config: ConfigDict, mesh: Mesh, batch_size: int = 0) -> Program:
@@ -98,34 +102,92 @@ def train_tokenizer_step(config: ConfigDict, mesh: Mesh, batch_size: int = 0) ->
 
 
 def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
-    """Generating and decoding: (`sampling_params`, frozen, labels, seeds) -> images.
+    """Generating and decoding for scores: `jit_sampling` with `sampling_params`.
 
     Args and errors as for `train_step`; the sampler is the config's.
     """
     sharding.check_batch(batch_size, mesh)
-    loaded, objective = _model(config, mesh, cached=True)
-    module, sampler = loaded.module, build.sampler(config)
+    model = _model(config, mesh)
+    objective = model.objective
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(
             lambda key: sampling_params(objective.var, objective.init_params(key)),
             jax.random.key(0),
         )
     params = sharding.abstract_state(boxed, mesh, config.sharding)
+    return _sampling(config, mesh, model, params, batch_size)
 
-    def run(params, frozen, labels, seeds):
-        keys = jax.vmap(jax.random.key)(seeds)
-        model = (objective.var, objective.head, module.codec, params, frozen["codec"])
-        result = generate(*model, labels, keys, sampler)
-        return module.apply({"params": frozen}, result.features, method="decode")
 
-    function = jax.jit(
-        run,
-        out_shardings=sharding.batch_sharding(mesh),
-        compiler_options=sharding.compiler_options(mesh),
-    )
-    numbers = _rows(mesh, batch_size)
-    args = (params, loaded.params, numbers, numbers)
-    return Program(function, args, mesh, config.sharding, batch_size)
+def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dict[str, Program]:
+    """What the evaluators of a transformer's training compile, by what it is for.
+
+    See `build.evaluation_settings`. The small FID is among them once config.evaluation.fid is in
+    the config, whether or not its files are named yet. Two that differ in nothing are one.
+
+    Args:
+      config: complete; model.num_classes 0 stands for 1000 here.
+      mesh: of devices, or of a topology's.
+      from_images: the training reads images, not tokens.
+
+    Raises:
+      ValueError: a dimension does not divide by its mesh axes.
+    """
+    settings = build.train_settings(config, "train")
+    chosen = build.evaluation_settings(config, "train")
+    model = _model(config, mesh, cached=not from_images)
+    optimizer = _optimizer(config, settings, settings.batch_size)
+    state = _state(config, mesh, settings, model.objective, optimizer)
+    params = state.evaluation_params()
+    fid = _small_fid(config)
+    beside = (state, *beside_training(config, mesh, model))
+
+    found: dict[str, Program] = {}
+    if chosen.likelihood:
+        size = settings.batch_size
+        batch = {"label": _rows(mesh, size), "index": _rows(mesh, size)}
+        batch |= _tokens_or_images(mesh, size, model, from_images)
+        batch["mask"] = _rows(mesh, size, dtype=jnp.bool_)
+        function = jit_token_sums(model.evaluated, mesh)
+        args = (params, model.frozen(not from_images), batch)
+        found["likelihood"] = Program(function, args, mesh, config.sharding, size)
+    sizes: dict[int, list[str]] = {}
+    if chosen.samples_per_class:
+        classes = min(model.objective.var.num_classes, chosen.max_classes)
+        size = sharding.padded_batch(classes * chosen.samples_per_class, mesh)
+        sizes.setdefault(size, []).append("samples")
+    if fid:
+        size = sharding.padded_batch(min(fid.batch_size, fid.num_samples), mesh)
+        sizes.setdefault(size, []).append("samples of the FID")
+    for size, names in sizes.items():
+        found[" and ".join(names)] = _sampling(config, mesh, model, params, size)
+    shape = model.tokenizer.module.image_shape
+    if chosen.reconstructions:
+        size = settings.batch_size
+        function = jit_reconstruction(model.tokenizer.module, mesh)
+        args = (model.tokenizer.params, _rows(mesh, size, *shape, dtype=jnp.uint8))
+        found["reconstruction"] = Program(function, args, mesh, config.sharding, size)
+    found = {name: dataclasses.replace(p, beside=beside) for name, p in found.items()}
+    if fid:
+        # Inception is an argument of it.
+        found["features of the FID"] = dataclasses.replace(
+            _features(mesh, shape), beside=beside[:2]
+        )
+    return found
+
+
+def beside_training(config: ConfigDict, mesh: Mesh, model: _Model | None = None) -> tuple[Any, ...]:
+    """What lies on the devices for the evaluators while a transformer trains: the tokenizer and,
+    for the FID, Inception."""
+    tokenizer = (model or _model(config, mesh)).tokenizer.params
+    if not _small_fid(config):
+        return (tokenizer,)
+    return tokenizer, _laid(inception_params(), sharding.replicated_sharding(mesh))
+
+
+def _small_fid(config: ConfigDict) -> build.FIDSettings | None:
+    """config.evaluation.fid, also where its files are not named yet."""
+    fid = tuples(config.get("evaluation", {})).get("fid")
+    return build.FIDSettings(**{"inception": "", "reference": ""} | fid) if fid else None
 
 
 def encode(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
@@ -162,15 +224,59 @@ def made_arguments(program: Program) -> tuple[Any, ...]:
     return jax.tree.unflatten(structure, made)
 
 
-def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Program:
-    """The training step of an objective, its state laid over the mesh by the config's preset."""
+def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
+    function = jit_sampling(
+        model.objective.var,
+        model.objective.head,
+        model.tokenizer.module,
+        build.sampler(config),
+        mesh,
+    )
+    everywhere = sharding.replicated_sharding(mesh)
+    args = (
+        params,
+        model.tokenizer.params,
+        _rows(mesh, batch_size),
+        jax.ShapeDtypeStruct((), jnp.uint32, sharding=everywhere),
+        _rows(mesh, batch_size, dtype=jnp.uint32),
+    )
+    return Program(function, args, mesh, config.sharding, batch_size)
+
+
+def _features(mesh: Mesh, image_shape: tuple[int, ...]) -> Program:
+    """Inception on the devices of one process, which each extracts the features of its own rows."""
+    devices = [
+        d for d in mesh.devices.flat if d.process_index == mesh.devices.flat[0].process_index
+    ]
+    own = sharding.make_mesh(devices=devices)
+    batch_size = BATCH_SIZE * len(devices)
+    rows = sharding.batch_sharding(own)
+    args = (
+        _laid(inception_params(), sharding.replicated_sharding(own)),
+        _rows(own, batch_size, *image_shape[:2], 3, dtype=jnp.uint8),
+    )
+    return Program(jit_features(("2048",), rows), args, own, "replicated", batch_size)
+
+
+def _optimizer(config, settings, batch_size: int):
+    chosen = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
+    return optim.make_optimizer(chosen, settings.num_steps)
+
+
+def _state(config, mesh, settings, objective, optimizer) -> TrainState:
+    """The abstract state of a training, laid over the mesh by the config's preset."""
 
     def init(key):
         return create(objective, optimizer, key, settings.ema_decay > 0)
 
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(init, jax.random.key(0))
-    state = sharding.abstract_state(boxed, mesh, config.sharding)
+    return sharding.abstract_state(boxed, mesh, config.sharding)
+
+
+def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Program:
+    """The training step of an objective."""
+    state = _state(config, mesh, settings, objective, optimizer)
     step = make_train_step(
         objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
     )
@@ -191,21 +297,48 @@ def _tokenizer_program(config, mesh, module, method: str, args) -> Program:
     return Program(function, args, mesh, "replicated", batch_size)
 
 
-def _model(config: ConfigDict, mesh: Mesh, cached: bool):
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A transformer's modules: what trains and what is evaluated, and its tokenizer, whose abstract
+    parameters lie as those of a run do."""
+
+    tokenizer: build.LoadedTokenizer
+    objective: Likelihood
+    evaluated: Likelihood
+
+    def frozen(self, cached: bool) -> Any:
+        """The objective's frozen parameters; see `Likelihood`."""
+        params = self.tokenizer.params
+        return {"codec": params["codec"]} if cached else params
+
+
+def _model(config: ConfigDict, mesh: Mesh, cached: bool = True) -> _Model:
     config.model.num_classes = config.model.num_classes or 1000
-    module, params = _tokenizer(config, mesh)
+    module, params = _tokenizer(config, mesh, config.get("frozen_sharding", "replicated"))
     loaded = build.LoadedTokenizer(module, params, "", config)
-    _, objective = build.likelihood(config, loaded, cached=cached)
-    return loaded, objective
+    objective_at, evaluated = build.likelihood(config, loaded, cached=cached)
+    return _Model(loaded, objective_at(build.train_settings(config, "train").num_steps), evaluated)
 
 
-def _tokenizer(config: ConfigDict, mesh: Mesh) -> tuple[VQVAE, Any]:
-    """The tokenizer and its abstract parameters, a whole copy on each device."""
+def _tokenizer(
+    config: ConfigDict, mesh: Mesh, preset: str | sharding.Rules = "replicated"
+) -> tuple[VQVAE, Any]:
+    """The tokenizer and its abstract parameters."""
     module = build.tokenizer(config)
-    image = jnp.zeros((1, *module.image_shape))
-    with sharding.activate(mesh, "replicated"):
-        boxed = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    return module, sharding.abstract_state(boxed, mesh, "replicated")
+    boxed = jax.eval_shape(module.init_params, jax.random.key(0))
+    return module, sharding.abstract_state(boxed, mesh, preset)
+
+
+def _tokens_or_images(mesh: Mesh, size: int, model: _Model, from_images: bool) -> dict[str, Any]:
+    """What a batch holds beside labels and numbers."""
+    if from_images:
+        shape = model.tokenizer.module.image_shape
+        return {"image": _rows(mesh, size, *shape, dtype=jnp.uint8)}
+    return {"tokens": _rows(mesh, size, model.objective.var.pyramid.length)}
+
+
+def _laid(tree: Any, layout: NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
 
 
 def _rows(mesh: Mesh, batch_size: int, *shape: int, dtype: Any = jnp.int32) -> Any:

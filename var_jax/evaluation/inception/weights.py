@@ -110,7 +110,7 @@ def convert_inception(path: str) -> dict[str, Any]:
     Raises:
       ValueError: the names or shapes are not the FID Inception's.
     """
-    expected = traverse_util.flatten_dict(_abstract_params())
+    expected = traverse_util.flatten_dict(abstract_params())
     params: dict[tuple[str, ...], np.ndarray] = {}
     with open_state(path, legacy=True) as state:
         missing = sorted(name for name in _torch_names(expected) if name not in state)
@@ -166,11 +166,12 @@ def _load_npz(path: str) -> InceptionWeights:
         raise ValueError(
             f"{path} is not an npz of converted Inception weights ({error}); give the PyTorch file."
         ) from error
-    _check_shapes(params, traverse_util.flatten_dict(_abstract_params()), path)
+    _check_shapes(params, traverse_util.flatten_dict(abstract_params()), path)
     return InceptionWeights(traverse_util.unflatten_dict(params), sha256)
 
 
-def _abstract_params() -> Any:
+def abstract_params() -> Any:
+    """Shapes and types of `InceptionWeights.params`."""
     images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8)
     return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
 
