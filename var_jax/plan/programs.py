@@ -20,6 +20,7 @@ from var_jax.evaluation.token_likelihood import jit_token_sums
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 from var_jax.plan.flops import forward_flops
+from var_jax.plan.reference import AgainstReference
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train import optim
 from var_jax.train.state import TrainState, create
@@ -54,7 +55,11 @@ class Program:
 
 
 def train_step(
-    config: ConfigDict, mesh: Mesh, batch_size: int = 0, from_images: bool = False
+    config: ConfigDict,
+    mesh: Mesh,
+    batch_size: int = 0,
+    from_images: bool = False,
+    reference: str = "",
 ) -> Program:
     """One update of the transformer: (state, frozen, batch) -> (state, metrics).
 
@@ -63,6 +68,8 @@ def train_step(
       mesh: of devices, or of a topology's.
       batch_size: instead of the config's; 0 keeps it.
       from_images: encode images in the step instead of reading tokens.
+      reference: sharding preset of a frozen model of the same size that the step compares with,
+        see `AgainstReference`; '' is none.
 
     Raises:
       ValueError: a dimension does not divide by its mesh axes.
@@ -74,10 +81,15 @@ def train_step(
     batch = {"label": _rows(mesh, batch_size), "index": _rows(mesh, batch_size)}
     batch |= _tokens_or_images(mesh, batch_size, model, from_images)
     optimizer = _optimizer(config, settings, batch_size)
-    program = _update(
-        config, mesh, settings, model.objective, optimizer, model.frozen(not from_images), batch
-    )
-    flops = 3 * batch_size * forward_flops(model.objective.var, model.objective.head.vocab_size)
+    objective, frozen, passes = model.objective, model.frozen(not from_images), 3
+    if reference:
+        with sharding.activate(mesh, reference):
+            boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
+        frozen = {**frozen, "reference": sharding.abstract_state(boxed, mesh, reference)}
+        objective, passes = AgainstReference(objective), 4
+    program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
+    forward = forward_flops(model.objective.var, model.objective.head.vocab_size)
+    flops = passes * batch_size * forward
     beside = beside_training(config, mesh, model)
     return dataclasses.replace(program, model_flops=flops, beside=beside)
 
