@@ -39,3 +39,24 @@ def test_a_program_that_does_not_fit():
     )
     assert not plan.fits
     assert plan.peak_bytes > 16 * 2**30
+
+
+def test_what_lies_beside_a_program_counts():
+    mesh = mesh_on(data=4)
+    read, unread = array(mesh, P("data"), 4 * SIZE, SIZE), array(mesh, P(), SIZE, SIZE)
+    other = array(mesh, P(("data",)), 4 * SIZE, SIZE, dtype=jnp.float32)
+
+    def plan(beside):
+        function = jax.jit(lambda read, unread: read * 2)
+        args = (read, unread)
+        return compile_plan.make_plan(
+            Program(function, args, mesh, "replicated", images=1, beside=beside)
+        )
+
+    alone, beside = plan(()), plan({"read": read, "unread": unread, "other": other})
+    assert (alone.beside_bytes, alone.total_bytes) == (0, alone.peak_bytes)
+    # The argument that is not read is not passed, but there it lies.
+    assert beside.beside_bytes == 2 * SIZE * SIZE + 4 * SIZE * SIZE
+    assert beside.peak_bytes == alone.peak_bytes and beside.fits
+    full = array(mesh, P(), 16 * 2**30 - 2**24, dtype=jnp.int8)
+    assert not plan((full,)).fits

@@ -78,7 +78,7 @@ def train_step(
     batch_size = batch_size or settings.batch_size
     sharding.check_batch(batch_size, mesh, settings.microbatches)
     model = _model(config, mesh, cached=not from_images)
-    batch = {"label": _rows(mesh, batch_size), "index": _rows(mesh, batch_size)}
+    batch = {"label": _rows(mesh, batch_size), "index": _rows(mesh, batch_size, dtype=jnp.uint32)}
     batch |= _tokens_or_images(mesh, batch_size, model, from_images)
     optimizer = _optimizer(config, settings, batch_size)
     objective, frozen, passes = model.objective, model.frozen(not from_images), 3
@@ -107,7 +107,7 @@ def train_tokenizer_step(config: ConfigDict, mesh: Mesh, batch_size: int = 0) ->
     shape = objective.tokenizer.image_shape
     batch = {
         "image": _rows(mesh, batch_size, *shape, dtype=jnp.uint8),
-        "index": _rows(mesh, batch_size),
+        "index": _rows(mesh, batch_size, dtype=jnp.uint32),
     }
     frozen = sharding.abstract_state(frozen, mesh, "replicated")
     return _update(config, mesh, settings, objective, optimizer, frozen, batch)
@@ -156,7 +156,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     found: dict[str, Program] = {}
     if chosen.likelihood:
         size = settings.batch_size
-        batch = {"label": _rows(mesh, size), "index": _rows(mesh, size)}
+        batch = {"label": _rows(mesh, size), "index": _rows(mesh, size, dtype=jnp.uint32)}
         batch |= _tokens_or_images(mesh, size, model, from_images)
         batch["mask"] = _rows(mesh, size, dtype=jnp.bool_)
         function = jit_token_sums(model.evaluated, mesh)
