@@ -10,9 +10,8 @@ converted official one (`python -m launch.convert_torch`) or your own
 
 Hardware and time: `python -m launch.compile_for_tpu --config configs/var_imagenet256.py:d30
 --topology v5e:16x16` says for any slice whether it fits and what it costs. remat dots costs least
-where it fits; d16 to d30 on 8 chips of v5e or v6e, and d20 to d30 on 8 of v4, want
---config.model.remat=full (docs/topologies.md). The mesh cuts the parameters over 16 devices, or as
-many as divide both 16 and the slice.
+where it fits; on 8 chips most want --config.model.remat=full (docs/topologies.md). The mesh cuts
+the parameters over 16 devices, or as many as divide both 16 and the slice.
 Published results (FoundationVision/VAR; cfg 1.5, top_k 900, top_p 0.96, 50,000 samples): FID 3.55
 (d16), 2.95 (d20), 2.33 (d24), 1.97 (d30). Not trained here.
 

@@ -29,10 +29,25 @@ def run(*arguments):
 @pytest.mark.parametrize("what", ["train", "train_tokenizer", "sample"])
 def test_a_small_config(what):
     pytest.importorskip("libtpu")
-    out = run("--config=configs/mnist5k.py:smallest", "--topology=v5e:2x2", f"--what={what}")
+    extra = ["--reference=replicated"] if what == "train" else []
+    out = run(
+        "--config=configs/mnist5k.py:smallest", "--topology=v5e:2x2", f"--what={what}", *extra
+    )
     assert out.returncode == 0, out.stderr
     assert "4 x v5e, mesh data 4 x fsdp 1 x tensor 1" in out.stdout
     assert "fits" in out.stdout and "bound by" in out.stdout
+
+
+def test_what_evaluates_beside_a_training():
+    pytest.importorskip("libtpu")
+    out = run("--config=configs/mnist5k.py:smallest", "--topology=v5e:2x2", "--what=evaluation")
+    assert out.returncode == 0, out.stderr
+    lines = out.stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["likelihood", "16", "images"],
+        ["samples", "40", "images"],
+    ]
+    assert all("beside it: fits" in line for line in lines)
 
 
 def test_a_mesh_that_does_not_divide():
