@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from var_jax import build
@@ -256,18 +256,17 @@ def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
 
 
 def _features(mesh: Mesh, image_shape: tuple[int, ...]) -> Program:
-    """Inception on the devices of one process, which each extracts the features of its own rows."""
-    devices = [
-        d for d in mesh.devices.flat if d.process_index == mesh.devices.flat[0].process_index
-    ]
-    own = sharding.make_mesh(devices=devices)
-    batch_size = BATCH_SIZE * len(devices)
-    rows = sharding.batch_sharding(own)
-    args = (
-        _laid(inception_params(), sharding.replicated_sharding(own)),
-        _rows(own, batch_size, *image_shape[:2], 3, dtype=jnp.uint8),
-    )
-    return Program(jit_features(("2048",), rows), args, own, "replicated", batch_size)
+    """Inception as each process runs it on its own devices, for the features of its own rows.
+
+    Here for all devices of the mesh at once, since not every topology compiles for a part of them;
+    they exchange nothing, so that each has the same to do.
+    """
+    batch_size = BATCH_SIZE * mesh.size
+    everywhere = sharding.replicated_sharding(mesh)
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape[:2], 3), jnp.uint8, sharding=split)
+    args = (_laid(inception_params(), everywhere), images)
+    return Program(jit_features(("2048",), split), args, mesh, "replicated", batch_size)
 
 
 def _optimizer(config, settings, batch_size: int):
