@@ -64,3 +64,10 @@ def test_progressive_training_changes_the_objective_and_only_then():
     assert objective_at(0).ramp_steps == 0 and objective_at(levels.index(2)).ramp_steps == 10
     assert objective_at(99) == evaluated
     assert objective_at(0) is objective_at(1)
+
+
+@pytest.mark.parametrize("recipe", [("var_imagenet256", "d30"), ("var_imagenet512",)])
+@pytest.mark.parametrize("count, shape", [(8, (1, 8, 1)), (64, (4, 16, 1)), (256, (16, 16, 1))])
+def test_the_recipes_meshes(recipe, count, shape):
+    devices = [jax.devices()[0]] * count
+    assert tuple(build.make_mesh(load(*recipe), devices).shape.values()) == shape
