@@ -1,6 +1,7 @@
 """OpenMoji pictograms at 64 px in colour: tokenizer and transformer on two CPU cores.
 
-    python -m launch.train_tokenizer --config configs/emoji64.py --workdir runs/emoji/tokenizer
+    python -m launch.train --model tokenizer --config configs/emoji64.py \
+        --workdir runs/emoji/tokenizer
     python -m launch.cache_tokens --tokenizer runs/emoji/tokenizer --output runs/emoji/tokens \
         --crops 4
     python -m launch.train --config configs/emoji64.py --workdir runs/emoji/transformer \

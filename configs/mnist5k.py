@@ -4,7 +4,8 @@
 
 or step by step:
 
-    python -m launch.train_tokenizer --config configs/mnist5k.py --workdir runs/mnist/tokenizer
+    python -m launch.train --model tokenizer --config configs/mnist5k.py \
+        --workdir runs/mnist/tokenizer
     python -m launch.cache_tokens --tokenizer runs/mnist/tokenizer --output runs/mnist/tokens \
         --crops 4
     python -m launch.train --config configs/mnist5k.py --workdir runs/mnist/transformer \

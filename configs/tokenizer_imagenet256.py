@@ -1,6 +1,6 @@
 """The multi-scale tokenizer on ImageNet (or any folder of images) at 256 px.
 
-    python -m launch.train_tokenizer --config configs/tokenizer_imagenet256.py \
+    python -m launch.train --model tokenizer --config configs/tokenizer_imagenet256.py \
         --workdir gs://BUCKET/tokenizer --config.tokenizer_train.lpips_vgg=vgg16.pth \
         --config.tokenizer_train.lpips_linear=lpips_vgg.pth
 

@@ -8,9 +8,8 @@ import logging as std_logging
 import os
 import pathlib
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -48,9 +47,6 @@ _COMPILATION_CACHE = define_path(
     "Folder of compiled programs, so that a restart need not compile; '' is none. By default "
     "below ~/.cache/var_jax, at most 4 GiB; with several processes WORKDIR/.compiled.",
 )
-
-#: Help of --allow_config_change, see `check_run`.
-ALLOW_CONFIG_CHANGE = "Resume although config or data differ in what gives the run its meaning."
 
 #: Flags in which the hosts of one run differ, or may.
 _PER_PROCESS = ("process_id", "coordinator", "num_processes", "single_host", "traceback")
@@ -222,81 +218,6 @@ def _given_flags() -> dict[str, str]:
             if ours and not of_config and flag.name not in _PER_PROCESS:
                 found[f"flag --{flag.name}"] = repr(flag.value)
     return found
-
-
-def check_run(config: ConfigDict, workdir: str, kind: str) -> list[str]:
-    """Compares a config with the run in the workdir, if there is one, before anything is built.
-
-    Args:
-      config: as given.
-      workdir: of the run.
-      kind: 'tokenizer' or 'transformer'.
-
-    Returns:
-      What has changed, for `begin_run`.
-
-    Raises:
-      ValueError: the run that is there was started with another meaning, and
-        --allow_config_change is not given; or a package that the config asks for is missing.
-    """
-    from var_jax import build
-
-    build.check_tools(config, "train" if kind == "transformer" else "tokenizer_train")
-    return [str(c) for c in build.changes_since(workdir, config, kind, _change_is_allowed())]
-
-
-def begin_run(
-    config: ConfigDict, workdir: str, metadata: Mapping[str, Any], changes: Sequence[str]
-) -> None:
-    """Compares what a config led to between the hosts and with the run, and records the start.
-
-    Args:
-      config: of the run.
-      workdir: gets config.json and commands.txt.
-      metadata: of the run's checkpoints.
-      changes: from `check_run`.
-
-    Raises:
-      ValueError: the run that is there had other data, and --allow_config_change is not given.
-      PreflightError: the hosts read different tokenizers or data.
-    """
-    from var_jax import build
-    from var_jax.parallel import distributed
-
-    distributed.check_agreement(build.identity(metadata))
-    changes = [*changes, *build.data_changes(workdir, metadata, _change_is_allowed())]
-    for change in changes:
-        logging.info("Changed since the last checkpoint: %s.", change)
-    record_run(config, workdir, changes)
-
-
-def _change_is_allowed() -> bool:
-    name = "allow_config_change"
-    return name in flags.FLAGS and bool(flags.FLAGS[name].value)
-
-
-def record_run(config: ConfigDict, workdir: str, changes: Sequence[str] = ()) -> None:
-    """Writes config.json and adds the command to commands.txt in the workdir, on process 0.
-
-    Args:
-      config: of the run.
-      workdir: of the run.
-      changes: what the command changes of a run, as comments above it in commands.txt.
-    """
-    import jax
-    from etils import epath
-
-    from var_jax.paths import write_json, write_text
-
-    if jax.process_index():
-        return
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.to_dict())
-    commands = folder / "commands.txt"
-    before = commands.read_text() if commands.exists() else ""
-    notes = "".join(f"# {change}\n" for change in changes)
-    write_text(commands, before + notes + shlex.join([sys.executable, *sys.argv]) + "\n")
 
 
 def _resolve_config_paths() -> None:

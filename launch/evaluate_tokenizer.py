@@ -43,7 +43,7 @@ _LPIPS_LINEAR = cli.define_path(
     "lpips_linear", None, "The LPIPS release's vgg.pth; by default in the file of --lpips."
 )
 _REFERENCE = cli.define_path(
-    "reference", None, "Take rFID to this file, made by launch.evaluate --make_reference."
+    "reference", None, "Take rFID to this file, made by launch.make_reference."
 )
 _ALLOW_MISMATCHED = flags.DEFINE_bool(
     "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
@@ -85,9 +85,10 @@ def main() -> None:
     from var_jax.evaluation.generated import image_files, references
     from var_jax.evaluation.generated.adm import EVALUATOR
     from var_jax.evaluation.generated.npz_images import ImageSpool, note_array
-    from var_jax.evaluation.generated.sampling_run import ROUNDING, Progress, ScoringProgress
+    from var_jax.evaluation.generated.sampling_run import ROUNDING
     from var_jax.evaluation.inception.extractor import FeatureExtractor
     from var_jax.evaluation.inception.weights import file_sha256, load_inception
+    from var_jax.evaluation.progress import Progress, ScoringProgress
     from var_jax.evaluation.reconstructed import text_preservation
     from var_jax.evaluation.reconstructed.tokenizer_report import TextPart, write_report
     from var_jax.evaluation.reconstructed.tokenizer_scores import TokenizerRunner, score_tokenizer

@@ -38,7 +38,7 @@ def stages(workdir: pathlib.Path) -> dict[str, list[str]]:
     transformer, scores = workdir / "transformer", workdir / "scores"
     config = f"--config={_CONFIG.value}"
     return {
-        "tokenizer": ["launch.train_tokenizer", config, f"--workdir={tokenizer}"],
+        "tokenizer": ["launch.train", "--model=tokenizer", config, f"--workdir={tokenizer}"],
         "tokens": [
             "launch.cache_tokens",
             f"--tokenizer={tokenizer}",
@@ -53,14 +53,12 @@ def stages(workdir: pathlib.Path) -> dict[str, list[str]]:
             f"--config.token_cache={tokens}",
         ],
         "scores": [
-            "launch.evaluate",
-            "--classifier",
+            "launch.score_small_set",
             f"--checkpoint={transformer}",
             f"--output={scores}",
             f"--num_samples={_NUM_SAMPLES.value}",
             f"--classifier_steps={_CLASSIFIER_STEPS.value}",
         ],
-        "report": ["launch.report", f"--workdir={workdir}"],
     }
 
 
@@ -108,6 +106,9 @@ def main() -> None:
             continue
         print(f"== {name}: python -m {' '.join(command)}", flush=True)
         _run(name, command, lock, clock)
+    from var_jax.studies.small_set_report import write_report
+
+    write_report(workdir)
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in clock.seconds.items())
     print(f"Seconds: {seconds}; together {sum(clock.seconds.values()):.0f}.")
     print(f"Look at {workdir}/report.html; the numbers are in {done}.")

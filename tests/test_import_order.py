@@ -18,6 +18,7 @@ LAYERS = [
     {"evaluation"},
     {"build", "plan"},
     {"api"},
+    {"studies"},
 ]
 ROOT = pathlib.Path(var_jax.__file__).parent
 
@@ -47,4 +48,18 @@ def test_imports_only_go_down():
             parts = name.split(".")
             if parts[0] == "launch" or (parts[0] == "var_jax" and _layer(parts[1]) > _layer(own)):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_command_imports_another():
+    shared = {"cli", "compilation_cache"}
+    launch = ROOT.parent / "launch"
+    commands = {path.stem for path in launch.glob("*.py")} - shared - {"__init__"}
+    assert len(commands) > 10
+    wrong = []
+    for path in sorted(launch.glob("*.py")):
+        for name, line in _imports(path):
+            parts = name.split(".")
+            if parts[0] == "launch" and len(parts) > 1 and parts[1] in commands:
+                wrong.append(f"{path.name}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)

@@ -59,7 +59,7 @@ def run(start):
 def tokens(bucket, run):
     """The folder of a tokenizer and of the tokens that it made, in the bucket."""
     folder = epath.Path(bucket) / "a run"
-    run("train_tokenizer", CONFIG, f"--workdir={folder}/tokenizer/")
+    run("train", "--model=tokenizer", CONFIG, f"--workdir={folder}/tokenizer/")
     run("cache_tokens", f"--tokenizer={folder}/tokenizer", f"--output={folder}/tokens")
     return folder
 

@@ -14,7 +14,7 @@ from var_jax import build
 ROOT = pathlib.Path(__file__).parents[2]
 #: Flags that name places, in whatever command.
 NAMES = (
-    "checkpoint|folder|images|inception|json|lpips|lpips_linear|make_reference|official|output|path"
+    "checkpoint|folder|images|inception|json|lpips|lpips_linear|official|output|path"
     "|plot|reference|samples|token_cache|tokenizer|tokens|train|vae|val|val_labels|workdir"
 )
 COMMANDS = sorted((ROOT / "launch").glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))

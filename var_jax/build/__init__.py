@@ -41,8 +41,10 @@ from var_jax.build.training import (
     train_settings,
     vqgan,
 )
+from var_jax.build.training_run import MODELS, run
 
 __all__ = [
+    "MODELS",
     "Change",
     "ConfigError",
     "EvaluationSettings",
@@ -75,6 +77,7 @@ __all__ = [
     "pipeline",
     "pyramid",
     "resolve_paths",
+    "run",
     "sampler",
     "scaling_settings",
     "set_num_classes",

@@ -48,6 +48,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_file(tmp_path):
     images = np.concatenate(list(open_images(tmp_path / "whole" / "samples.npz").batches(50)))
     np.testing.assert_array_equal(images, np.stack([image(i) for i in range(23)]))
     np.testing.assert_array_equal(np.load(whole.path)["labels"], LABELS)
+    whole.discard_parts()
     assert not (tmp_path / "whole" / "parts").exists()
 
     class Killed(BaseException):

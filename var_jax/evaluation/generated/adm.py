@@ -9,9 +9,11 @@ Source: Dhariwal and Nichol 2021 (arXiv 2105.05233), `evaluations/` of guided-di
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from var_jax.evaluation.generated import image_files
 from var_jax.evaluation.generated.image_files import Images, open_images
@@ -29,6 +31,7 @@ from var_jax.evaluation.generated.summary import (
     Summary,
     compare,
     looks_class_sorted,
+    reduce,
     summarise,
 )
 from var_jax.evaluation.inception.extractor import FeatureExtractor
@@ -107,8 +110,15 @@ class Judge:
             "mismatched_reference_allowed": self.allow_mismatched,
         }
 
-    def compare(self, samples: Images) -> tuple[Scores, list[str]]:
-        """Scores, and what their reader must be told."""
+    def compare(
+        self, samples: Images, features: Iterable[dict[str, np.ndarray]] | None = None
+    ) -> tuple[Scores, list[str]]:
+        """Scores, and what their reader must be told.
+
+        Args:
+          samples: to be scored.
+          features: of them in order, in parts; None extracts them here.
+        """
         self.check(samples.shape[1:3], read_note(samples.path), samples.path)
         messages = []
         if samples.class_sorted:
@@ -125,9 +135,11 @@ class Judge:
                 value_range=self._value_range,
                 progress=self._progress,
             )
-        summary = summarise(
-            samples.batches(self.extractor.batch_size),
-            self.extractor,
+        if features is None:
+            features = self.extractor.stream(samples.batches(self.extractor.batch_size))
+        summary = reduce(
+            features,
+            self.extractor.sizes,
             keep_features=self._reference.features is not None,
             on_batch=lambda done: self._progress("samples", done, len(samples)),
         )
@@ -137,19 +149,28 @@ class Judge:
             messages.append(SORTED.format(path=samples.path, how="looks sorted by class"))
         return scores, messages
 
-    def score(self, samples_path: str, value_range: str | None = None) -> dict[str, Any]:
+    def score(
+        self,
+        samples_path: str,
+        value_range: str | None = None,
+        *,
+        features: Iterable[dict[str, np.ndarray]] | None = None,
+        sha256: str | None = None,
+    ) -> dict[str, Any]:
         """The scores of samples with a record of what was compared with what, ready for JSON.
 
         Args:
           samples_path: images in a file or a folder.
           value_range: of floating point images; see open_images.
+          features: see compare.
+          sha256: of the file, where it is known.
 
         Returns:
           the scores by name; what `identity` says; 'samples', 'samples_sha256', 'samples_range',
           'batch_size', 'devices', and 'warnings', a list of sentences.
         """
         samples = open_images(samples_path, value_range)
-        scores, messages = self.compare(samples)
+        scores, messages = self.compare(samples, features)
         identity = self.identity()
         if not identity["published_inception"]:
             messages.append(
@@ -162,7 +183,7 @@ class Judge:
             **scores.as_dict(),
             **identity,
             "samples": str(samples_path),
-            "samples_sha256": image_files.sha256(samples_path),
+            "samples_sha256": sha256 or image_files.sha256(samples_path),
             "samples_range": samples.value_range,
             "batch_size": self.extractor.batch_size,
             "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",

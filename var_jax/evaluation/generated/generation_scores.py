@@ -41,7 +41,8 @@ def draw_and_score(
       files: the samples.
       draw_part: see SampleFiles.draw.
       record: what the manifest says beside the settings, ready for JSON.
-      judge: of the samples, used on process 0; None only draws.
+      judge: of the samples: every process extracts the features of those that it draws, and
+        process 0 compares them; None only draws.
       keep_samples: leave samples.npz there once it is scored.
       should_stop: see SampleFiles.draw.
 
@@ -66,18 +67,19 @@ def draw_and_score(
     if finished:
         logging.info("Done already: %s.", scores_file)
         return scores if first else {}
-    if not files.draw(draw_part, should_stop):
+    if not files.draw(draw_part, should_stop, judge and judge.extractor):
         logging.info("Stopped; the same command goes on from the parts in %s.", files.folder)
         return None
     path = files.finish()
     scores = {}
     if first:
+        sha256 = file_sha256(path)
         counts = np.bincount(files.labels, minlength=int(files.settings.get("num_classes", 0)))
         manifest = {
             "settings": files.settings,
             "settings_sha256": files.sha256,
             "samples": str(path),
-            "samples_sha256": file_sha256(path),
+            "samples_sha256": sha256,
             "order": "sample i at place i; labels are a seeded permutation of equally many of each",
             "samples_per_class": [int(counts.min()), int(counts.max())],
             **record,
@@ -89,11 +91,14 @@ def draw_and_score(
         }
         write_json(manifest_file, manifest)
         if judge is not None:
-            scores = {**judge.score(str(path)), "settings_sha256": files.sha256}
+            features = files.features(judge.extractor)
+            found = judge.score(str(path), features=features, sha256=sha256)
+            scores = {**found, "settings_sha256": files.sha256}
             # Last, so that its presence says that all is there.
             write_json(scores_file, scores)
             if not keep_samples:
                 path.unlink()
+        files.discard_parts()
     # The others must not leave while process 0 computes: their leaving would end its run.
     files.barrier("scored")
     return scores

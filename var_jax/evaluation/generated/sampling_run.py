@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from var_jax.decoding import guidance
 from var_jax.decoding.generate import Sampler
 from var_jax.evaluation.generated import npz_images
+from var_jax.evaluation.generated.summary import Extractor
+from var_jax.evaluation.progress import Progress
 from var_jax.paths import replacing, write_json
 from var_jax.pyramid import ScalePyramid
 
@@ -174,12 +175,17 @@ class SampleFiles:
         return [part for part in own if not self._part(part).exists()]
 
     def draw(
-        self, draw_part: DrawPart, should_stop: Callable[[int], bool] = lambda part: False
+        self,
+        draw_part: DrawPart,
+        should_stop: Callable[[int], bool] = lambda part: False,
+        extractor: Extractor | None = None,
     ) -> bool:
         """Draws the missing parts, each written whole or not at all.
 
         Args:
           draw_part: draws the samples start .. stop - 1.
+          extractor: of the features that are written beside them, on the devices of the process
+            that draws, so that scoring reads no image again; None writes none.
           should_stop: asked after each part, equally often on all processes; then no more are
             drawn.
 
@@ -201,32 +207,68 @@ class SampleFiles:
                 for batch in draw_part(start, stop):
                     images.append(batch)
                     progress.add(len(batch) * self._processes)
-                self._write(part, np.concatenate(images))
+                images = np.concatenate(images)
+                if extractor is not None:  # First: a part that is there has its features.
+                    self._write_features(part, extractor, images)
+                self._write(part, images)
             if should_stop(number) and number + 1 < rounds:
                 return False
         self.barrier("drawn")
         return True
 
+    def features(self, extractor: Extractor) -> Iterator[dict[str, np.ndarray]] | None:
+        """The features of all samples in order, a part at a time; None unless all are there.
+
+        Args:
+          extractor: that they must be of.
+        """
+        paths = [self._feature_path(part, extractor) for part in range(self.num_parts)]
+        if not all(path.exists() for path in paths):
+            return None
+
+        def read() -> Iterator[dict[str, np.ndarray]]:
+            for part, path in enumerate(paths):
+                start, stop = self.bounds(part)
+                try:
+                    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                        found = {name: archive[name] for name in extractor.sizes}
+                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                    raise ValueError(
+                        f"The features {path} cannot be read ({error}); delete them and run again."
+                    ) from error
+                for name, size in extractor.sizes.items():
+                    if found[name].shape != (stop - start, size):
+                        raise ValueError(
+                            f"The features {name} in {path} have the shape "
+                            f"{list(found[name].shape)} where {[stop - start, size]} is due; "
+                            "delete them and run again."
+                        )
+                yield found
+
+        return read()
+
     def finish(self) -> epath.Path:
-        """Joins the parts in samples.npz, on process 0, and removes them.
+        """Joins the parts in samples.npz, on process 0.
 
         Raises:
           ValueError: a part is damaged.
         """
-        if self._process == 0:
-            if not self.complete:
-                note = {"kind": "samples", "settings_sha256": self.sha256}
-                npz_images.write_images(
-                    self.path,
-                    self._images(),
-                    len(self.labels),
-                    labels=self.labels,
-                    note=npz_images.note_array(note),
-                )
-            if self._parts.exists():
-                self._parts.rmtree()
+        if self._process == 0 and not self.complete:
+            note = {"kind": "samples", "settings_sha256": self.sha256}
+            npz_images.write_images(
+                self.path,
+                self._images(),
+                len(self.labels),
+                labels=self.labels,
+                note=npz_images.note_array(note),
+            )
         self.barrier("joined")
         return self.path
+
+    def discard_parts(self) -> None:
+        """Removes what samples.npz and the scores were made of; on one process."""
+        if self._parts.exists():
+            self._parts.rmtree()
 
     def bounds(self, part: int) -> tuple[int, int]:
         """The numbers of a part's first sample and of the one after its last."""
@@ -240,6 +282,15 @@ class SampleFiles:
 
     def _part(self, part: int) -> epath.Path:
         return self._parts / f"{part:06d}.npy"
+
+    def _feature_path(self, part: int, extractor: Extractor) -> epath.Path:
+        weights = getattr(extractor, "weights", None)
+        return self._parts / f"{part:06d}.{weights.sha256[:12] if weights else 'features'}.npz"
+
+    def _write_features(self, part: int, extractor: Extractor, images: np.ndarray) -> None:
+        found = list(extractor.stream([npz_images.as_rgb(images)]))
+        with replacing(self._feature_path(part, extractor)) as file:
+            np.savez(file, **{n: np.concatenate([f[n] for f in found]) for n in extractor.sizes})
 
     def _write(self, part: int, images: np.ndarray) -> None:
         start, stop = self.bounds(part)
@@ -268,65 +319,6 @@ class SampleFiles:
                     "delete it and run again."
                 )
             yield images
-
-
-class Progress:
-    """Says every few seconds how far a long loop is, how fast, and when it will end.
-
-    Args:
-      what: is counted.
-      total: how many there will be.
-      show: whether to say anything.
-      every: seconds between two lines.
-    """
-
-    def __init__(self, what: str, total: int, show: bool = True, every: float = 10.0) -> None:
-        self._what, self._total, self._show, self._every = what, total, show, every
-        self._done = 0
-        self._shown = time.monotonic()
-        # Speed counts from the first batch on: before it stands the compilation.
-        self._first: tuple[int, float] | None = None
-
-    def add(self, count: int) -> None:
-        """Counts more of them."""
-        self.at(self._done + count)
-
-    def at(self, done: int) -> None:
-        """Says that so many are done."""
-        self._done = done
-        now = time.monotonic()
-        self._first = self._first or (done, now)
-        if not self._show or now - self._shown < self._every:
-            return
-        self._shown = now
-        first_done, first_time = self._first
-        if done == first_done or now == first_time:
-            logging.info("%s %d/%d", self._what, done, self._total)
-            return
-        speed = (done - first_done) / (now - first_time)
-        to_go = max(self._total - done, 0) / speed
-        logging.info(
-            "%s %d/%d  %.4g images/s  to go %s",
-            self._what,
-            done,
-            self._total,
-            speed,
-            f"{to_go // 3600:.0f} h {to_go % 3600 / 60:.0f} min"
-            if to_go >= 3600
-            else f"{to_go:.0f} s",
-        )
-
-
-class ScoringProgress:
-    """The same for `Judge`: one line of progress each for the reference and the samples."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, Progress] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self._parts or done <= self._parts[what]._done:
-            self._parts[what] = Progress(f"features of the {what}", total)
-        self._parts[what].at(done)
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

@@ -139,17 +139,29 @@ def summarise(
     keep_features: bool = True,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Summary:
-    """Features of a stream of images, reduced as they come.
+    """Features of a stream of images uint8 [n, H, W, 3], reduced as they come; see `reduce`."""
+    features = extractor.stream(batches)
+    return reduce(features, extractor.sizes, keep_features=keep_features, on_batch=on_batch)
+
+
+def reduce(
+    features: Iterable[dict[str, np.ndarray]],
+    sizes: dict[str, int],
+    *,
+    keep_features: bool = True,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Summary:
+    """Features, reduced as they come.
 
     Args:
-      batches: uint8 [n, H, W, 3].
-      extractor: of the features.
+      features: [n, size] of each name, in parts; see Extractor.stream.
+      sizes: length of each feature by name.
       keep_features: see SummaryBuilder.
       on_batch: called with the number of images done.
     """
-    builder = SummaryBuilder(extractor.sizes, keep_features)
-    for features in extractor.stream(batches):
-        builder.update(features)
+    builder = SummaryBuilder(sizes, keep_features)
+    for part in features:
+        builder.update(part)
         on_batch(builder.count)
     return builder.summary()
 

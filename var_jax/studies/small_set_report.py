@@ -1,19 +1,16 @@
-"""Writes report.html and metrics.json of a quickstart folder; its last stage.
-
-python -m launch.report --workdir runs/quickstart
-"""
+"""What a run on a small data set came to, as one page."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 
-from absl import flags
+import numpy as np
 
-from launch import cli
-
-_WORKDIR = cli.define_path("workdir", None, "Folder with tokenizer/, transformer/, scores/.")
-flags.mark_flags_as_required(["workdir"])
+from var_jax import paths
+from var_jax.evaluation.pictures import grid
+from var_jax.evaluation.report import Report, curves, encode_png
+from var_jax.train.metrics import read_metrics
 
 _EXPLAINED = {
     "label_accuracy": "generated images that the classifier takes for their label",
@@ -28,15 +25,8 @@ _EXPLAINED = {
 }
 
 
-def main() -> None:
-    import numpy as np
-
-    from var_jax import paths
-    from var_jax.evaluation.pictures import grid
-    from var_jax.evaluation.report import Report, curves, encode_png
-    from var_jax.train.metrics import read_metrics
-
-    workdir = pathlib.Path(_WORKDIR.value)
+def write_report(workdir: pathlib.Path) -> None:
+    """Writes report.html and metrics.json of a folder with tokenizer/, transformer/, scores/."""
     scores = json.loads((workdir / "scores" / "scores.json").read_text())
     config = json.loads((workdir / "transformer" / "config.json").read_text())
     seconds_file = workdir / "seconds.json"
@@ -102,7 +92,3 @@ def main() -> None:
 
     paths.write_text(workdir / "report.html", report.render())
     paths.write_json(workdir / "metrics.json", {**scores, "seconds": seconds})
-
-
-if __name__ == "__main__":
-    cli.run(main)

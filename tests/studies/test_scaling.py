@@ -9,14 +9,13 @@ import pytest
 from commands import import_command
 from recipes import load
 
-from launch import cli
 from var_jax import build
 from var_jax.checkpoint import Checkpointer, fingerprint
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
 from var_jax.evaluation.scaling.scaling_law import QUANTITIES
 from var_jax.parallel import sharding
+from var_jax.studies import scaling
 
-command = import_command("launch.scaling_law")
 likelihood = import_command("launch.likelihood")
 
 
@@ -32,7 +31,7 @@ def test_the_family_grows_with_the_cube_of_depth():
     products = [size.depth * size.width**2 for size in sizes.values()]
     np.testing.assert_allclose(products, [products[0] * d**3 for d in range(1, 7)])
     for name in sizes:
-        one = command.size_config(config, name)
+        one = scaling.size_config(config, name)
         assert "scaling" not in one and build.var(one).depth == sizes[name].depth
 
 
@@ -40,7 +39,8 @@ def pretend(config, workdir, should_stop):
     """Writes what a training leaves, with losses that fall with the size."""
     folder = pathlib.Path(workdir)
     if not (folder / "metrics.jsonl").exists():
-        cli.record_run(config, workdir)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
         build.set_num_classes(config, 10)
         lines = []
         for step in (2, 4):
@@ -57,7 +57,7 @@ def pretend(config, workdir, should_stop):
 
 
 def test_results_of_a_family(tmp_path, config):
-    assert command.study(config, str(tmp_path), train_size=pretend)
+    assert scaling.study(config, str(tmp_path), train_size=pretend)
     values = json.loads((tmp_path / "scaling.json").read_text())
     sizes = values["sizes"]
     assert [size["name"] for size in sizes] == ["d1", "d2", "d3"]
@@ -85,19 +85,19 @@ def test_a_signal_ends_the_study_and_steps_are_counted_over_all_sizes(tmp_path, 
         seen.append(step)
         return step == 8
 
-    assert not command.study(config, str(tmp_path), asked, pretend)
+    assert not scaling.study(config, str(tmp_path), asked, pretend)
     assert seen == [4, 8] and not (tmp_path / "scaling.json").exists()
-    assert command.study(config, str(tmp_path), train_size=pretend)
+    assert scaling.study(config, str(tmp_path), train_size=pretend)
 
 
 def test_a_family_is_equal_in_all_but_the_size(tmp_path, config):
-    command.study(config, str(tmp_path), train_size=pretend)
+    scaling.study(config, str(tmp_path), train_size=pretend)
     config.train.optimizer.learning_rate = 1.0
     with pytest.raises(
         ValueError,
         match=r"d1 was started with another config \(config.train.optimizer.learning_rate: ",
     ):
-        command.study(config, str(tmp_path), train_size=pretend)
+        scaling.study(config, str(tmp_path), train_size=pretend)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_family_is_equal_in_all_but_the_size(tmp_path, config):
 def test_mistakes_are_named(tmp_path, config, change, message):
     change(config.scaling)
     with pytest.raises(ValueError, match=message):
-        command.study(config, str(tmp_path), train_size=pretend)
+        scaling.study(config, str(tmp_path), train_size=pretend)
 
 
 def make_tokenizer_and_tokens(folder, config):
@@ -155,9 +155,9 @@ def test_a_size_is_an_ordinary_run_and_can_be_scored(tmp_path, config, monkeypat
     config.tokenizer_checkpoint = str(tmp_path / "tokenizer")
     config.token_cache = str(tmp_path / "tokens")
     workdir = str(tmp_path / "family" / "d1")
-    assert command.train.train_transformer(command.size_config(config, "d1"), workdir)
-    command.check_runs(config, str(tmp_path / "family"))
-    curve, size = command.read_run(workdir, "d1", "held_out")
+    assert scaling.train_transformer(scaling.size_config(config, "d1"), workdir)
+    scaling.check_runs(config, str(tmp_path / "family"))
+    curve, size = scaling.read_run(workdir, "d1", "held_out")
     assert size["curve"]["steps"] == [2, 4] and curve.values["loss_mean"].shape == (2,)
     # The command for one checkpoint finds what the training found at its end, on another mesh.
     scores = likelihood.score(workdir, "val", token_cache=config.token_cache, batch_size=24)

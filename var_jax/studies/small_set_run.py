@@ -1,12 +1,22 @@
-"""Scores a run on a small data set by a classifier of its images; see launch.evaluate."""
+"""Scores a run on a small data set by a classifier of its images: trained, drawn, written."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
 
-from launch import cli
+from var_jax import build, paths
+from var_jax.decoding.generate import Sampler
+from var_jax.decoding.images import ImageSampler
+from var_jax.evaluation.small_sets import small_set
+from var_jax.evaluation.small_sets.classifier import train_classifier
+from var_jax.parallel import sharding
 
 
 def score_small_set(
@@ -18,6 +28,7 @@ def score_small_set(
     classifier_steps: int,
     batch_size: int,
     seed: int,
+    sampler_of: Callable[[ConfigDict], Sampler] = build.sampler,
 ) -> dict[str, Any]:
     """Trains the classifier, draws, scores, and writes scores.json and images.npz.
 
@@ -29,20 +40,11 @@ def score_small_set(
       classifier_steps: updates of the classifier.
       batch_size: images at once.
       seed: of the samples.
+      sampler_of: the config of the run -> the settings of sampling.
 
     Returns:
       the scores.
     """
-    import jax
-    import numpy as np
-    from etils import epath
-
-    from var_jax import build, paths
-    from var_jax.decoding.images import ImageSampler
-    from var_jax.evaluation.small_sets import small_set
-    from var_jax.evaluation.small_sets.classifier import train_classifier
-    from var_jax.parallel import sharding
-
     loaded = build.load_transformer(checkpoint, tokenizer_path)
     config, tokenizer = loaded.config, loaded.tokenizer
     output = epath.Path(output_path)
@@ -76,7 +78,7 @@ def score_small_set(
         steps=classifier_steps,
     )
 
-    model = (loaded.var, loaded.head, tokenizer.module, tokenizer.params, cli.sampler(config))
+    model = (loaded.var, loaded.head, tokenizer.module, tokenizer.params, sampler_of(config))
     sampler = ImageSampler(*model)
     labels = np.arange(num_samples) % num_classes
 
