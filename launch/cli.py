@@ -134,7 +134,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, ValueError) as error:
         if "--traceback" in argv:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     return rest
 

@@ -34,7 +34,7 @@ _WHAT = flags.DEFINE_enum(
 )
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the config's; images to sample.", 0)
 _REFERENCE = flags.DEFINE_string(
-    "reference",
+    "frozen_reference",
     "",
     "train: beside a frozen model of the same size, which an objective with a reference or a "
     "teacher needs, laid out by this sharding preset.",

@@ -1,7 +1,7 @@
 """Draws images from a checkpoint and scores them, by the protocol of the published numbers.
 
-50,000 images, as many of each class. A killed run goes on where it was; on a pod each host draws
-its share and extracts the features of it.
+50,000 images, as many of each class. A killed run goes on where it was; on a pod all hosts draw
+together, and features are extracted by the devices that hold the images.
 
 python -m launch.evaluate --checkpoint runs/d16 --preset paper --num_samples 50000 \
     --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth \
@@ -62,7 +62,7 @@ _KEEP_SAMPLES = flags.DEFINE_bool(
     "keep_samples", True, "Keep samples.npz once it is scored (10 GB for 50,000 of 256 px)."
 )
 _PART_SIZE = flags.DEFINE_integer("part_size", 500, "Samples in a part of a resumable run.", 1)
-_BATCH = flags.DEFINE_integer("batch_size", 100, "Images drawn at once by a host.", 1)
+_BATCH = flags.DEFINE_integer("batch_size", 100, "Images at once, over all devices.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 flags.mark_flags_as_required(["checkpoint", "output"])
 cli.define_sampling_flags()
@@ -90,20 +90,22 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     from var_jax.evaluation.generated.adm import Judge
     from var_jax.evaluation.generated.generation_scores import draw_and_score
     from var_jax.evaluation.generated.references import check_reference
-    from var_jax.evaluation.inception.extractor import FeatureExtractor
+    from var_jax.evaluation.inception.extractor import FeatureExtractor, MeshExtractor
     from var_jax.evaluation.inception.weights import load_inception
     from var_jax.evaluation.progress import ScoringProgress
-    from var_jax.parallel import sharding
+    from var_jax.parallel import arrays, sharding
 
     terms = sweep.parse_terms(" ".join(_SWEEP.value)) if _SWEEP.value else {}
     for name in terms:
         if flags.FLAGS[name].value is not None:
             raise ValueError(f"--sweep already varies {name}; leave out --{name}.")
-    judge = None
+    mesh = sharding.make_mesh()
+    judge = extract = weights = None
     if _REFERENCE.value:
         # What is wrong with it is said before the weights are read, and both before drawing.
         check_reference(_REFERENCE.value, _REFERENCE_RANGE.value)
         weights = load_inception(_INCEPTION.value, sha256=_INCEPTION_SHA256.value)
+        extract = MeshExtractor(weights, mesh)
         judge = Judge(
             _REFERENCE.value,
             FeatureExtractor(weights),
@@ -111,8 +113,6 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
             value_range=_REFERENCE_RANGE.value,
             progress=ScoringProgress(),
         )
-    # Each host draws parts of its own.
-    mesh = sharding.make_mesh(devices=jax.local_devices())
     loaded = build.load_transformer(
         _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
     )
@@ -162,11 +162,19 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
         draw = ImageSampler(loaded.var, loaded.head, module, loaded.tokenizer.params, sampler, mesh)
 
         def draw_part(start: int, stop: int) -> Any:
-            for _, samples in draw.batches(loaded.params, labels[:stop], _SEED.value, batch, start):
-                yield samples.images
+            drawn = draw.on_mesh(loaded.params, labels[:stop], _SEED.value, batch, start)
+            for numbers, samples in drawn:
+                found = extract(samples.images) if extract is not None else {}
+                found["images"] = arrays.to_host(samples.images)
+                found = {name: value[: len(numbers)] for name, value in found.items()}
+                yield found.pop("images"), found
 
         files = sampling_run.SampleFiles(
-            folder, labels, {"sampler": described, **drawn_from}, part_size=_PART_SIZE.value
+            folder,
+            labels,
+            {"sampler": described, **drawn_from},
+            part_size=_PART_SIZE.value,
+            features_of=weights.sha256[:12] if weights is not None else "",
         )
         return draw_and_score(
             files,

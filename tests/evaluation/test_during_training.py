@@ -8,8 +8,8 @@ from var_jax.data.pipeline import Pipeline
 from var_jax.data.sources import ArraySource
 from var_jax.evaluation.distances import frechet
 from var_jax.evaluation.during_training import Every, Reconstruction, SmallFID
-from var_jax.evaluation.inception.extractor import FeatureExtractor
-from var_jax.parallel import sharding
+from var_jax.evaluation.inception.extractor import FeatureExtractor, MeshExtractor
+from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_float, to_uint8
 from var_jax.train.experiment import Evaluation
 from var_jax.train.state import TrainState
@@ -68,7 +68,8 @@ def test_rfid_is_the_distance_of_the_held_out_images_to_their_reconstructions(
     # The last batch is filled up, and what fills it does not count.
     pipeline = Pipeline(sorted_images(6), lambda record, rng: record, 8, train=False)
     extractor = FeatureExtractor(inception_weights, ("2048",), batch_size=8)
-    evaluator = Reconstruction(Scaling(), pipeline, mesh, shown=0, extractor=extractor)
+    on_mesh = MeshExtractor(inception_weights, mesh, ("2048",))
+    evaluator = Reconstruction(Scaling(), pipeline, mesh, shown=0, extractor=on_mesh)
     images = sorted_images(6).images
 
     def features(scale):
@@ -101,17 +102,20 @@ def test_fid_of_a_training_is_the_evaluator_s(mesh, inception_weights):
     class Sampler:
         var = types.SimpleNamespace(num_classes=3)
 
-        def batches(self, params, labels, seed, batch_size, own):
-            assert params == "average" and seed == 7 and batch_size == 5 and own
+        def on_mesh(self, params, labels, seed, batch_size):
+            assert params == "average" and seed == 7 and batch_size == 5
             labels_seen.extend(labels)
             for start in (0, 5):
-                part = to_uint8(images[start : start + 5])
-                yield start + np.arange(len(part)), types.SimpleNamespace(images=part)
+                part = np.resize(to_uint8(images[start : start + 5]), (8, *images.shape[1:]))
+                part = arrays.place(part, sharding.batch_sharding(mesh))
+                numbers = np.arange(start, min(start + 5, 8))
+                yield numbers, types.SimpleNamespace(images=part)
 
     extractor = FeatureExtractor(inception_weights, ("2048",), batch_size=8)
     features = extractor(np.repeat(to_uint8(images), 3, -1))["2048"]
     real = frechet.statistics(1.1 * features[::2])
-    evaluator = SmallFID(Sampler(), extractor, real, 8, 5, seed=7)
+    on_mesh = MeshExtractor(inception_weights, mesh, ("2048",))
+    evaluator = SmallFID(Sampler(), on_mesh, real, 8, 5, seed=7)
     with sharding.activate(mesh, "replicated"):  # As inside the training loop.
         found = evaluator(state("raw", ema="average"), 3).metrics
     expected = frechet.frechet_distance(frechet.statistics(features), real)

@@ -29,7 +29,7 @@ def run(*arguments):
 @pytest.mark.parametrize("what", ["train", "train_tokenizer", "sample"])
 def test_a_small_config(what):
     pytest.importorskip("libtpu")
-    extra = ["--reference=replicated"] if what == "train" else []
+    extra = ["--frozen_reference=replicated"] if what == "train" else []
     out = run(
         "--config=configs/mnist5k.py:smallest", "--topology=v5e:2x2", f"--what={what}", *extra
     )

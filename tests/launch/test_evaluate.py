@@ -30,7 +30,7 @@ for name, argv in cases.items():
         flags.FLAGS([sys.argv[1], "--single_host", *argv])
         module.main()
     except (ValueError, FileNotFoundError, flags.Error) as error:
-        errors[name] = str(error)
+        errors[name] = "; ".join(str(error).splitlines())
 print("ERRORS " + json.dumps(errors))
 """
 

@@ -52,7 +52,7 @@ def test_what_is_planned_is_what_a_training_evaluates_with(monkeypatch):
         "samples": 8,
         "samples of the FID": 24,
         "reconstruction": 16,
-        "features of the FID": 32 * 8,
+        "features of the FID": 24,
     }
     seen = []
     makers = ((images, "jit_sampling"), (token_likelihood, "jit_token_sums"),

@@ -23,7 +23,7 @@ from var_jax.evaluation.during_training import (
     ValidationLoss,
 )
 from var_jax.evaluation.generated.adm import read_reference
-from var_jax.evaluation.inception.extractor import FeatureExtractor
+from var_jax.evaluation.inception.extractor import FeatureExtractor, MeshExtractor
 from var_jax.evaluation.inception.weights import load_inception
 from var_jax.evaluation.token_likelihood import TokenLikelihood
 from var_jax.objectives.likelihood import Likelihood
@@ -111,24 +111,23 @@ def tokenizer_evaluators(
       FileNotFoundError, ValueError: the Inception weights are missing or not what they should be.
     """
     shown = 16 if settings.reconstructions is None else settings.reconstructions
-    extractor = _extractor(settings.rfid, mesh) if settings.rfid else None
+    extractor = None
+    if settings.rfid:
+        extractor = MeshExtractor(load_inception(settings.rfid), mesh, ("2048",))
     return [Reconstruction(tokenizer, held_out, mesh, config.sharding, shown, extractor=extractor)]
-
-
-def _extractor(inception: str, mesh: jax.sharding.Mesh) -> FeatureExtractor:
-    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    return FeatureExtractor(load_inception(inception), ("2048",), devices=mine)
 
 
 def _small_fid(
     config: ConfigDict, settings: FIDSettings, sampler: ImageSampler, mesh: jax.sharding.Mesh
 ) -> SmallFID:
-    extractor = _extractor(settings.inception, mesh)
+    weights = load_inception(settings.inception)
     logging.info("Reading the reference %s.", settings.reference)
-    reference = read_reference(settings.reference, extractor, keep_features=False)
+    reference = read_reference(
+        settings.reference, FeatureExtractor(weights, ("2048",)), keep_features=False
+    )
     return SmallFID(
         sampler,
-        extractor,
+        MeshExtractor(weights, mesh, ("2048",)),
         reference.pool,
         settings.num_samples,
         settings.batch_size,

@@ -152,8 +152,6 @@ class ImageSampler:
         seed: int,
         batch_size: int,
         first: int = 0,
-        *,
-        own: bool = False,
     ) -> Iterator[tuple[np.ndarray, Samples]]:
         """Draws the samples first, first + 1, ... of a long list of labels.
 
@@ -162,32 +160,35 @@ class ImageSampler:
           labels: of all samples.
           batch_size: samples at once, rounded up to what the mesh divides.
           first: number of the first sample.
-          own: give each process only the samples that it answers for: each has one.
 
         Yields:
-          (int64 [n], numbers of the samples; the samples as NumPy arrays).
+          (int64 [n], numbers of the samples; the samples as NumPy arrays, on every process).
         """
+        for numbers, found in self.on_mesh(params, labels, seed, batch_size, first):
+            kept = slice(len(numbers))
+            yield numbers, jax.tree.map(lambda x, kept=kept: arrays.to_host(x)[kept], found)
+
+    def on_mesh(
+        self,
+        params: Any,
+        labels: Sequence[int],
+        seed: int,
+        batch_size: int,
+        first: int = 0,
+    ) -> Iterator[tuple[np.ndarray, Samples]]:
+        """`batches` that stay where they were drawn: all rows of the mesh's batch, of which those
+        behind the numbers only fill it up."""
         labels = np.asarray(labels, np.int32)
         size = sharding.padded_batch(batch_size, self.mesh)
         waiting: collections.deque = collections.deque()
-
-        def fetch(start: int, found: Samples) -> tuple[np.ndarray, Samples]:
-            if own:
-                rows, _ = arrays.own_rows(found.tokens)
-                found = jax.tree.map(lambda x: arrays.own_rows(x)[1], found)
-            else:
-                rows, found = np.arange(size), jax.tree.map(arrays.to_host, found)
-            numbers = start + rows
-            kept = numbers < len(labels)
-            return numbers[kept], jax.tree.map(lambda x: x[kept], found)
-
         for start in range(first, len(labels), size):
-            part = np.resize(labels[start : start + size], size)
-            waiting.append((start, self._draw(params, part, seed, start + np.arange(size))))
-            if len(waiting) > 1:  # One batch is drawn while the one before is fetched.
-                yield fetch(*waiting.popleft())
+            part = labels[start : start + size]
+            found = self._draw(params, np.resize(part, size), seed, start + np.arange(size))
+            waiting.append((start + np.arange(len(part)), found))
+            if len(waiting) > 1:  # One batch is drawn while the one before is used.
+                yield waiting.popleft()
         while waiting:
-            yield fetch(*waiting.popleft())
+            yield waiting.popleft()
 
     def _draw(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
         labels = np.asarray(labels, np.int32)

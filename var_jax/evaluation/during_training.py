@@ -1,8 +1,7 @@
 """Evaluators that run inside the training loop, on every process alike.
 
 They run wherever the step fits: batches are filled up to what the mesh divides, parameters stay
-as the training lays them, and a process fetches uint8 pictures of the rows that its own devices
-hold, whose features it extracts there.
+as the training lays them, and features are extracted by the devices that hold the pictures.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.distances.frechet import GaussianStatistics, frechet_distance, statistics
-from var_jax.evaluation.generated.npz_images import as_rgb
-from var_jax.evaluation.inception.extractor import FeatureExtractor
+from var_jax.evaluation.inception.extractor import MeshExtractor
 from var_jax.evaluation.pictures import grid
 from var_jax.evaluation.token_likelihood import TokenLikelihood
 from var_jax.objectives.likelihood import summarise
@@ -99,7 +97,7 @@ class Reconstruction:
       shown: pairs in the picture, spread evenly over the split: many data sets are sorted by
         class; 0 is no picture.
       params: of a tokenizer that does not train, on the mesh; None: those of the state.
-      extractor: Inception, on this process's devices of the mesh; gives '2048'. None: no rFID.
+      extractor: Inception, on the mesh; gives '2048'. None: no rFID.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class Reconstruction:
         preset: str | sharding.Rules = "replicated",
         shown: int = 16,
         params: Any = None,
-        extractor: FeatureExtractor | None = None,
+        extractor: MeshExtractor | None = None,
     ) -> None:
         self._pipeline, self._mesh, self._preset = pipeline, mesh, preset
         self._extractor, self._params = extractor, params
@@ -123,7 +121,7 @@ class Reconstruction:
         params = self._params
         if params is None:
             params = state.evaluation_params()["tokenizer"]
-        numbers, psnr, made, originals = [], [], [], []
+        psnr, made, originals = [], [], []
         # Of each picture shown: its number, the original, the reconstruction.
         pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         batches = prefetch_to_device(
@@ -134,23 +132,22 @@ class Reconstruction:
         for batch, _ in batches:
             with sharding.activate(self._mesh, self._preset):
                 found = self._run(params, batch["image"])
-            own = [arrays.own_rows(x)[1] for x in (*found, *_fields(batch))]
-            output, values, images, index, _ = (x[own[-1]] for x in own)
-            numbers.append(index)
-            psnr.append(values)
-            shown = np.isin(index, self._shown)
-            pairs.append((index[shown], images[shown], output[shown]))
+            mask = arrays.to_host(batch["mask"])
+            psnr.append(arrays.to_host(found[1])[mask])
+            # Of the pictures shown each process fetches those that its own devices hold.
+            own = (batch["index"], batch["mask"], batch["image"], found[0])
+            index, counts, before, after = (arrays.own_rows(x)[1] for x in own)
+            shown = counts & np.isin(index, self._shown)
+            pairs.append((index[shown], before[shown], after[shown]))
             if self._extractor is not None:
-                made.append(self._extractor(as_rgb(output))["2048"])
+                made.append(self._extractor(found[0])["2048"][mask])
                 if self._originals is None:
-                    originals.append(self._extractor(as_rgb(images))["2048"])
-        numbers = np.concatenate(numbers)
-        every = arrays.gather_rows(numbers, np.concatenate(psnr))
-        metrics, pictures = {"psnr": every.mean()}, {}
+                    originals.append(self._extractor(batch["image"])["2048"][mask])
+        metrics, pictures = {"psnr": np.concatenate(psnr).mean()}, {}
         if self._extractor is not None:
             if self._originals is None:
-                self._originals = _joint_statistics(numbers, originals)
-            found = _joint_statistics(numbers, made)
+                self._originals = statistics(np.concatenate(originals))
+            found = statistics(np.concatenate(made))
             metrics["rfid"] = frechet_distance(found, self._originals)
         if len(self._shown):
             index, before, after = (np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -159,20 +156,15 @@ class Reconstruction:
         return Evaluation(metrics, pictures)
 
 
-def _fields(batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    return batch["image"], batch["index"], batch["mask"]
-
-
 class SmallFID:
     """Frechet Inception distance of samples to a reference, small enough to watch a training.
 
     It falls with the number of samples, so it compares steps and runs that share that number,
-    not papers. Samples are drawn on the mesh of the training; every process extracts the features
-    of those that its own devices hold.
+    not papers. Samples are drawn on the mesh of the training.
 
     Args:
       sampler: draws the images.
-      extractor: Inception, on this process's devices of the mesh; gives '2048'.
+      extractor: Inception, on the mesh; gives '2048'.
       reference: statistics of the 2048 features of real images.
       num_samples: at each evaluation, class-balanced; always the same labels and seeds.
       batch_size: images at once, over all devices.
@@ -182,7 +174,7 @@ class SmallFID:
     def __init__(
         self,
         sampler: ImageSampler,
-        extractor: FeatureExtractor,
+        extractor: MeshExtractor,
         reference: GaussianStatistics,
         num_samples: int,
         batch_size: int,
@@ -196,31 +188,15 @@ class SmallFID:
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         began = time.perf_counter()
-        batches = self._sampler.batches(
-            state.evaluation_params(), self._labels, self._seed, self._batch_size, own=True
+        batches = self._sampler.on_mesh(
+            state.evaluation_params(), self._labels, self._seed, self._batch_size
         )
-        numbers: list[np.ndarray] = []
-
-        def images():
-            for index, samples in batches:
-                numbers.append(index)
-                yield as_rgb(samples.images)
-
-        none = self._extractor(np.zeros((0, 1, 1, 3), np.uint8))  # A process may have no rows.
-        features = [none["2048"], *(part["2048"] for part in self._extractor.stream(images()))]
-        found = _joint_statistics(np.concatenate(numbers), features)
+        features = [
+            self._extractor(samples.images)["2048"][: len(numbers)] for numbers, samples in batches
+        ]
+        found = statistics(np.concatenate(features))
         value = frechet_distance(found, self._reference)
         return Evaluation({"fid": value, "fid_seconds": time.perf_counter() - began})
-
-
-def _joint_statistics(numbers: np.ndarray, features: list[np.ndarray]) -> GaussianStatistics:
-    """Of the features of all processes; kept, not reduced, they join to the bit.
-
-    Args:
-      numbers: of this process's images.
-      features: of them, float32 [n, size] in parts.
-    """
-    return statistics(arrays.gather_rows(numbers, np.concatenate(features)))
 
 
 class Every:

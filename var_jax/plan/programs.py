@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from var_jax import build
 from var_jax.build.sections import tuples
 from var_jax.decoding.images import jit_sampling, sampling_params
 from var_jax.evaluation.during_training import jit_reconstruction
-from var_jax.evaluation.inception.extractor import BATCH_SIZE, jit_features
+from var_jax.evaluation.inception.extractor import jit_features
 from var_jax.evaluation.inception.weights import abstract_params as inception_params
 from var_jax.evaluation.token_likelihood import jit_token_sums
 from var_jax.objectives.likelihood import Likelihood
@@ -181,8 +181,12 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     found = {name: dataclasses.replace(p, beside=beside) for name, p in found.items()}
     if fid:
         # Inception is an argument of it.
-        found["features of the FID"] = dataclasses.replace(
-            _features(mesh, shape), beside=beside[:2]
+        size = sharding.padded_batch(min(fid.batch_size, fid.num_samples), mesh)
+        images = _rows(mesh, size, *shape, dtype=jnp.uint8)
+        args = (_laid(inception_params(), sharding.replicated_sharding(mesh)), images)
+        function = jit_features(("2048",), sharding.batch_sharding(mesh))
+        found["features of the FID"] = Program(
+            function, args, mesh, "replicated", size, beside=beside[:2]
         )
     return found
 
@@ -253,20 +257,6 @@ def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
         _rows(mesh, batch_size, dtype=jnp.uint32),
     )
     return Program(function, args, mesh, config.sharding, batch_size)
-
-
-def _features(mesh: Mesh, image_shape: tuple[int, ...]) -> Program:
-    """Inception as each process runs it on its own devices, for the features of its own rows.
-
-    Here for all devices of the mesh at once, since not every topology compiles for a part of them;
-    they exchange nothing, so that each has the same to do.
-    """
-    batch_size = BATCH_SIZE * mesh.size
-    everywhere = sharding.replicated_sharding(mesh)
-    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    images = jax.ShapeDtypeStruct((batch_size, *image_shape[:2], 3), jnp.uint8, sharding=split)
-    args = (_laid(inception_params(), everywhere), images)
-    return Program(jit_features(("2048",), split), args, mesh, "replicated", batch_size)
 
 
 def _optimizer(config, settings, batch_size: int):

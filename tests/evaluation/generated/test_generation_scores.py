@@ -7,6 +7,7 @@ from stub_extractor import StubExtractor
 from var_jax.decoding.generate import Sampler
 from var_jax.evaluation.generated.adm import Judge
 from var_jax.evaluation.generated.generation_scores import draw_and_score
+from var_jax.evaluation.generated.npz_images import as_rgb
 from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels, describe_sampler
 from var_jax.pyramid import ScalePyramid
 
@@ -21,7 +22,12 @@ SETTINGS = {
 
 def draw_part(start, stop):
     rng = np.random.default_rng(start)
-    yield rng.integers(0, 256, (stop - start, 8, 8, 1), np.uint8)
+    yield rng.integers(0, 256, (stop - start, 8, 8, 1), np.uint8), {}
+
+
+def draw_with_features(start, stop):
+    for images, _ in draw_part(start, stop):
+        yield images, StubExtractor()(as_rgb(images))
 
 
 @pytest.fixture
@@ -53,6 +59,18 @@ def test_scores_manifest_and_a_second_run_that_does_nothing(tmp_path, reference)
     seen = extractor.seen
     again = draw_and_score(files(out), None, {}, Judge(reference, extractor))
     assert again == scores and extractor.seen == seen
+
+
+def test_features_that_came_with_the_samples_are_not_extracted_again(tmp_path, reference):
+    plain = draw_and_score(files(tmp_path / "a"), draw_part, {}, Judge(reference, StubExtractor()))
+    extractor = StubExtractor()
+    found = draw_and_score(
+        files(tmp_path / "b"), draw_with_features, {}, Judge(reference, extractor)
+    )
+    assert extractor.seen == 50  # Those of the reference.
+    assert not (tmp_path / "b" / "parts").exists()
+    for name in ("fid", "sfid", "inception_score", "precision", "kid", "samples_sha256"):
+        assert found[name] == pytest.approx(plain[name]), name
 
 
 def test_the_samples_may_go_once_they_are_scored(tmp_path, reference):

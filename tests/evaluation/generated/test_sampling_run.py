@@ -28,7 +28,8 @@ def image(i):
 
 def draw_part(start, stop):
     for first in range(start, stop, 3):
-        yield np.stack([image(i) for i in range(first, min(first + 3, stop))])
+        images = np.stack([image(i) for i in range(first, min(first + 3, stop))])
+        yield images, {"mean": images.mean((1, 2, 3))[:, None].astype(np.float32)}
 
 
 def test_labels_are_balanced_shuffled_and_the_seeds_own():
@@ -93,7 +94,15 @@ def test_hosts_share_the_parts(tmp_path):
     ]
     for host in reversed(hosts):
         host.draw(noted)
-    assert drawn == [5, 15, 0, 10, 20]
+    # All draw each part together; each writes its own, and what is written is not drawn again.
+    assert drawn == [0, 5, 10, 15, 20, 0, 10, 20]
+    means = np.concatenate([f["mean"] for f in hosts[0].features({"mean": 1})])
+    np.testing.assert_allclose(means[:, 0], [image(i).mean() for i in range(23)], rtol=1e-6)
+    assert SampleFiles(tmp_path / "two", LABELS, SETTINGS, features_of="x").features({}) is None
+    part = tmp_path / "two" / "parts" / "000001.features-.npz"
+    part.write_bytes(part.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="features-.npz cannot be read .* delete them"):
+        list(hosts[0].features({"mean": 1}))
     assert hosts[0].finish().read_bytes() == one.finish().read_bytes()
 
 
@@ -117,7 +126,7 @@ def test_other_settings_and_damaged_parts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Part 1 came as float32"):
         SampleFiles(tmp_path / "f", LABELS, SETTINGS, part_size=12, process_index=0).draw(
             lambda start, stop: [
-                np.zeros((stop - start, 2, 2, 3), np.uint8 if start == 0 else np.float32)
+                (np.zeros((stop - start, 2, 2, 3), np.uint8 if start == 0 else np.float32), {})
             ]
         )
 
@@ -183,7 +192,7 @@ def test_samples_are_the_same_on_one_and_on_eight_devices(model, tmp_path):
 
         def draw_part(start, stop, sampler=sampler):
             for _, samples in sampler.batches(params, labels[:stop], 5, 8, start):
-                yield samples.images
+                yield samples.images, {}
 
         # The second run was interrupted after two parts of another division into batches.
         files = SampleFiles(tmp_path / str(count), labels, {}, part_size=8 if count == 1 else 6)

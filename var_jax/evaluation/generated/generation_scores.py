@@ -41,8 +41,7 @@ def draw_and_score(
       files: the samples.
       draw_part: see SampleFiles.draw.
       record: what the manifest says beside the settings, ready for JSON.
-      judge: of the samples: every process extracts the features of those that it draws, and
-        process 0 compares them; None only draws.
+      judge: of the samples, used on process 0; None only draws.
       keep_samples: leave samples.npz there once it is scored.
       should_stop: see SampleFiles.draw.
 
@@ -67,7 +66,7 @@ def draw_and_score(
     if finished:
         logging.info("Done already: %s.", scores_file)
         return scores if first else {}
-    if not files.draw(draw_part, should_stop, judge and judge.extractor):
+    if not files.draw(draw_part, should_stop):
         logging.info("Stopped; the same command goes on from the parts in %s.", files.folder)
         return None
     path = files.finish()
@@ -91,7 +90,7 @@ def draw_and_score(
         }
         write_json(manifest_file, manifest)
         if judge is not None:
-            features = files.features(judge.extractor)
+            features = files.features(judge.extractor.sizes)
             found = judge.score(str(path), features=features, sha256=sha256)
             scores = {**found, "settings_sha256": files.sha256}
             # Last, so that its presence says that all is there.

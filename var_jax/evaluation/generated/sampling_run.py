@@ -24,7 +24,6 @@ from jax.experimental import multihost_utils
 from var_jax.decoding import guidance
 from var_jax.decoding.generate import Sampler
 from var_jax.evaluation.generated import npz_images
-from var_jax.evaluation.generated.summary import Extractor
 from var_jax.evaluation.progress import Progress
 from var_jax.paths import replacing, write_json
 from var_jax.pyramid import ScalePyramid
@@ -47,8 +46,9 @@ _CONVENTIONS = {
     guidance.ConstantGuidance: f"{_MIX}, t = cfg",
     guidance.PerLevelGuidance: f"{_MIX}, t given for each level",
 }
-#: start, stop -> the images start .. stop - 1 in batches, uint8 [n, H, W, c].
-DrawPart = Callable[[int, int], Iterable[np.ndarray]]
+#: start, stop -> the images start .. stop - 1 in batches, uint8 [n, H, W, c], each with features
+#: [n, size] by name, of which there may be none.
+DrawPart = Callable[[int, int], Iterable[tuple[np.ndarray, dict[str, np.ndarray]]]]
 
 
 def balanced_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
@@ -110,8 +110,8 @@ def digest(settings: dict[str, Any]) -> str:
 class SampleFiles:
     """The samples of one setting in a folder.
 
-    Every process of a run makes one and calls it alike. Process p of P draws the parts p, p + P,
-    ...; it looks on the disk which of them are there already.
+    Every process of a run makes one and calls it alike. All of them draw each part together;
+    process p of P writes the parts p, p + P, ...
 
     Args:
       folder: local or gs:// folder, seen by all processes.
@@ -119,6 +119,7 @@ class SampleFiles:
       settings: everything the images depend on, ready for JSON. They must be those that the
         folder was begun with.
       part_size: images a part; a folder that was begun keeps its own.
+      features_of: names what the features of the samples depend on; others are not taken for them.
       process_index, process_count: those of the run by default.
 
     Raises:
@@ -132,11 +133,12 @@ class SampleFiles:
         settings: dict[str, Any],
         *,
         part_size: int = PART_SIZE,
+        features_of: str = "",
         process_index: int | None = None,
         process_count: int | None = None,
     ) -> None:
         self.folder = epath.Path(folder)
-        self.labels = np.asarray(labels, np.int32)
+        self.labels, self._features_of = np.asarray(labels, np.int32), features_of
         # As JSON gives it back: tuples are lists there.
         self.settings = json.loads(json.dumps(settings))
         self.sha256 = digest(self.settings)
@@ -170,22 +172,19 @@ class SampleFiles:
         return -(-len(self.labels) // self.part_size)
 
     def missing(self) -> list[int]:
-        """The parts that this process has to draw still."""
-        own = range(self._process, self.num_parts, self._processes)
-        return [part for part in own if not self._part(part).exists()]
+        """The parts that are to be drawn still, as process 0 sees it."""
+        there = [self._part(part).exists() for part in range(self.num_parts)]
+        if jax.process_count() > 1:
+            there = multihost_utils.broadcast_one_to_all(np.array(there, np.int32))
+        return [part for part in range(self.num_parts) if not there[part]]
 
     def draw(
-        self,
-        draw_part: DrawPart,
-        should_stop: Callable[[int], bool] = lambda part: False,
-        extractor: Extractor | None = None,
+        self, draw_part: DrawPart, should_stop: Callable[[int], bool] = lambda part: False
     ) -> bool:
         """Draws the missing parts, each written whole or not at all.
 
         Args:
           draw_part: draws the samples start .. stop - 1.
-          extractor: of the features that are written beside them, on the devices of the process
-            that draws, so that scoring reads no image again; None writes none.
           should_stop: asked after each part, equally often on all processes; then no more are
             drawn.
 
@@ -195,34 +194,34 @@ class SampleFiles:
         if self.complete:
             return True
         self._parts.mkdir(parents=True, exist_ok=True)
-        missing = set(self.missing())
-        share = sum(stop - start for start, stop in map(self.bounds, missing))
-        progress = Progress("samples", share * self._processes, show=self._process == 0)
-        rounds = -(-self.num_parts // self._processes)
-        for number in range(rounds):
-            part = number * self._processes + self._process
-            if part in missing:
-                start, stop = self.bounds(part)
-                images = []
-                for batch in draw_part(start, stop):
-                    images.append(batch)
-                    progress.add(len(batch) * self._processes)
-                images = np.concatenate(images)
-                if extractor is not None:  # First: a part that is there has its features.
-                    self._write_features(part, extractor, images)
-                self._write(part, images)
-            if should_stop(number) and number + 1 < rounds:
+        missing = self.missing()
+        total = sum(stop - start for start, stop in map(self.bounds, missing))
+        progress = Progress("samples", total, show=self._process == 0)
+        for number, part in enumerate(missing):
+            images, features = [], []
+            for batch, found in draw_part(*self.bounds(part)):
+                images.append(batch)
+                features.append(found)
+                progress.add(len(batch))
+            if part % self._processes == self._process:
+                names = features[0]
+                if names:  # First: a part that is there has its features.
+                    joined = {n: np.concatenate([f[n] for f in features]) for n in names}
+                    with replacing(self._features(part)) as file:
+                        np.savez(file, **joined)
+                self._write(part, np.concatenate(images))
+            if should_stop(number) and number + 1 < len(missing):
                 return False
         self.barrier("drawn")
         return True
 
-    def features(self, extractor: Extractor) -> Iterator[dict[str, np.ndarray]] | None:
+    def features(self, sizes: dict[str, int]) -> Iterator[dict[str, np.ndarray]] | None:
         """The features of all samples in order, a part at a time; None unless all are there.
 
         Args:
-          extractor: that they must be of.
+          sizes: length of each feature by name.
         """
-        paths = [self._feature_path(part, extractor) for part in range(self.num_parts)]
+        paths = [self._features(part) for part in range(self.num_parts)]
         if not all(path.exists() for path in paths):
             return None
 
@@ -231,12 +230,12 @@ class SampleFiles:
                 start, stop = self.bounds(part)
                 try:
                     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                        found = {name: archive[name] for name in extractor.sizes}
+                        found = {name: archive[name] for name in sizes}
                 except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                     raise ValueError(
                         f"The features {path} cannot be read ({error}); delete them and run again."
                     ) from error
-                for name, size in extractor.sizes.items():
+                for name, size in sizes.items():
                     if found[name].shape != (stop - start, size):
                         raise ValueError(
                             f"The features {name} in {path} have the shape "
@@ -283,14 +282,8 @@ class SampleFiles:
     def _part(self, part: int) -> epath.Path:
         return self._parts / f"{part:06d}.npy"
 
-    def _feature_path(self, part: int, extractor: Extractor) -> epath.Path:
-        weights = getattr(extractor, "weights", None)
-        return self._parts / f"{part:06d}.{weights.sha256[:12] if weights else 'features'}.npz"
-
-    def _write_features(self, part: int, extractor: Extractor, images: np.ndarray) -> None:
-        found = list(extractor.stream([npz_images.as_rgb(images)]))
-        with replacing(self._feature_path(part, extractor)) as file:
-            np.savez(file, **{n: np.concatenate([f[n] for f in found]) for n in extractor.sizes})
+    def _features(self, part: int) -> epath.Path:
+        return self._parts / f"{part:06d}.features-{self._features_of}.npz"
 
     def _write(self, part: int, images: np.ndarray) -> None:
         start, stop = self.bounds(part)

@@ -1,4 +1,4 @@
-"""Inception features of a stream of images, on all local devices."""
+"""Inception features: of a stream of images, and of images that lie on a mesh."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.evaluation.inception.network import FEATURE_SIZES, Inception
 from var_jax.evaluation.inception.weights import InceptionWeights
+from var_jax.parallel import arrays, sharding
 
 # On CPUs a larger batch is slower: its activations are fresh memory at every step.
 CPU_BATCH_SIZE = 8
@@ -28,17 +30,56 @@ def jit_features(
       images: how a batch lies on the devices, and the features after it.
 
     Returns:
-      (params, images uint8 [B, H, W, 3]) -> float32 [B, size] by feature.
+      (params, images uint8 [B, H, W, c], c = 1 for grey) -> float32 [B, size] by feature.
     """
 
     def extract(params, images):
+        if images.shape[-1] == 1:
+            images = jnp.repeat(images, 3, -1)
         return Inception().apply({"params": params}, images, tuple(features))
 
     return jax.jit(extract, out_shardings=images)
 
 
+class MeshExtractor:
+    """Features of images where they lie, by the devices that hold them.
+
+    Args:
+      weights: of the network.
+      mesh: of the images, whose batch its data and fsdp axes cut.
+      features: names of the features, see Inception.
+
+    Attributes:
+      weights: as given.
+      sizes: length of each feature by name.
+    """
+
+    def __init__(
+        self, weights: InceptionWeights, mesh: Mesh, features: Sequence[str] = SCORE_FEATURES
+    ) -> None:
+        self.weights, self._mesh = weights, mesh
+        self.sizes = {name: FEATURE_SIZES[name] for name in features}
+        self._params = arrays.put_host_arrays(
+            jax.tree.map(np.asarray, weights.params), sharding.replicated_sharding(mesh)
+        )
+        self._apply = jit_features(features, sharding.batch_sharding(mesh))
+
+    def __call__(self, images: jax.Array) -> dict[str, np.ndarray]:
+        """Features of a batch, whole on every process; every process calls it alike.
+
+        Args:
+          images: uint8 [B, H, W, c], cut over the mesh.
+
+        Returns:
+          float32 [B, size] for each feature.
+        """
+        with sharding.activate(self._mesh, "replicated"):
+            found = self._apply(self._params, images)
+        return {name: arrays.to_host(value) for name, value in found.items()}
+
+
 class FeatureExtractor:
-    """Batches of images in, NumPy features out.
+    """Batches of images in, NumPy features out, on devices of this process.
 
     The batch axis is spread over the devices; the last batch is padded, so that one image size
     compiles once.
@@ -58,7 +99,10 @@ class FeatureExtractor:
         batch_size: int | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        devices = list(devices or jax.local_devices())
+        if devices is None:
+            # Several devices of one of several hosts: some TPU topologies run no such program.
+            devices = jax.local_devices()[: 1 if jax.process_count() > 1 else None]
+        devices = list(devices)
         if batch_size is None:
             on_cpu = devices[0].platform == "cpu"
             batch_size = CPU_BATCH_SIZE if on_cpu else BATCH_SIZE * len(devices)
