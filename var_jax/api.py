@@ -28,6 +28,7 @@ from var_jax.convert import official
 from var_jax.decoding.images import ImageSampler, sampling_params
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import arrays, sharding
+from var_jax.paths import resolve
 from var_jax.pixels import to_float, to_uint8
 
 #: Endings of official files; anything else is a checkpoint's folder.
@@ -40,6 +41,7 @@ def load(
     path: epath.PathLike,
     tokenizer: epath.PathLike | None = None,
     *,
+    patch_nums: Sequence[int] | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
     """Loads a model onto the devices that are there.
@@ -48,6 +50,7 @@ def load(
       path: workdir of a transformer or of a tokenizer, local or gs://; or an official PyTorch file
         (.pth or safetensors) of either.
       tokenizer: its tokenizer, a workdir or an official file; beside a workdir by default.
+      patch_nums: side lengths of the levels of an official file that has no published pyramid.
       mesh: over which batches are spread, whole parameters on each device; all devices by default.
 
     Raises:
@@ -55,20 +58,23 @@ def load(
       ValueError: it cannot be read, or the tokenizer does not belong to it.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
+    path, tokenizer = resolve(path), tokenizer and resolve(tokenizer)
     if str(path).endswith(FILES):
-        return _load_official(str(path), tokenizer and str(tokenizer), mesh)
+        return _load_official(str(path), tokenizer and str(tokenizer), patch_nums, mesh)
     if checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
         return Model(build.load_tokenizer(path).on(mesh), None, mesh)
     loaded = build.load_transformer(path, tokenizer, mesh=mesh, for_sampling=True)
     return Model(loaded.tokenizer, loaded, mesh)
 
 
-def _load_official(path: str, tokenizer: str | None, mesh: Mesh) -> Model:
+def _load_official(
+    path: str, tokenizer: str | None, patch_nums: Sequence[int] | None, mesh: Mesh
+) -> Model:
     everywhere = sharding.replicated_sharding(mesh)
     if tokenizer is None:
-        module, params = official.read_tokenizer(path)
+        module, params = official.read_tokenizer(path, patch_nums)
         return Model(_tokenizer(module, params).on(mesh), None, mesh)
-    shape = official.describe_transformer(path)
+    shape = official.describe_transformer(path, patch_nums)
     if tokenizer.endswith(FILES):
         loaded = _tokenizer(*official.read_tokenizer(tokenizer, shape.patch_nums))
     else:
@@ -79,7 +85,15 @@ def _load_official(path: str, tokenizer: str | None, mesh: Mesh) -> Model:
     config = convert_config.transformer_config(loaded.module, var)
     loaded = loaded.on(mesh)
     transformer = build.LoadedTransformer(
-        var, head, params, loaded, ConfigDict(config), 0, mesh, "replicated"
+        var=var,
+        head=head,
+        params=params,
+        tokenizer=loaded,
+        config=ConfigDict(config),
+        step=0,
+        metadata={},
+        mesh=mesh,
+        preset="replicated",
     )
     return Model(loaded, transformer, mesh)
 

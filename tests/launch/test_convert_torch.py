@@ -12,6 +12,7 @@ import pytest
 from commands import import_command
 from goldens.fill import load_state
 
+import var_jax
 from var_jax import build
 from var_jax.build.official_files import export_files, import_files
 from var_jax.checkpoint import CheckpointError
@@ -57,6 +58,16 @@ def imported(files, tmp_path_factory):
     vae, var = files[0] / "vae.safetensors", files[0] / "var.safetensors"
     import_files(output, vae=vae, transformer=var, patch_nums=PATCH_NUMS)
     return output
+
+
+def test_official_files_load_by_path_as_the_checkpoint_made_of_them(files, imported):
+    vae, var = (files[0] / f"{name}.safetensors" for name in ("vae", "var"))
+    model = var_jax.load(var, vae, patch_nums=PATCH_NUMS)
+    expected = var_jax.load(imported)
+    images = model.sample([3, 1], seed=2, cfg=1.5)
+    np.testing.assert_array_equal(images, expected.sample([3, 1], seed=2, cfg=1.5))
+    tokens = var_jax.load(vae, patch_nums=PATCH_NUMS).encode(images)
+    np.testing.assert_array_equal(tokens, expected.encode(images))
 
 
 def test_import_is_an_ordinary_checkpoint(files, imported):
