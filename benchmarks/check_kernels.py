@@ -28,7 +28,7 @@ _SHAPES = flags.DEFINE_list(
     "shapes", None, "Names in attention_cases, and convolution; None: all of them."
 )
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the shapes'.", 0)
-_JSON = flags.DEFINE_string("json", None, "File for the results.")
+_JSON = cli.define_path("json", None, "File for the results.")
 
 #: Images on one device whose attention is timed, by the name of the shape.
 BATCH = {"train_256": 64, "train_512": 16, "train_1024": 1}

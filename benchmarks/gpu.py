@@ -24,7 +24,7 @@ from launch import cli
 PARTS = ("kernels", "models", "quickstart")
 
 _PARTS = flags.DEFINE_multi_enum("parts", list(PARTS), list(PARTS), "What to do.")
-_OFFICIAL = flags.DEFINE_string("official", None, "models: clone of FoundationVision/VAR.")
+_OFFICIAL = cli.define_path("official", None, "models: clone of FoundationVision/VAR.")
 _MODELS = flags.DEFINE_list(
     "models",
     [
@@ -40,8 +40,8 @@ _OPTIONS = {
     for part in PARTS
 }
 _LIMIT = flags.DEFINE_integer("limit", 300, "Seconds after which one process is ended.", 1)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/gpu", "Directory of logs and the quickstart's run.")
-_JSON = flags.DEFINE_string("json", None, "File for the results.")
+_WORKDIR = cli.define_path("workdir", "runs/gpu", "Directory of logs and the quickstart's run.")
+_JSON = cli.define_path("json", None, "File for the results.")
 
 
 def versions() -> dict[str, str]:

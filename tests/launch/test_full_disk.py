@@ -43,7 +43,7 @@ def main():
     what, path = sys.argv[1:]
     if what == "samples":
         files = SampleFiles(path, np.zeros(50, np.int32), {"seed": 0}, part_size=50)
-        files.draw(lambda start, stop: [images[start:stop]])
+        files.draw(lambda start, stop: [(images[start:stop], {})])
     elif what == "npz":
         write_images(path, [images], 50)
     elif what == "spool":

@@ -24,7 +24,7 @@ def command(tmp_path_factory):
             num_images=count,
             crops=1,
             class_names=tuple("0123456789"),
-            source=f"random:{split}",
+            source=f"mnist5k:{split}",
             image_size=32,
             seed=0,
         )

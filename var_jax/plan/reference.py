@@ -39,5 +39,5 @@ class AgainstReference:
         value = -jax.nn.log_sigmoid(ratio).mean()
         return value, Aux({"loss": value, "ratio": ratio.mean()})
 
-    def after_update(self, params, stats, carry, key, step):
-        return params, stats
+    def after_update(self, params, ema, stats, carry, key, step):
+        return params, ema, stats
