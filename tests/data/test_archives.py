@@ -116,7 +116,18 @@ def test_space_that_was_set_aside_is_not_an_end(tmp_path, monkeypatch):
         (bytes(range(256)) * 40, "is no tar file"),
     ],
     # gzip writes the time: a name made of the bytes would be another one in each process.
-    ids="gzip gzip-cut bzip2 xz html html-behind-space json git-lfs jpeg bytes".split(),
+    ids=[
+        "gzip",
+        "gzip-cut",
+        "bzip2",
+        "xz",
+        "html",
+        "html-behind-space",
+        "json",
+        "git-lfs",
+        "jpeg",
+        "bytes",
+    ],
 )
 def test_what_is_no_tar_file(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
