@@ -151,6 +151,7 @@ class _ConfigParser(flags.ArgumentParser):
     def parse(self, path: str) -> ConfigDict:
         from var_jax import build
 
+        path = os.path.expanduser(path)
         file = path.split(":", 1)[0]
         if not os.path.isfile(file):
             raise build.ConfigError(f"There is no config file {file}; configs/ has examples.")

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -92,6 +93,12 @@ def start(workdir, *argv):
     env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *argv]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_a_config_may_lie_in_the_home_directory(parse, monkeypatch, tmp_path):
+    shutil.copy(MNIST, tmp_path / "x.py")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("--config=~/x.py:smallest").train.num_steps == 4
 
 
 def test_the_command_ends_with_one_line(tmp_path):
