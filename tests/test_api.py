@@ -4,6 +4,7 @@ import pytest
 from untrained import write_model
 
 import var_jax
+from var_jax import build
 from var_jax.parallel import sharding
 
 
@@ -67,3 +68,15 @@ def test_a_tokenizer_alone_does_not_sample(folder):
         var_jax.load(folder / "tokenizer").sample([0])
     with pytest.raises(FileNotFoundError):
         var_jax.load(folder / "nothing")
+
+
+def test_a_frozen_tokenizer_has_a_sharding_preset_of_its_own(folder):
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    loaded = build.load_tokenizer(folder / "tokenizer")
+    whole, cut = (jax.tree.leaves(loaded.on(mesh, p).params) for p in ("replicated", "fsdp"))
+    assert all(x.is_fully_replicated for x in whole)
+    assert sum(not x.is_fully_replicated for x in cut) > 5
+    for a, b in zip(whole, cut, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="Unknown sharding preset 'fdsp'"):
+        loaded.on(mesh, "fdsp")

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from var_jax.api import Model, load
 
 __all__ = ["Model", "load"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

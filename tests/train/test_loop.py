@@ -60,7 +60,20 @@ def make_batch(step, poison=()):
     return {"x": x, "index": index}
 
 
-def run(workdir, num_steps=10, poison=(), stop_at=None, devices=1, preset="replicated", **settings):
+def norm(state, step):
+    return Evaluation({"norm": jnp.abs(state.params["kernel"]).sum()})
+
+
+def run(
+    workdir,
+    num_steps=10,
+    poison=(),
+    stop_at=None,
+    devices=1,
+    preset="replicated",
+    evaluator=norm,
+    **settings,
+):
     def batches(start):
         for step in range(start, 10**9):
             yield make_batch(step, poison)
@@ -79,9 +92,7 @@ def run(workdir, num_steps=10, poison=(), stop_at=None, devices=1, preset="repli
         preset=preset,
         metadata={"kind": "test"},
         learning_rate=optim.learning_rate_schedule(config, 10),
-        evaluators=[
-            lambda state, step: Evaluation({"norm": jnp.abs(state.params["kernel"]).sum()})
-        ],
+        evaluators=[evaluator],
     )
     return loop.train(experiment, workdir, lambda step: step == stop_at)
 
@@ -164,6 +175,29 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path):
         for lines in map(read_metrics, (tmp_path / "killed", tmp_path / "straight"))
     ]
     assert metrics[0] == metrics[1]
+
+
+def test_an_evaluator_that_fails_costs_no_work_and_does_not_fail_again(tmp_path):
+    straight = run(tmp_path / "straight", evaluate_every=3)
+
+    def failing(state, step):
+        if step == 6:
+            raise OSError("the reference is gone")
+        return norm(state, step)
+
+    settings = dict(evaluate_every=3, save_every=100, evaluator=failing)
+    with pytest.raises(OSError, match="the reference is gone"):
+        run(tmp_path / "failed", **settings)
+    with Checkpointer(tmp_path / "failed", read_only=True) as saved:
+        assert saved.latest_step() == 6  # Saved although no multiple of save_every: evaluated.
+    assert_equal(run(tmp_path / "failed", **settings), straight)
+
+
+def test_the_log_says_where_the_time_goes(tmp_path):
+    run(tmp_path, evaluate_every=3)
+    last = [line for line in read_metrics(tmp_path) if "goodput" in line][-1]
+    parts = ("compilation", "checkpoint", "evaluation", "data_wait")
+    assert all(last[f"{part}_seconds"] > 0 for part in parts) and 0 <= last["goodput"] < 1
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
