@@ -32,8 +32,8 @@ def write_model(folder):
         "tokenizer_fingerprint": fingerprint(frozen),
     }
     with Checkpointer(folder) as writer:
-        writer.save(3, {"params": params}, {"kind": "transformer", **about}, force=True)
+        writer.save(3, {"params": params}, {"kind": "transformer", **about})
     with Checkpointer(folder / "tokenizer") as writer:
         state = {"params": {"tokenizer": frozen}}
-        writer.save(0, state, {"kind": "tokenizer", **about}, force=True)
+        writer.save(0, state, {"kind": "tokenizer", **about})
     return folder

@@ -31,7 +31,7 @@ def save(workdir, config, class_names=DIGITS, ema=False, fingerprint="f" * 64):
     other = jax.tree.map(np.zeros_like, params)
     state = {"params": other, "ema": params} if ema else {"params": params}
     with Checkpointer(workdir) as checkpointer:
-        checkpointer.save(7, state, metadata, force=True)
+        checkpointer.save(7, state, metadata)
     return params
 
 
@@ -150,7 +150,7 @@ def test_a_transformer_of_another_tokenizer_is_refused(tmp_path, config):
 def test_a_tokenizer_is_no_transformer(tmp_path, config):
     with Checkpointer(tmp_path) as checkpointer:
         metadata = build.metadata(config, "tokenizer", ema=False)
-        checkpointer.save(0, {"params": {"x": np.zeros(2)}}, metadata, force=True)
+        checkpointer.save(0, {"params": {"x": np.zeros(2)}}, metadata)
     with pytest.raises(ConfigError, match="holds a tokenizer; give the workdir of a transformer"):
         start(tmp_path, config)
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):

@@ -15,7 +15,7 @@ from var_jax.checkpoint import Checkpointer
 def save(workdir, config, kind="transformer"):
     with Checkpointer(workdir) as checkpointer:
         metadata = {"kind": kind, "config": config if isinstance(config, dict) else as_json(config)}
-        checkpointer.save(4, {"params": {"x": np.zeros(2, np.float32)}}, metadata, force=True)
+        checkpointer.save(4, {"params": {"x": np.zeros(2, np.float32)}}, metadata)
 
 
 def as_json(config):
@@ -137,7 +137,7 @@ def data(names="ab", **changes):
 def test_a_run_does_not_go_on_with_other_data(tmp_path, now, message):
     with Checkpointer(tmp_path) as checkpointer:
         state = {"params": {"x": np.zeros(2, np.float32)}}
-        checkpointer.save(4, state, {"kind": "transformer", **data()}, force=True)
+        checkpointer.save(4, state, {"kind": "transformer", **data()})
     assert build.data_changes(tmp_path, data(), allow=False) == []
     assert build.data_changes(tmp_path / "new", now, allow=False) == []
     with pytest.raises(ConfigError, match=message):

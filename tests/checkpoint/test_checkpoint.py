@@ -141,13 +141,12 @@ def test_retention_keeps_newest_and_best(tmp_path):
         assert saver.steps() == [2, 7]
 
 
-def test_save_every_force_and_repeats(tmp_path):
+def test_a_step_is_saved_once(tmp_path):
     mesh = mesh_of()
-    with Checkpointer(tmp_path, save_every=10) as saver:
-        assert not saver.save(5, make_state(5, mesh), {})
+    with Checkpointer(tmp_path) as saver:
         assert saver.save(10, make_state(10, mesh), {})
-        assert saver.save(12, make_state(12, mesh), {}, force=True)
-        assert not saver.save(12, make_state(12, mesh), {}, force=True)
+        assert saver.save(12, make_state(12, mesh), {})
+        assert not saver.save(12, make_state(12, mesh), {})
         with pytest.raises(ValueError, match="not JSON"):
             saver.save(20, make_state(20, mesh), {"config": object()})
     assert Checkpointer(tmp_path, read_only=True).steps() == [10, 12]

@@ -26,7 +26,7 @@ def save(workdir, config, **values):
     metadata = build.metadata(config, "transformer", ema=False, **values)
     with Checkpointer(workdir) as checkpointer:
         state = {"params": {"x": np.zeros(2, np.float32)}}
-        checkpointer.save(4, state, metadata, force=True)
+        checkpointer.save(4, state, metadata)
 
 
 def test_another_config_is_refused_before_the_tokenizer_is_looked_for(tmp_path, config):

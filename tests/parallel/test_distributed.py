@@ -146,7 +146,7 @@ TRAIN = """
         return {"w": state["w"] - 0.1 * grad, "step": state["step"] + 1}, loss
 
     step = jax.jit(step, out_shardings=(shardings, None))
-    saver = Checkpointer(workdir, save_every=4)
+    saver = Checkpointer(workdir)
     first = saver.latest_step() or 0
     if first:
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -163,7 +163,8 @@ TRAIN = """
             HOOK
             saver.check()
             stopping = stop.requested(i + 1)
-            saver.save(i + 1, state, {"note": "two processes"}, force=stopping)
+            if stopping or (i + 1) % 4 == 0:
+                saver.save(i + 1, state, {"note": "two processes"})
             if stopping:
                 print("stopped", i + 1)
                 break

@@ -51,7 +51,7 @@ def pretend(config, workdir, should_stop):
             lines.append(json.dumps(values))
         with Checkpointer(workdir) as checkpointer:
             metadata = build.metadata(config, "transformer", ema=False)
-            checkpointer.save(4, {"params": {"x": np.zeros(2)}}, metadata, force=True)
+            checkpointer.save(4, {"params": {"x": np.zeros(2)}}, metadata)
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return not should_stop(4)
 
@@ -129,7 +129,7 @@ def make_tokenizer_and_tokens(folder, config):
     )
     with Checkpointer(folder / "tokenizer") as checkpointer:
         metadata = build.metadata(config, "tokenizer", ema=False)
-        checkpointer.save(0, {"params": {"tokenizer": params}}, metadata, force=True)
+        checkpointer.save(0, {"params": {"tokenizer": params}}, metadata)
     for split in ("train", "val"):
         settings = TokenCacheSettings(
             fingerprint=fingerprint(params),

@@ -41,7 +41,6 @@ class Checkpointer:
       max_to_keep: number of newest steps that stay.
       best_metric: name of a metric; the step with its best value stays as well (`note_metrics`).
       best_mode: 'min' or 'max', which value of best_metric is best.
-      save_every: `save` without force does nothing at steps that are no multiple of it.
       read_only: never write, move or delete anything.
 
     Raises:
@@ -55,7 +54,6 @@ class Checkpointer:
         max_to_keep: int = 3,
         best_metric: str | None = None,
         best_mode: str = "min",
-        save_every: int = 1,
         read_only: bool = False,
     ) -> None:
         if max_to_keep < 1:
@@ -64,7 +62,6 @@ class Checkpointer:
             raise ValueError(f"best_mode must be 'min' or 'max', got {best_mode!r}.")
         self.directory, self._only_step = files.locate(path)
         self._best_metric, self._best_mode = best_metric, best_mode
-        self._save_every = save_every
         self._read_only = read_only or self._only_step is not None
         self._pending: int | None = None
         if not self._read_only:
@@ -96,7 +93,6 @@ class Checkpointer:
         step: int,
         state: Any,
         metadata: dict[str, Any],
-        force: bool = False,
     ) -> bool:
         """Starts to write a step in the background.
 
@@ -107,7 +103,6 @@ class Checkpointer:
           state: tree of arrays without boxes, sharded in any way.
           metadata: what JSON can hold: the config, fingerprints. Step, time and package
             versions are added.
-          force: save at any step, not only at multiples of save_every.
 
         Returns:
           Whether a save was started; False also if the step is already there.
@@ -115,8 +110,6 @@ class Checkpointer:
         Raises:
           CheckpointError: this save, or the one before, could not be written.
         """
-        if not force and step % self._save_every:
-            return False
         self.wait()
         if step in self._manager.all_steps():
             return False

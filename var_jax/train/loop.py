@@ -126,7 +126,7 @@ def train(
                     log.flush()
                     writer.copy_soon()
                     with log.timed("checkpoint"):
-                        checkpointer.save(done, state, experiment.metadata, force=True)
+                        checkpointer.save(done, state, experiment.metadata)
                 if evaluating:
                     found = log.evaluate(experiment.evaluators, state, done)
                     checkpointer.note_metrics(done, found)
@@ -170,7 +170,7 @@ def _save_beside(folder: epath.Path, model: SavedBeside, everywhere: Any) -> Non
     with Checkpointer(folder) as checkpointer:
         if checkpointer.latest_step() is None:
             state = {"params": arrays.put_host_arrays(model.params, everywhere)}
-            checkpointer.save(0, state, model.metadata, force=True)
+            checkpointer.save(0, state, model.metadata)
 
 
 def _check_same_tokenizer(saved: dict, metadata: dict, workdir: epath.PathLike) -> None:
