@@ -9,8 +9,6 @@ Sources: Heusel et al. 2017 (arXiv 1706.08500); Salimans et al. 2016 (arXiv 1606
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import scipy.linalg
 from flax import struct
@@ -207,16 +205,6 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
         accumulator.update(part)
         scores.append(accumulator.score())
     return float(np.mean(scores)), float(np.std(scores))
-
-
-def merge_inception_scores(parts: Sequence[InceptionScoreAccumulator]) -> float:
-    """Score of all samples that several accumulators have seen (one a host)."""
-    counts = [count for part in parts for count in part._counts]
-    entropies = [entropy for part in parts for entropy in part._entropies]
-    sums = [total for part in parts for total in part._sums]
-    if not counts:
-        raise ValueError("An inception score needs at least one sample.")
-    return _score(sum(counts), sum(entropies), np.sum(sums, 0))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
