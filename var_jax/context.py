@@ -61,21 +61,40 @@ class KeySegment:
     hi: int
 
 
-def key_segments(pyramid: ScalePyramid, context: Context) -> tuple[KeySegment, ...]:
-    """The key interval of each level's queries, in token positions; hashable.
+def key_segments(
+    pyramid: ScalePyramid,
+    context: Context,
+    levels: range | None = None,
+    cached: tuple[int, ...] = (),
+) -> tuple[KeySegment, ...]:
+    """The key interval of each level's queries, in positions among the keys; hashable.
+
+    Args:
+      pyramid: of the tokens.
+      context: which levels a level sees.
+      levels: consecutive ones whose tokens are the queries; all by default.
+      cached: number of keys of each level before them that a cache holds, coarsest first and up to
+        the last one before `levels`. They come first among the keys.
 
     Raises:
-      ValueError: a window is empty or leaves the pyramid.
+      ValueError: a window is empty, leaves the pyramid, or is no longer in the cache.
     """
+    levels = range(pyramid.num_levels) if levels is None else levels
+    # First key of each level, from the first cached one to one past the last.
+    sizes = (*cached, *pyramid.sizes[levels.start : levels.stop])
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=int)]).tolist()
+    first = levels.start - len(cached)
     segments = []
-    for k in range(pyramid.num_levels):
+    for k in levels:
         lo, hi = context.window(k)
         if not 0 <= lo <= hi < pyramid.num_levels:
             raise ValueError(
                 f"{context} gives level {k} the window ({lo}, {hi}), which is not inside the "
                 f"levels 0..{pyramid.num_levels - 1}."
             )
-        segments.append(KeySegment(pyramid.sizes[k], pyramid.offsets[lo], pyramid.offsets[hi + 1]))
+        if lo < first:
+            raise ValueError(f"Level {k} looks back to level {lo}, the cache to level {first}.")
+        segments.append(KeySegment(pyramid.sizes[k], starts[lo - first], starts[hi + 1 - first]))
     return tuple(segments)
 
 

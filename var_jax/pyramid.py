@@ -29,6 +29,7 @@ class ScalePyramid:
         tokens is (1, n).
       points: optional (y, x) of each token in [0, 1], L pairs. By default the centres of
         the level's grid cells.
+      grid: (height, width) of the autoencoder's feature map; the finest level's by default.
 
     Raises:
       ValueError: a shape is not two positive integers, there is no level, or `points`
@@ -37,16 +38,19 @@ class ScalePyramid:
 
     shapes: tuple[tuple[int, int], ...]
     points: tuple[tuple[float, float], ...] | None = None
+    grid: tuple[int, int] = ()
 
     def __post_init__(self) -> None:
         if not self.shapes:
             raise ValueError("A pyramid needs at least one level, but shapes is empty.")
-        for shape in self.shapes:
+        for shape in (*self.shapes, *([self.grid] if self.grid else [])):
             if len(shape) != 2 or any(int(n) != n or n < 1 for n in shape):
                 raise ValueError(
                     f"Level shapes are pairs of positive integers (height, width), got {shape!r}."
                 )
         object.__setattr__(self, "shapes", tuple((int(h), int(w)) for h, w in self.shapes))
+        h, w = self.grid or self.shapes[-1]
+        object.__setattr__(self, "grid", (int(h), int(w)))
         if self.points is not None:
             object.__setattr__(self, "points", tuple((float(y), float(x)) for y, x in self.points))
             if len(self.points) != self.length:
@@ -56,9 +60,11 @@ class ScalePyramid:
                 )
 
     @classmethod
-    def from_patch_nums(cls, patch_nums: Sequence[int]) -> ScalePyramid:
+    def from_patch_nums(
+        cls, patch_nums: Sequence[int], grid: tuple[int, int] = ()
+    ) -> ScalePyramid:
         """The pyramid of squares with the given side lengths, e.g. (1, 2, 3, 4, 5, 6, 8)."""
-        return cls(tuple((int(n), int(n)) for n in patch_nums))
+        return cls(tuple((int(n), int(n)) for n in patch_nums), grid=grid)
 
     @classmethod
     def for_image_size(cls, image_size: int) -> ScalePyramid:
@@ -74,11 +80,6 @@ class ScalePyramid:
     def num_levels(self) -> int:
         """K."""
         return len(self.shapes)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(height, width) of the finest level, which is the autoencoder's latent grid."""
-        return self.shapes[-1]
 
     @property
     def patch_nums(self) -> tuple[int, ...]:
@@ -106,6 +107,10 @@ class ScalePyramid:
         """The slice of level k along the token axis."""
         return slice(self.offsets[k], self.offsets[k + 1])
 
+    def tokens(self, levels: range) -> slice:
+        """The slice of consecutive levels along the token axis."""
+        return slice(self.offsets[levels.start], self.offsets[levels.stop])
+
     def split(self, x, axis: int = 1) -> list:
         """Cuts an array with L entries along `axis` into its K levels."""
         index = [slice(None)] * x.ndim
@@ -120,11 +125,16 @@ class ScalePyramid:
         return k / (self.num_levels - 1) if self.num_levels > 1 else 0.0
 
     def prefix(self, num_levels: int) -> ScalePyramid:
-        """The pyramid of the first `num_levels` levels."""
+        """The pyramid of the first `num_levels` levels of the same feature map."""
         if not 1 <= num_levels <= self.num_levels:
             raise ValueError(f"num_levels must be in 1..{self.num_levels}, got {num_levels}.")
         points = None if self.points is None else self.points[: self.offsets[num_levels]]
-        return ScalePyramid(self.shapes[:num_levels], points)
+        return ScalePyramid(self.shapes[:num_levels], points, self.grid)
+
+    def starts_with(self, other: ScalePyramid) -> bool:
+        """Whether the other's levels are the first ones of this pyramid."""
+        k = other.num_levels
+        return k <= self.num_levels and self.prefix(k).shapes == other.shapes
 
     @functools.cached_property
     def level_ids(self) -> np.ndarray:

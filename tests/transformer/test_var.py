@@ -9,7 +9,8 @@ from var_jax.context import BlockCausal, RecentLevels
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.var import VAR, StepCache
+from var_jax.transformer.cache import Cache
+from var_jax.transformer.var import VAR
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
 BATCH, CODE_DIM = 2, 4
@@ -31,12 +32,14 @@ def make(context=None, **settings):
 
 @functools.partial(jax.jit, static_argnames=("var", "num_levels"))
 def apply(var, params, inputs, labels, keys=None, num_levels=None):
-    return var.apply({"params": params}, inputs, labels, keys, num_levels)
+    pyramid = var.pyramid.prefix(num_levels or var.pyramid.num_levels)
+    return var.apply({"params": params}, inputs, labels, keys, pyramid=pyramid)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("var", "level"))
 def step(var, params, level, inputs, labels, cache):
-    return var.apply({"params": params}, level, inputs, labels, cache, method="step")
+    levels = range(level, level + 1)
+    return var.apply({"params": params}, inputs, labels, levels=levels, cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -51,18 +54,18 @@ def step(var, params, level, inputs, labels, cache):
 def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
     var, params, inputs, labels = make(context, **settings)
     full = apply(var, params, inputs, labels)
-    cache = StepCache()
+    cache = Cache()
     for k in range(PYRAMID.num_levels):
         level_inputs = None if k == 0 else inputs[:, PYRAMID.level(k)]
         hidden, cache = step(var, params, k, level_inputs, labels, cache)
         np.testing.assert_allclose(hidden, full[:, PYRAMID.level(k)], rtol=2e-4, atol=2e-5)
-    assert not cache.levels  # Nothing is kept once nobody will look at it.
+    assert cache.runs == ((),)  # Nothing is kept once nobody will look at it.
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_modulation_is_made_at_level_0_alone(shared):
     var, params, inputs, labels = make(shared_adaln=shared)
-    _, cache = step(var, params, 0, None, labels, StepCache())
+    _, cache = step(var, params, 0, None, labels, Cache())
     level_inputs = inputs[:, PYRAMID.level(1)]
     expected, _ = step(var, params, 1, level_inputs, labels, cache)
 

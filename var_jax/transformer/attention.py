@@ -1,77 +1,112 @@
-"""Multi-head self-attention over the pyramid, with or without a cache of earlier levels."""
+"""Multi-head attention: over the pyramid, with or without a cache of earlier levels, and to the
+condition's tokens."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import block_attention
 from var_jax.kernels.block_attention.reference import scaled_operands
-from var_jax.transformer.layers import Linear, init_std
+from var_jax.transformer.cache import KeysValues
+from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm
 
 
-@flax.struct.dataclass
-class LevelCache:
-    """Keys and values of one level, each [B, n_k, heads, head_dim] (stacked: [depth, B, ...]).
+@dataclasses.dataclass(frozen=True)
+class BlockSettings:
+    """What a block is made of.
 
-    With qk_norm the keys are already unit vectors.
+    Attributes:
+      width: C; head_dim is C / num_heads.
+      num_heads: N.
+      depth: number of blocks, which sets the scale of their outputs at initialisation.
+      mlp_ratio: hidden width of the MLP over C.
+      qk_norm: q and k are L2-normalised and q is multiplied by a learned factor for each
+        head, exp(min(log_scale, ln 100)), log_scale = ln 4 at initialisation. Without it
+        the logits are scaled by 0.25 / sqrt(head_dim).
+      shared_adaln: the condition is already six vectors, see `Modulation`.
+      adaln_init: factors on the modulation at initialisation.
+      cross_attention: blocks read the condition's tokens between attention and MLP.
+      attention_implementation: of `block_attention`; None picks the best for the backend.
+      dtype: type of the computation; parameters are float32.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    width: int
+    num_heads: int
+    depth: int
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True
+    shared_adaln: bool = False
+    adaln_init: AdaLNInit = AdaLNInit()
+    cross_attention: bool = False
+    attention_implementation: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} is not divisible by num_heads {self.num_heads}; "
+                "head_dim is their quotient."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """Which keys the tokens of a pass see, and where they stand.
+
+    Attributes:
+      segments: key interval of each run of queries; counts the cached keys first.
+      rotate: turns queries and keys [B, n, N, H] by the tokens' positions.
+      keep_queries: also return the queries, which a cache policy needs.
+    """
+
+    segments: tuple[KeySegment, ...]
+    rotate: Callable[[jax.Array], jax.Array] = lambda x: x
+    keep_queries: bool = False
 
 
 class Attention(nn.Module):
     """Self-attention whose keys have no bias (official VAR).
 
     Attributes:
-      width: C; head_dim is C / num_heads.
-      num_heads: N.
-      depth: number of blocks, which sets the scale of the output at initialisation.
-      qk_norm: q and k are L2-normalised and q is multiplied by a learned factor for each
-        head, exp(min(log_scale, ln 100)), log_scale = ln 4 at initialisation. Without it
-        the logits are scaled by 0.25 / sqrt(head_dim).
-      implementation: of `block_attention`; None picks the best for the backend.
-      dtype: type of the computation.
+      settings: of the block.
     """
 
-    width: int
-    num_heads: int
-    depth: int
-    qk_norm: bool
-    implementation: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    settings: BlockSettings
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        segments: tuple[KeySegment, ...],
-        cache: tuple[LevelCache, ...] | None = None,
-    ) -> tuple[jax.Array, LevelCache | None]:
+        x: Float[jax.Array, "B n C"],
+        visibility: Visibility,
+        cache: tuple[KeysValues, ...] | None = None,
+    ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
         """Attends from x to itself, or to the cached levels and itself.
 
         Args:
-          x: [B, L, C].
-          segments: key interval of each run of queries; counts the cached keys first.
+          x: all tokens of a pass.
+          visibility: who sees whom.
           cache: None to attend within x only; else earlier levels, coarsest first.
 
         Returns:
-          [B, L, C], and with a cache also the keys and values of x.
+          As x, and with a cache also the keys and values of x.
         """
-        heads, head_dim = self.num_heads, self.width // self.num_heads
+        width, heads, dtype = self.settings.width, self.settings.num_heads, self.settings.dtype
+        head_dim = width // heads
         kernel = self.param(
             "qkv_kernel",
             nn.with_logical_partitioning(
-                nn.initializers.normal(init_std(self.width)),
+                nn.initializers.normal(init_std(width)),
                 ("embed", None, "heads", "head_dim"),
             ),
-            (self.width, 3, heads, head_dim),
+            (width, 3, heads, head_dim),
             jnp.float32,
         )
         bias = {
@@ -84,7 +119,7 @@ class Attention(nn.Module):
             for name in ("q", "v")
         }
         log_scale = None
-        if self.qk_norm:
+        if self.settings.qk_norm:
             log_scale = self.param(
                 "log_scale",
                 nn.with_logical_partitioning(nn.initializers.constant(math.log(4.0)), ("heads",)),
@@ -93,24 +128,26 @@ class Attention(nn.Module):
             )
 
         # Three products [B L, C] x [C, N H]; each result is contiguous for the kernel.
-        flat = x.astype(self.dtype).reshape(-1, self.width)
-        kernel = kernel.astype(self.dtype).reshape(self.width, 3, self.width)
+        flat = x.astype(dtype).reshape(-1, width)
+        kernel = kernel.astype(dtype).reshape(width, 3, width)
         q, k, v = ((flat @ kernel[:, i]).reshape(*x.shape[:2], heads, head_dim) for i in range(3))
-        q = q + bias["q"].astype(self.dtype)
-        v = v + bias["v"].astype(self.dtype)
+        q = q + bias["q"].astype(dtype)
+        v = v + bias["v"].astype(dtype)
         q, k, v = (
             nn.with_logical_constraint(t, ("batch", "length", "act_heads", None)) for t in (q, k, v)
         )
 
+        q, k = visibility.rotate(q), visibility.rotate(k)
+
         new = None
         scale = 0.25 / math.sqrt(head_dim)
         if cache is not None:
-            if self.qk_norm:
+            if self.settings.qk_norm:
                 # Normalise once, when the key enters the cache, not at every later level.
                 q, k = scaled_operands(q, k, 1.0, log_scale)
-                q, k = q.astype(self.dtype), k.astype(self.dtype)
+                q, k = q.astype(dtype), k.astype(dtype)
                 log_scale, scale = None, 1.0
-            new = LevelCache(k, v)
+            new = KeysValues(k, v, q if visibility.keep_queries else None)
             k = jnp.concatenate([*(level.keys for level in cache), k], axis=1)
             v = jnp.concatenate([*(level.values for level in cache), v], axis=1)
 
@@ -118,18 +155,68 @@ class Attention(nn.Module):
             q,
             k,
             v,
-            segments,
+            visibility.segments,
             scale=scale,
             log_scale=log_scale,
-            implementation=self.implementation,
+            implementation=self.settings.attention_implementation,
         )
         out = nn.with_logical_constraint(out, ("batch", "length", "act_heads", None))
         out = Linear(
             (heads, head_dim),
-            (self.width,),
+            (width,),
             ("heads", "head_dim", "embed"),
-            std=init_std(self.width) / math.sqrt(2 * self.depth),
-            dtype=self.dtype,
+            std=init_std(width) / math.sqrt(2 * self.settings.depth),
+            dtype=dtype,
             name="out",
         )(out)
         return out, new
+
+
+class CrossAttention(nn.Module):
+    """Attention from the pyramid's tokens to the condition's, added before it is gated.
+
+    Queries are L2-normalised like keys and multiplied by exp(min(log_scale, ln 100)), as with
+    qk_norm in `Attention`; an output of zeros at initialisation leaves the block as it is without.
+
+    Attributes:
+      settings: of the block.
+    """
+
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "B n C"],
+        tokens: Float[jax.Array, "B T D"],
+        mask: Bool[jax.Array, "B T"] | None = None,
+    ) -> Float[jax.Array, "B n C"]:
+        """Args:
+          x: tokens of the pyramid.
+          tokens: of the condition.
+          mask: which of them are there, one at least; None is all.
+        """
+        width, heads, dtype = self.settings.width, self.settings.num_heads, self.settings.dtype
+        head_dim, std = width // heads, init_std(width)
+
+        def project(name: str, x: jax.Array) -> jax.Array:
+            size = x.shape[-1]
+            axes = ("embed", "heads", "head_dim")
+            return Linear((size,), (heads, head_dim), axes, std, dtype, name=name)(x)
+
+        log_scale = self.param(
+            "log_scale",
+            nn.with_logical_partitioning(nn.initializers.constant(math.log(4.0)), ("heads",)),
+            (heads,),
+            jnp.float32,
+        )
+        q = project("query", layer_norm(x).astype(dtype))
+        k, v = project("key", tokens), project("value", tokens)
+        q, k = scaled_operands(q, k, 1.0, log_scale)
+        logits = jnp.einsum("bqnh,btnh->bnqt", q, k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+        out = jnp.einsum("bnqt,btnh->bqnh", weights, v)
+        axes = ("heads", "head_dim", "embed")
+        return Linear((heads, head_dim), (width,), axes, 0.0, dtype, name="out")(out)

@@ -7,10 +7,12 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from var_jax.context import KeySegment
-from var_jax.transformer.attention import Attention, LevelCache
-from var_jax.transformer.layers import AdaLNInit, Linear, Modulation, init_std, modulate
+from var_jax.transformer.attention import Attention, BlockSettings, CrossAttention, Visibility
+from var_jax.transformer.cache import KeysValues
+from var_jax.transformer.condition import Condition
+from var_jax.transformer.layers import Linear, Modulation, init_std, modulate, per_token
 
 
 class MLP(nn.Module):
@@ -43,61 +45,56 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + gamma1 * attention(adaLN(x)), then + gamma2 * MLP(adaLN(x)).
 
+    With cross-attention, x + CrossAttention(x, condition's tokens) comes between the two.
+
     Attributes:
-      width, num_heads, mlp_ratio, depth, qk_norm, shared_adaln, adaln_init,
-      attention_implementation, dtype: see `VAR`.
+      settings: see `BlockSettings`.
     """
 
-    width: int
-    num_heads: int
-    mlp_ratio: float
-    depth: int
-    qk_norm: bool
-    shared_adaln: bool
-    adaln_init: AdaLNInit
-    attention_implementation: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    settings: BlockSettings
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        condition: jax.Array,
-        keep: jax.Array,
-        segments: tuple[KeySegment, ...],
-        cache: tuple[LevelCache, ...] | None = None,
+        x: Float[jax.Array, "B n C"],
+        condition: Condition,
+        branch_scale: Float[jax.Array, "B 2"],
+        visibility: Visibility,
+        cache: tuple[KeysValues, ...] | None = None,
         modulation: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[LevelCache, jax.Array] | None]:
+    ) -> tuple[Float[jax.Array, "B n C"], tuple[KeysValues, jax.Array] | None]:
         """Args:
-          x: [B, L, C].
-          condition: [B, C], or [B, 6, C] with shared adaptive layer norm.
-          keep: float32 [B, 2]: factors on the two residual branches (drop path: 0 or
+          x: all tokens of a pass.
+          condition: its vector [B, C], or [B, 6, C] with shared adaptive layer norm; with an axis
+            of tokens behind B where tokens differ.
+          branch_scale: factors on the two residual branches (drop path: 0 or
             1 / keep probability; 1 in evaluation).
-          segments, cache: see `Attention`.
-          modulation: [B, 6, C], what this block made of the same condition before.
+          visibility, cache: see `Attention`.
+          modulation: what this block made of the same condition before.
 
         Returns:
-          x [B, L, C]; and None without a cache, else the new cache level and the modulation.
+          As x; and None without a cache, else the new cache level and the modulation.
         """
+        width, dtype = self.settings.width, self.settings.dtype
         if modulation is None:
             modulation = Modulation(
-                self.width, self.shared_adaln, self.adaln_init, self.dtype, name="adaln"
-            )(condition)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulation[:, i] for i in range(6))
-        gate1 = (gamma1 * keep[:, :1]).astype(self.dtype)[:, None]
-        gate2 = (gamma2 * keep[:, 1:]).astype(self.dtype)[:, None]
-        y, new = Attention(
-            self.width,
-            self.num_heads,
-            self.depth,
-            self.qk_norm,
-            self.attention_implementation,
-            self.dtype,
-            name="attention",
-        )(modulate(x, scale1, shift1).astype(self.dtype), segments, cache)
+                width, self.settings.shared_adaln, self.settings.adaln_init, dtype, name="adaln"
+            )(condition.vector)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulation[..., i, :] for i in range(6))
+        gate1, gate2 = (
+            (per_token(gamma) * branch_scale[:, i : i + 1, None]).astype(dtype)
+            for i, gamma in enumerate((gamma1, gamma2))
+        )
+        y, new = Attention(self.settings, name="attention")(
+            modulate(x, scale1, shift1).astype(dtype), visibility, cache
+        )
         x = x + gate1 * y
-        y = MLP(self.width, round(self.width * self.mlp_ratio), self.depth, self.dtype, name="mlp")(
-            modulate(x, scale2, shift2).astype(self.dtype)
+        if self.settings.cross_attention:
+            read = CrossAttention(self.settings, name="cross_attention")
+            x = x + read(x, condition.tokens, condition.mask)
+        hidden = round(width * self.settings.mlp_ratio)
+        y = MLP(width, hidden, self.settings.depth, dtype, name="mlp")(
+            modulate(x, scale2, shift2).astype(dtype)
         )
         x = x + gate2 * y
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))

@@ -78,10 +78,20 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     return (x - mean) * jax.lax.rsqrt(variance + eps)
 
 
+def per_token(x: jax.Array) -> jax.Array:
+    """[B, C] -> [B, 1, C], which is the same for all tokens; [B, n, C] stays."""
+    return x[:, None] if x.ndim == 2 else x
+
+
 def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """layer_norm(x) * (1 + scale) + shift: x [B, L, C], scale and shift [B, C]; float32."""
-    scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
-    return layer_norm(x) * (1 + scale[:, None]) + shift[:, None]
+    """layer_norm(x) * (1 + scale) + shift; float32.
+
+    Args:
+      x: [B, n, C].
+      scale, shift: [B, C], or [B, n, C] where tokens differ.
+    """
+    scale, shift = per_token(scale.astype(jnp.float32)), per_token(shift.astype(jnp.float32))
+    return layer_norm(x) * (1 + scale) + shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +122,9 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> jax.Array:
-        """Args: condition: [B, C], or [B, 6, C] if shared.
+        """Args: condition: [B, C], or [B, 6, C] if shared; [B, n, ...] where tokens differ.
 
-        Returns: [B, 6, C]: gamma1, gamma2, scale1, scale2, shift1, shift2.
+        Returns: [B, 6, C] or [B, n, 6, C]: gamma1, gamma2, scale1, scale2, shift1, shift2.
         """
         factor = jnp.array([self.init.gamma] * 2 + [self.init.scale_shift] * 4)
         if self.shared:
@@ -151,8 +161,10 @@ class Modulation(nn.Module):
             x = nn.silu(condition).astype(self.dtype)
             kernel = kernel.astype(self.dtype)
             # Six plain products: the gradients of a single one transpose the kernel on CPUs.
-            six = jnp.stack([x @ kernel[:, i] for i in range(6)], axis=1) + bias.astype(self.dtype)
-        return nn.with_logical_constraint(six, ("batch", None, "act_embed"))
+            six = jnp.stack([x @ kernel[:, i] for i in range(6)], axis=-2)
+            six = six + bias.astype(self.dtype)
+        tokens = ("length",) if six.ndim == 4 else ()
+        return nn.with_logical_constraint(six, ("batch", *tokens, None, "act_embed"))
 
 
 class FinalAdaLN(nn.Module):
@@ -168,7 +180,7 @@ class FinalAdaLN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """Args: x: [B, L, C]; condition: [B, C]. Returns: float32 [B, L, C]."""
+        """Args: x: [B, n, C]; condition: [B, C] or [B, n, C]. Returns: float32 [B, n, C]."""
         scale_shift = Linear(
             (self.width,),
             (2, self.width),
@@ -176,4 +188,4 @@ class FinalAdaLN(nn.Module):
             std=self.init.scale_shift * init_std(self.width),
             name="modulation",
         )(nn.silu(condition))
-        return modulate(x, scale_shift[:, 0], scale_shift[:, 1])
+        return modulate(x, scale_shift[..., 0, :], scale_shift[..., 1, :])

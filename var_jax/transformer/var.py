@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import flax
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from var_jax.context import BlockCausal, Context, KeySegment, first_level_kept, key_segments
+from var_jax.context import BlockCausal, Context, first_level_kept, key_segments
 from var_jax.pyramid import ScalePyramid
 from var_jax.settings import Changeable
-from var_jax.transformer.attention import LevelCache
-from var_jax.transformer.block import Block
+from var_jax.transformer.attention import BlockSettings
+from var_jax.transformer.cache import Cache, KeysValues, Run
+from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
 from var_jax.transformer.layers import AdaLNInit, FinalAdaLN, Linear, init_std
-
-#: What is kept of the forward pass for the backward pass, from most to least memory.
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-@flax.struct.dataclass
-class StepCache:
-    """What `VAR.step` carries from level to level.
-
-    Attributes:
-      levels: keys and values of the levels that later levels still see, coarsest first;
-        arrays [depth, B, n_k, heads, head_dim].
-      modulation: of the blocks, [depth, B, 6, C]: it depends on the label alone. None at level 0,
-        which makes it; its matrices are a third of a block's parameters.
-      first: index of the first level in `levels`.
-    """
-
-    levels: tuple[LevelCache, ...] = ()
-    modulation: jax.Array | None = None
-    first: int = flax.struct.field(pytree_node=False, default=0)
+from var_jax.transformer.positions import LearnedPositions, Positions
+from var_jax.transformer.stack import REMAT_POLICIES, Stack
 
 
 class VAR(nn.Module):
-    """Class-conditional transformer that predicts each token map from the coarser ones.
+    """Transformer that predicts each token map from the coarser ones.
 
-    Parameters of the blocks are stacked along a leading axis of size `depth`.
+    What it is conditioned on, where tokens stand and who sees whom are parts that can be replaced;
+    the defaults are those of VAR. Parameters of the blocks are stacked along a leading axis of size
+    `depth`.
 
     Attributes:
       pyramid: the token maps; L tokens.
@@ -52,14 +35,17 @@ class VAR(nn.Module):
       width: C.
       num_heads: heads; divides width.
       context: which levels a level sees.
+      conditioner: of another kind than class labels.
+      positions: of another kind than a vector for each token and each level.
       mlp_ratio: hidden width of the MLP over C.
       qk_norm: L2-normalised attention (`anorm` officially).
       shared_adaln: one modulation for all blocks (`saln` officially; the 512 px model).
       adaln_init: factors on the modulation at initialisation (`aln`, `alng`).
+      cross_attention: blocks read the condition's tokens.
       drop_path_rate: of the last block; grows linearly from 0 at the first.
       class_drop_rate: probability that a label is replaced by 'no class' in training.
       remat: 'none', 'dots' (keep matrix products of weights) or 'full' (keep block inputs).
-      scan_unroll: blocks a loop iteration of the compiled program.
+      scan_unroll: blocks of a loop iteration of the compiled program.
       attention_implementation: see `block_attention`.
       dtype: type of the computation; parameters are float32.
     """
@@ -71,10 +57,13 @@ class VAR(nn.Module):
     width: int
     num_heads: int
     context: Context = BlockCausal()
+    conditioner: Conditioner | None = None
+    positions: Positions | None = None
     mlp_ratio: float = 4.0
     qk_norm: bool = True
     shared_adaln: bool = False
     adaln_init: AdaLNInit = AdaLNInit()
+    cross_attention: bool = False
     drop_path_rate: float = 0.0
     class_drop_rate: float = 0.1
     remat: Changeable[str] = "none"
@@ -84,162 +73,151 @@ class VAR(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width {self.width} is not divisible by num_heads {self.num_heads}; "
-                "head_dim is their quotient."
-            )
+        self.block_settings()  # Raises if they do not fit each other.
         if self.remat not in REMAT_POLICIES:
             raise ValueError(
                 f"Unknown remat {self.remat!r}; choose one of {sorted(REMAT_POLICIES)}."
             )
 
+    @nn.nowrap
+    def block_settings(self) -> BlockSettings:
+        """What its blocks are made of."""
+        return BlockSettings(
+            width=self.width,
+            num_heads=self.num_heads,
+            depth=self.depth,
+            mlp_ratio=self.mlp_ratio,
+            qk_norm=self.qk_norm,
+            shared_adaln=self.shared_adaln,
+            adaln_init=self.adaln_init,
+            cross_attention=self.cross_attention,
+            attention_implementation=self.attention_implementation,
+            dtype=self.dtype,
+        )
+
+    @nn.nowrap
+    def conditioning(self) -> Conditioner:
+        """The conditioner without parameters: reads batches, knows what may be asked for."""
+        labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
+        return self.conditioner or labels
+
     def setup(self) -> None:
         std = init_std(self.width)
-
-        def table(name: str, axis: str, size: int) -> jax.Array:
-            init = nn.with_logical_partitioning(nn.initializers.normal(std), (axis, "embed"))
-            return self.param(name, init, (size, self.width), jnp.float32)
-
-        self.class_embedding = table("class_embedding", "class", self.num_classes + 1)
-        self.start_position = table("start_position", "position", self.pyramid.sizes[0])
-        self.position = table("position", "position", self.pyramid.length)
-        self.level = table("level", "level", self.pyramid.num_levels)
-        self.code_projection = Linear((self.code_dim,), (self.width,), ("code", "embed"), std)
-        if self.shared_adaln:
-            self.shared_modulation = Linear(
-                (self.width,), (6, self.width), ("cond", "adaln", "embed"), std, self.dtype
-            )
-        self.blocks = Block(
-            self.width,
-            self.num_heads,
-            self.mlp_ratio,
-            self.depth,
-            self.qk_norm,
-            self.shared_adaln,
-            self.adaln_init,
-            self.attention_implementation,
-            self.dtype,
+        self._condition = self.conditioner or ClassLabels(
+            self.num_classes, self.width, self.class_drop_rate
         )
+        self._positions = self.positions or LearnedPositions(self.pyramid, self.width)
+        self._stack = Stack(
+            self.block_settings(), self.drop_path_rate, self.remat, self.scan_unroll
+        )
+        # The parts' parameters stand beside each other, not in a subtree for each part.
+        for part in (self._condition, self._positions, self._stack):
+            nn.share_scope(self, part)
+        self.start_position = self.param(
+            "start_position",
+            nn.with_logical_partitioning(nn.initializers.normal(std), ("position", "embed")),
+            (self.pyramid.sizes[0], self.width),
+            jnp.float32,
+        )
+        self.code_projection = Linear((self.code_dim,), (self.width,), ("code", "embed"), std)
         self.final_adaln = FinalAdaLN(self.width, self.adaln_init)
 
     def __call__(
         self,
-        inputs: jax.Array,
-        labels: jax.Array,
+        inputs: Float[jax.Array, "B n D"] | None,
+        given: Any,
         keys: jax.Array | None = None,
-        num_levels: int | None = None,
-    ) -> jax.Array:
-        """Teacher-forced pass over all levels at once.
+        *,
+        pyramid: ScalePyramid | None = None,
+        levels: range | None = None,
+        cache: Cache | None = None,
+        extra: Float[jax.Array, "B n C"] | None = None,
+        runs: tuple[Run, ...] | None = None,
+        keep_queries: bool = False,
+    ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
+        """One pass over consecutive levels: all of them (training), a prefix, or one (sampling).
 
         Args:
-          inputs: float [B, L, C_in], what each token reads (`codec.teacher_inputs`); the
-            rows of level 0 are not used.
-          labels: int32 [B] in 0..num_classes.
-          keys: a PRNG key for each example [B] for class dropout and drop path; None in
-            evaluation.
-          num_levels: use the first levels of the pyramid only (progressive training); inputs
-            then has that prefix's length.
+          inputs: what each token reads (`Codec.lesson`, `Codec.advance`); the rows of level 0 are
+            not used, and level 0 alone needs none (None).
+          given: what is asked for, see `Conditioner`; class labels int32 [B] by default.
+          keys: one PRNG key for each example [B], for dropout of the condition and drop path; None
+            in evaluation.
+          pyramid: the levels' shapes; by default the model's own. Another one where the positions
+            serve it; a prefix always.
+          levels: of the pyramid; all by default.
+          cache: None to attend within the pass only; else `Cache()` before level 0, then what the
+            pass over the levels before returned.
+          extra: added to the tokens' embeddings.
+          runs: blocks to compute, see `Stack`; all by default.
+          keep_queries: put the queries into the cache's newest level.
 
         Returns:
-          float32 [B, L, C], normalised, ready for the head.
+          float32 hidden states, normalised, ready for the head; and None without a cache, else the
+          cache for the next levels.
         """
-        pyramid = self.pyramid.prefix(num_levels or self.pyramid.num_levels)
-        keep = jnp.ones((self.depth, labels.shape[0], 2), jnp.float32)
+        pyramid = self.pyramid if pyramid is None else pyramid
+        levels = range(pyramid.num_levels) if levels is None else levels
+        drop_keys = path_keys = None
         if keys is not None:
-            labels, keep = self._drop(labels, keys)
-        condition = self._condition(labels)
-        x = jnp.concatenate(
-            [
-                self._start(condition),
-                self.code_projection(inputs[:, pyramid.sizes[0] :].astype(jnp.float32)),
-            ],
-            axis=1,
+            both = jax.vmap(jax.random.split)(keys)
+            drop_keys, path_keys = both[:, 0], both[:, 1]
+        condition = self._condition(given, drop_keys)
+        x = self._embed(inputs, condition, pyramid, levels)
+        if extra is not None:
+            x = x + extra
+
+        seen = cache
+        if cache is not None:
+            # What no level of the pass looks back to is left out.
+            lo = min(self.context.window(k)[0] for k in levels)
+            skipped = max(0, min(lo, levels.start) - cache.first)
+            seen = cache.replace(
+                runs=tuple(run[skipped:] for run in cache.runs), first=cache.first + skipped
+            )
+        x, new = self._stack(
+            x,
+            condition,
+            lambda cached: key_segments(pyramid, self.context, levels, cached),
+            lambda t: self._positions.rotate(t, pyramid, levels),
+            seen,
+            runs,
+            path_keys,
+            keep_queries,
         )
-        x = x + self._position(pyramid.level_ids, slice(0, pyramid.length))
-        segments = key_segments(pyramid, self.context)
-        x, _ = self._stack(x, condition, keep, segments, None)
-        return self.final_adaln(x, condition)
+        if cache is not None:
+            new = self._extend(cache, new, pyramid, levels)
+        return self.final_adaln(x, condition.vector), new
 
-    def step(
-        self, level: int, inputs: jax.Array | None, labels: jax.Array, cache: StepCache
-    ) -> tuple[jax.Array, StepCache]:
-        """One level, attending to the cached ones; levels come in order from 0.
+    def _embed(
+        self, inputs: jax.Array | None, condition: Condition, pyramid: ScalePyramid, levels: range
+    ) -> jax.Array:
+        """The tokens' embeddings, float32 [B, n, C]."""
+        parts = []
+        if levels.start == 0:
+            # Level 0 reads the condition instead of codes.
+            parts.append(condition.vector[:, None] + self.start_position[None])
+            inputs = None if inputs is None else inputs[:, pyramid.sizes[0] :]
+        if levels.stop > max(levels.start, 1):
+            parts.append(self.code_projection(inputs.astype(jnp.float32)))
+        x = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        added = self._positions.added(pyramid, levels)
+        return x if added is None else x + added[None]
 
-        Args:
-          level: k.
-          inputs: float [B, n_k, C_in] from `codec.advance`; None at level 0.
-          labels: int32 [B] in 0..num_classes.
-          cache: `StepCache()` at level 0, else what the level before returned.
+    def _extend(self, cache: Cache, new: Cache, pyramid: ScalePyramid, levels: range) -> Cache:
+        """The cache with the levels of a pass, without what no later level sees."""
+        first = first_level_kept(pyramid, self.context, levels.stop - 1)
+        ends = [pyramid.offsets[k] - pyramid.offsets[levels.start] for k in (*levels, levels.stop)]
 
-        Returns:
-          float32 [B, n_k, C], normalised, and the cache for the next level.
-        """
-        pyramid = self.pyramid
-        condition = self._condition(labels)
-        if level == 0:
-            x = self._start(condition)
-        else:
-            x = self.code_projection(inputs.astype(jnp.float32))
-        tokens = pyramid.level(level)
-        x = x + self._position(pyramid.level_ids[tokens], tokens)
+        def by_level(entry: KeysValues) -> tuple[KeysValues, ...]:
+            if len(levels) == 1:
+                return (entry,)
+            cuts = zip(ends[:-1], ends[1:], strict=True)
+            return tuple(jax.tree.map(lambda x, a=a, b=b: x[:, :, a:b], entry) for a, b in cuts)
 
-        lo, _ = self.context.window(level)
-        visible = cache.levels[lo - cache.first :] if level else ()
-        num_keys = sum(pyramid.sizes[lo : level + 1])
-        segments = (KeySegment(pyramid.sizes[level], 0, num_keys),)
-        keep = jnp.ones((self.depth, labels.shape[0], 2), jnp.float32)
-        x, (new, modulation) = self._stack(x, condition, keep, segments, visible, cache.modulation)
-
-        first = first_level_kept(pyramid, self.context, level)
-        levels = (*cache.levels, new)[first - cache.first :]
-        return self.final_adaln(x, condition), StepCache(levels, modulation, first)
-
-    def _condition(self, labels: jax.Array) -> jax.Array:
-        """Class embeddings, float32 [B, C]."""
-        return jnp.take(self.class_embedding, labels, axis=0)
-
-    def _start(self, condition: jax.Array) -> jax.Array:
-        """The tokens of level 0: class embedding plus start position, [B, n_0, C]."""
-        return condition[:, None] + self.start_position[None]
-
-    def _position(self, level_ids: jax.Array, tokens: slice) -> jax.Array:
-        """Level plus position embedding, [1, n, C]."""
-        return (jnp.take(self.level, level_ids, axis=0) + self.position[tokens])[None]
-
-    def _drop(self, labels: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Class dropout and drop-path factors, from each example's own key."""
-
-        def uniforms(key):
-            return jax.random.uniform(key, (1 + 2 * self.depth,))
-
-        u = jax.vmap(uniforms)(keys)
-        labels = jnp.where(u[:, 0] < self.class_drop_rate, self.num_classes, labels)
-        rates = jnp.linspace(0, self.drop_path_rate, self.depth)[:, None, None]
-        u = u[:, 1:].reshape(-1, self.depth, 2).swapaxes(0, 1)
-        keep = jnp.where(u < rates, 0.0, 1 / (1 - rates))
-        return labels, keep
-
-    def _stack(self, x, condition, keep, segments, cache, modulation=None):
-        """All blocks; with a cache also returns the new level's keys and values, and the
-        modulation, which is made here unless it is given."""
-        x = nn.with_logical_constraint(x.astype(self.dtype), ("batch", "length", "act_embed"))
-        if self.shared_adaln and modulation is None:
-            condition = self.shared_modulation(nn.silu(condition))
-        condition = condition.astype(self.dtype)
-
-        def body(block, x, condition, keep, cache, modulation):
-            return block(x, condition, keep, segments, cache, modulation)
-
-        if self.remat != "none" and cache is None:
-            body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-        scan = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0, 0),
-            length=self.depth,
-            unroll=self.scan_unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+        before = cache.runs or ((),) * len(new.runs)
+        runs = tuple(
+            (*old, *by_level(made))[max(0, first - cache.first) :]
+            for old, (made,) in zip(before, new.runs, strict=True)
         )
-        return scan(self.blocks, x, condition, keep, cache, modulation)
+        return Cache(runs, new.modulation, max(first, cache.first))

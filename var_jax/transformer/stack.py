@@ -1,0 +1,147 @@
+"""The blocks one after the other: scanned, rematerialised, with drop path, all or some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from var_jax.context import KeySegment
+from var_jax.transformer.attention import BlockSettings, Visibility
+from var_jax.transformer.block import Block
+from var_jax.transformer.cache import Cache, KeysValues, Run
+from var_jax.transformer.condition import Condition
+from var_jax.transformer.layers import Linear, init_std
+
+#: What is kept of the forward pass for the backward pass, from most to least memory.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Stack(nn.Module):
+    """Blocks whose parameters are stacked along a leading axis.
+
+    Attributes:
+      block: settings of each of its `block.depth` blocks.
+      drop_path_rate: of the last block; grows linearly from 0 at the first.
+      remat: of REMAT_POLICIES.
+      scan_unroll: blocks of a loop iteration of the compiled program.
+    """
+
+    block: BlockSettings
+    drop_path_rate: float = 0.0
+    remat: str = "none"
+    scan_unroll: int = 1
+
+    def setup(self) -> None:
+        if self.block.shared_adaln:
+            width = self.block.width
+            self.shared_modulation = Linear(
+                (width,),
+                (6, width),
+                ("cond", "adaln", "embed"),
+                init_std(width),
+                self.block.dtype,
+            )
+        self.blocks = Block(self.block)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B n C"],
+        condition: Condition,
+        segments: Callable[[tuple[int, ...]], tuple[KeySegment, ...]],
+        rotate: Callable[[jax.Array], jax.Array],
+        cache: Cache | None = None,
+        runs: Sequence[Run] | None = None,
+        keys: jax.Array | None = None,
+        keep_queries: bool = False,
+    ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
+        """All blocks, or those of some runs.
+
+        Args:
+          x: all tokens of a pass.
+          condition: what they are conditioned on.
+          segments: which keys the tokens see, by the numbers of keys of the cached levels.
+          rotate: see `Visibility`.
+          cache: None to attend within x only; else what was returned before, or `Cache()`.
+          runs: blocks to compute, in order; each run is one loop, has its own lengths in the cache,
+            and must be the run that the cache was made with. None: all blocks as one run.
+          keys: one PRNG key for each example [B], for drop path; None in evaluation.
+          keep_queries: see `Visibility`.
+
+        Returns:
+          As x; and None without a cache, else the keys and values of x alone, and the modulation.
+        """
+        dtype, depth = self.block.dtype, self.block.depth
+        runs = (tuple(range(depth)),) if runs is None else tuple(runs)
+        scales = self._branch_scales(x.shape[0], keys)
+        modulation = None if cache is None else cache.modulation
+        x = nn.with_logical_constraint(x.astype(dtype), ("batch", "length", "act_embed"))
+        vector = condition.vector
+        if self.block.shared_adaln and modulation is None:
+            vector = self.shared_modulation(nn.silu(vector))
+        condition = condition.replace(vector=vector.astype(dtype))
+
+        made: list[tuple[KeysValues, jax.Array]] = []
+        for i, run in enumerate(runs):
+            whole = run == tuple(range(depth))
+            levels = None
+            if cache is not None:
+                levels = cache.runs[i] if cache.runs else ()
+            known = None if modulation is None else modulation[i]
+            lengths = tuple(level.length for level in levels or ())
+            visibility = Visibility(segments(lengths), rotate, keep_queries)
+            x, new = self._run(
+                x,
+                condition,
+                scales if whole else scales[jnp.array(run)],
+                visibility,
+                levels,
+                known,
+                None if whole else run,
+            )
+            made.append(new)
+        if cache is None:
+            return x, None
+        return x, Cache(
+            runs=tuple((new,) for new, _ in made), modulation=tuple(m for _, m in made)
+        )
+
+    def _branch_scales(self, batch: int, keys: jax.Array | None) -> jax.Array:
+        """Drop path's factors, float32 [depth, B, 2]."""
+        depth = self.block.depth
+        if keys is None:
+            return jnp.ones((depth, batch, 2), jnp.float32)
+        u = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)))(keys).swapaxes(0, 1)
+        rates = jnp.linspace(0, self.drop_path_rate, depth)[:, None, None]
+        return jnp.where(u < rates, 0.0, 1 / (1 - rates))
+
+    def _run(self, x, condition, scales, visibility, levels, modulation, run):
+        """The blocks of a run, None being all of them, as one loop."""
+
+        def body(block, x, condition, scale, levels, modulation):
+            return block(x, condition, scale, visibility, levels, modulation)
+
+        if self.remat != "none" and levels is None:
+            body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        loop = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0, 0, 0),
+            length=self.block.depth if run is None else len(run),
+            unroll=self.scan_unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        if run is not None:
+            rows = jnp.array(run)
+            loop = nn.map_variables(
+                loop, "params", trans_in_fn=lambda params: jax.tree.map(lambda p: p[rows], params)
+            )
+        return loop(self.blocks, x, condition, scales, levels, modulation)
