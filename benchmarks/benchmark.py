@@ -88,7 +88,7 @@ def attention_program(config: ConfigDict, mesh: Any, batch_size: int, implementa
     from var_jax.parallel import sharding
     from var_jax.plan.programs import Program
 
-    var = build.var(config)
+    var = build.network(config).transformer
     segments = key_segments(var.pyramid, var.context)
     shape = (batch_size, var.pyramid.length, var.num_heads, var.width // var.num_heads)
     array = jax.ShapeDtypeStruct(shape, var.dtype, sharding=sharding.batch_sharding(mesh))

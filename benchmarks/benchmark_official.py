@@ -191,7 +191,7 @@ def useful_flops(config: ConfigDict, what: str, batch_size: int) -> float:
 
     if what not in ("train_step", "end_to_end"):
         return 0.0
-    return 3 * batch_size * forward_flops(build.var(config), config.tokenizer.vocab_size)
+    return 3 * batch_size * forward_flops(build.network(config))
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ own step, parameter groups, schedule and clipping. Needs PyTorch (on the CPU) an
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from typing import Any
 
@@ -62,7 +61,7 @@ def train_here(likelihood: Any, codec_params: Any, params: Any, optimizer: Any, 
     step = jax.jit(make_train_step(likelihood, optimizer))
     losses, norms = [], []
     for batch in batches:
-        state, metrics = step(state, {"codec": codec_params}, batch)
+        state, metrics = step(state, {"tokenizer": {"codec": codec_params}}, batch)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["gradient_norm"]))
     return np.array(losses), np.array(norms)
@@ -79,7 +78,7 @@ def train_there(likelihood: Any, codec_params: Any, params: Any, settings: Any, 
 
     from var_jax.convert import official
 
-    var, codec = likelihood.var, likelihood.codec
+    var, codec = likelihood.network.transformer, likelihood.codec
     patch_nums = var.pyramid.patch_nums
     quantizer = VectorQuantizer2(
         codec.vocab_size,
@@ -120,7 +119,7 @@ def train_there(likelihood: Any, codec_params: Any, params: Any, settings: Any, 
         flash_if_available=False,
         fused_if_available=False,
     )
-    tensors = official.transformer_tensors(var, likelihood.head, params)
+    tensors = official.network_tensors(likelihood.network, params)
     model.load_state_dict({name: torch.tensor(t.read()) for name, t in tensors.items()})
     # It prints with a keyword that the official start-up adds to `print`.
     lr_control.print = lambda *args, **kwargs: None
@@ -205,9 +204,8 @@ def main() -> None:
         config.train.optimizer.warmup_steps = steps // 10
         source = build.training_source(config, "train", loaded.fingerprint)
         build.set_num_classes(config, source.num_classes)
-    likelihood = build.likelihood(config, loaded, True)[1]
-    without_dropout = likelihood.var.clone(class_drop_rate=0.0, drop_path_rate=0.0)
-    likelihood = dataclasses.replace(likelihood, var=without_dropout)
+    config.model.update(class_drop_rate=0.0, drop_path_rate=0.0)
+    likelihood = build.objective(config, loaded, from_images=False)
     batch_size = config.train.batch_size
     pipeline = build.pipeline(config, source, batch_size, train=True)
     batches = list(pipeline.batches(stop_step=steps))

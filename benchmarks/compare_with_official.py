@@ -47,12 +47,13 @@ def main() -> None:
 
     from var_jax import build
     from var_jax.build import official_files
-    from var_jax.decoding.generate import Sampler, generate
     from var_jax.decoding.guidance import LinearGuidance
+    from var_jax.decoding.next_scale import NextScale
+    from var_jax.heads.categorical import CategoricalSampling
 
     loaded = build.load_transformer(_CHECKPOINT.value)
     tokenizer = loaded.tokenizer.module
-    codec, pyramid = tokenizer.codec, loaded.var.pyramid
+    codec, pyramid = tokenizer.codec, loaded.network.transformer.pyramid
     with tempfile.TemporaryDirectory() as folder:
         official_files.export_files(_CHECKPOINT.value, folder)
         var_path, vae_path = sorted(epath.Path(folder).glob("*.pth"), key=lambda p: p.name)[::-1]
@@ -67,10 +68,10 @@ def main() -> None:
         Cvae=codec.code_dim,
         ch=tokenizer.channels,
         share_quant_resi=codec.phi_sharing,
-        num_classes=loaded.var.num_classes,
-        depth=loaded.var.depth,
-        shared_aln=loaded.var.shared_adaln,
-        attn_l2_norm=loaded.var.qk_norm,
+        num_classes=loaded.network.transformer.num_classes,
+        depth=loaded.network.transformer.depth,
+        shared_aln=loaded.network.transformer.shared_adaln,
+        attn_l2_norm=loaded.network.transformer.qk_norm,
     )
     vae.load_state_dict(vae_state, strict=True)
     var.load_state_dict(var_state, strict=True)
@@ -82,7 +83,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     shape = (_BATCH.value, *tokenizer.image_shape)
     images = rng.uniform(-1, 1, shape).astype(np.float32)
-    labels = rng.integers(0, loaded.var.num_classes, _BATCH.value).astype(np.int32)
+    labels = rng.integers(0, loaded.network.transformer.num_classes, _BATCH.value).astype(np.int32)
 
     def apply(x, method):
         return jax.jit(lambda p, x: tokenizer.apply({"params": p}, x, method=method))(
@@ -92,8 +93,8 @@ def main() -> None:
     @jax.jit
     def logits(params, codec_params, tokens, labels):
         inputs = codec.apply({"params": codec_params}, tokens, method="teacher_inputs")
-        hidden = loaded.var.apply({"params": params["transformer"]}, inputs, labels)
-        return loaded.head.apply({"params": params["head"]}, hidden), inputs
+        hidden, _ = loaded.network.hidden(params, inputs, labels)
+        return loaded.network.head.apply({"params": params["head"]}, hidden), inputs
 
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -113,7 +114,7 @@ def main() -> None:
         largest_difference("pictures of the same tokens", decoded, picture.permute(0, 2, 3, 1))
         largest_difference("logits", here, there_logits)
         for cfg in (1.5, 4.0):
-            sampler = Sampler(LinearGuidance(cfg), top_k=1, top_p=0.0)
+            decoder = NextScale(LinearGuidance(cfg), CategoricalSampling(top_k=1, top_p=0.0))
             chosen: list[torch.Tensor] = []
             embedding = vae.quantize.embedding
             hook = embedding.register_forward_hook(
@@ -124,8 +125,8 @@ def main() -> None:
             )
             hook.remove()
             made = jax.jit(
-                lambda p, c, labels, keys, sampler=sampler: generate(
-                    loaded.var, loaded.head, codec, p, c, labels, keys, sampler
+                lambda p, c, labels, keys, decoder=decoder: decoder(
+                    loaded.network, p, codec, c, labels, keys
                 )
             )(
                 loaded.params,
@@ -133,7 +134,7 @@ def main() -> None:
                 labels,
                 jax.random.split(jax.random.key(0), _BATCH.value),
             )
-            token_agreement(f"greedy tokens, cfg {cfg}", made.tokens, torch.cat(chosen, 1))
+            token_agreement(f"greedy tokens, cfg {cfg}", made.targets, torch.cat(chosen, 1))
             ours = (apply(made.features, "decode") + 1) / 2
             largest_difference(f"greedy pictures, cfg {cfg}", ours, image.permute(0, 2, 3, 1))
 

@@ -43,7 +43,7 @@ def main() -> None:
         batch_size = sharding.padded_batch(_BATCH.value, mesh)
 
         def encode(params, images):
-            return loaded.module.apply({"params": params}, to_float(images), method="encode")
+            return loaded.module.apply({"params": params}, to_float(images), method="read")
 
         encode = jax.jit(encode, out_shardings=everywhere)
         for split in _SPLITS.value:
@@ -61,7 +61,7 @@ def main() -> None:
             settings = TokenCacheSettings(
                 fingerprint=loaded.fingerprint,
                 shapes=loaded.module.codec.pyramid.shapes,
-                vocab_size=loaded.module.codec.vocab_size,
+                field=loaded.module.codec.source,
                 num_images=len(source),
                 crops=crops,
                 class_names=tuple(source.class_names),

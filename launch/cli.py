@@ -281,9 +281,10 @@ def define_sampling_flags() -> None:
     flags.DEFINE_bool("smooth", None, "Gumbel-softmax average of codes, for looks only.")
 
 
-def sampler(config: ConfigDict) -> Any:
-    """The checkpoint's sampling settings with the flags over them, printed level by level."""
+def decoder(config: ConfigDict) -> Any:
+    """The checkpoint's decoder with the flags over its settings, printed level by level."""
     from var_jax import build
+    from var_jax.evaluation.generated.sampling_run import describe_decoder
 
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
@@ -299,19 +300,14 @@ def sampler(config: ConfigDict) -> Any:
         for name in ("cfg_schedule", "smooth"):
             if flags.FLAGS[name].value is not None:
                 config.sampling[name] = flags.FLAGS[name].value
-    settings = build.sampler(config)
-    pyramid = build.pyramid(config)
-    policies = [settings.policy(k, pyramid) for k in range(pyramid.num_levels)]
-    logging.info(
-        "Guidance by level %s, top_k %s, top_p %s.",
-        ", ".join(
-            f"{settings.guidance.weight(k, pyramid.num_levels):.3g}"
-            for k in range(pyramid.num_levels)
-        ),
-        settings.top_k if not isinstance(settings.top_k, tuple) else [p.top_k for p in policies],
-        settings.top_p if not isinstance(settings.top_p, tuple) else [p.top_p for p in policies],
-    )
-    return settings
+    made = build.decoder(config)
+    described = describe_decoder(made, build.pyramid(config))
+    for name, values in described.items():
+        if name.endswith("_by_level"):
+            same = len(set(values)) == 1
+            shown = values[0] if same else ", ".join(f"{value:.3g}" for value in values)
+            logging.info("%s by level: %s.", name.removesuffix("_by_level"), shown)
+    return made
 
 
 def parse_labels(values: list[str], num_classes: int) -> Any:

@@ -116,11 +116,13 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     loaded = build.load_transformer(
         _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
     )
-    module, pyramid = loaded.tokenizer.module, loaded.var.pyramid
+    module, pyramid = loaded.tokenizer.module, loaded.network.transformer.pyramid
     if judge is not None:
         judge.check(module.image_shape[:2], {}, "The checkpoint")
     num_samples = _NUM_SAMPLES.value
-    labels = sampling_run.balanced_labels(num_samples, loaded.var.num_classes, _SEED.value)
+    labels = sampling_run.balanced_labels(
+        num_samples, loaded.network.transformer.num_classes, _SEED.value
+    )
     batch = sharding.padded_batch(_BATCH.value, mesh)
     config = loaded.config.copy_and_resolve_references()
     if _PRESET.value == "paper":
@@ -130,10 +132,10 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
         "checkpoint": {"step": loaded.step, "parameters_sha256": fingerprint(loaded.params)},
         "tokenizer_fingerprint": loaded.tokenizer.fingerprint,
         "dtype": {
-            "transformer": jnp.dtype(loaded.var.dtype).name,
+            "transformer": jnp.dtype(loaded.network.transformer.dtype).name,
             "tokenizer": jnp.dtype(module.dtype).name,
         },
-        "num_classes": loaded.var.num_classes,
+        "num_classes": num_classes,
         "image_shape": list(module.image_shape),
         "seed": _SEED.value,
         "num_samples": num_samples,
@@ -151,15 +153,15 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     def run(combination: Any, folder: Any) -> dict[str, Any] | None:
         with config.unlocked(), config.ignore_type():
             config.sampling.update(combination)
-        sampler = cli.sampler(config)
-        described = sampling_run.describe_sampler(sampler, pyramid)
+        decoder = cli.decoder(config)
+        described = sampling_run.describe_decoder(decoder, pyramid)
         record = {
             "checkpoint": str(_CHECKPOINT.value),
             "preset": _PRESET.value,
             "preset_changes": changes(described),
             "batch_size": batch,
         }
-        draw = ImageSampler(loaded.var, loaded.head, module, loaded.tokenizer.params, sampler, mesh)
+        draw = ImageSampler(loaded.network, module, loaded.tokenizer.params, decoder, mesh)
 
         def draw_part(start: int, stop: int) -> Any:
             drawn = draw.on_mesh(loaded.params, labels[:stop], _SEED.value, batch, start)

@@ -4,7 +4,7 @@ python -m launch.likelihood --checkpoint runs/quickstart/transformer --split val
     --output likelihood.json
 
 Every example counts once, whatever the batch size and the number of devices. Prints a table (nats
-and bits a token, accuracy, by level and in all) and writes the same as JSON. The images come from
+and bits per token, accuracy, by level and in all) and writes the same as JSON. The images come from
 the config of the run, cropped in the middle; --token_cache takes a cache's first crop of each.
 """
 
@@ -76,6 +76,7 @@ def score(
     """
     from var_jax import build
     from var_jax.evaluation.token_likelihood import TokenLikelihood
+    from var_jax.objectives.likelihood import Likelihood
     from var_jax.parallel import sharding
 
     # The mesh of the training may not fit the devices that are here.
@@ -86,15 +87,15 @@ def score(
     config.token_cache = token_cache
     source = build.training_source(config, split, tokenizer.fingerprint)
     build.check_same_classes(loaded.metadata, source, f"The transformer in {checkpoint}")
-    if source.num_classes > loaded.var.num_classes:
+    if source.num_classes > loaded.network.transformer.num_classes:
         raise ValueError(
             f"The data has {source.num_classes} classes, but the transformer was trained with "
-            f"{loaded.var.num_classes}; give the data it was trained on."
+            f"{loaded.network.transformer.num_classes}; give the data it was trained on."
         )
     batch_size = sharding.padded_batch(batch_size, mesh)
     pipeline = build.pipeline(config, source, batch_size, train=False, mesh=mesh)
-    _, objective = build.likelihood(config, tokenizer, cached)
-    frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
+    objective = Likelihood(loaded.network, tokenizer.module, from_images=not cached)
+    frozen = build.place_frozen(objective, config, mesh, tokenizer)
     logging.info("Scoring %d examples of %s.", pipeline.num_samples, split)
     scores = TokenLikelihood(objective, frozen, pipeline, mesh)(loaded.params)
     return {

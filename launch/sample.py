@@ -46,14 +46,13 @@ def main() -> None:
         loaded = build.load_transformer(
             _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
         )
-        num_classes = loaded.var.num_classes
+        num_classes = loaded.network.transformer.num_classes
         labels = np.repeat(cli.parse_labels(_LABELS.value, num_classes), _NUM.value)
         sampler = ImageSampler(
-            loaded.var,
-            loaded.head,
+            loaded.network,
             loaded.tokenizer.module,
             loaded.tokenizer.params,
-            cli.sampler(loaded.config),
+            cli.decoder(loaded.config),
             mesh,
             keep_partial=_SHOW_LEVELS.value,
         )

@@ -38,7 +38,7 @@ def main() -> None:
         classifier_steps=_CLASSIFIER_STEPS.value,
         batch_size=_BATCH.value,
         seed=_SEED.value,
-        sampler_of=cli.sampler,
+        decoder_of=cli.decoder,
     )
     print(json.dumps(scores, indent=2))
 

@@ -15,8 +15,10 @@ from goldens.fill import fill
 from var_jax.convert import official, var, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.mapping import check, flatten, read
-from var_jax.decoding.generate import Sampler, generate
 from var_jax.decoding.guidance import LinearGuidance
+from var_jax.decoding.next_scale import NextScale
+from var_jax.heads.categorical import CategoricalSampling
+from var_jax.network import Network
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.train.optim import OptimizerConfig, decay_mask, make_optimizer
 from var_jax.train.state import TrainState
@@ -39,8 +41,7 @@ class Case:
     config: dict
     tokenizer: object
     tokenizer_params: dict
-    transformer: object
-    head: object
+    network: Network
     params: dict
     slots: dict
     folder: pathlib.Path
@@ -61,18 +62,17 @@ def load_case(name):
     tokenizer_params = read(state, slots, official.abstract_tokenizer(tokenizer))
 
     state = state_of(folder / "var_layout.json")
-    transformer, head = official.build_transformer(var.infer(state, config["pn"]))
-    slots = official.transformer_slots(transformer, head)
+    network = official.build_network(var.infer(state, config["pn"]))
+    slots = official.network_slots(network)
     check(state, slots, var.BUFFERS, name)
-    params = read(state, slots, official.abstract_transformer(transformer, head))
+    params = read(state, slots, official.abstract_network(network))
     # Dropout of labels belongs to training; the golden steps had none.
-    transformer = transformer.clone(class_drop_rate=0.0)
+    network = Network(network.transformer.clone(class_drop_rate=0.0), network.head)
     return Case(
         config,
         tokenizer,
         jax.tree.map(jnp.asarray, tokenizer_params),
-        transformer,
-        head,
+        network,
         jax.tree.map(jnp.asarray, params),
         slots,
         folder,
@@ -102,14 +102,14 @@ def assert_close(actual, expected, tolerance=1e-4):
 
 
 def test_configuration_is_read_off_the_names(case):
-    config, transformer, codec = case.config, case.transformer, case.tokenizer.codec
+    config, transformer, codec = case.config, case.network.transformer, case.tokenizer.codec
     assert (transformer.depth, transformer.width) == (config["depth"], 64 * config["depth"])
     assert transformer.num_heads == config["depth"]
     assert (transformer.qk_norm, transformer.shared_adaln) == (config["l2"], config["saln"])
     assert transformer.num_classes == config["ncls"]
     assert transformer.pyramid.patch_nums == codec.pyramid.patch_nums == tuple(config["pn"])
     assert (codec.vocab_size, codec.code_dim) == (config["V"], config["Cvae"])
-    assert (codec.phi_sharing, case.head.vocab_size) == (config["phi"], config["V"])
+    assert (codec.phi_sharing, case.network.head.vocab_size) == (config["phi"], config["V"])
     assert case.tokenizer.channels == config["ch"]
 
 
@@ -165,8 +165,8 @@ def test_codec(case):
 
 
 def logits(case, params, inputs, labels):
-    hidden = case.transformer.apply({"params": params["transformer"]}, inputs, labels)
-    return case.head.apply({"params": params["head"]}, hidden)
+    hidden, _ = case.network.hidden(params, inputs, labels)
+    return case.network.head.apply({"params": params["head"]}, hidden)
 
 
 def teacher_inputs(case):
@@ -184,22 +184,14 @@ def test_logits(case):
 
 @pytest.mark.parametrize("cfg", [1.5, 4.0])
 def test_greedy_generation(case, cfg):
-    sampler = Sampler(LinearGuidance(cfg), top_k=1, top_p=0.0)
+    decoder = NextScale(LinearGuidance(cfg), CategoricalSampling(top_k=1, top_p=0.0))
 
     @jax.jit
     def run(params, tokenizer_params, labels, keys):
-        made = generate(
-            case.transformer,
-            case.head,
-            case.tokenizer.codec,
-            params,
-            tokenizer_params["codec"],
-            labels,
-            keys,
-            sampler,
-        )
+        codec, codec_params = case.tokenizer.codec, tokenizer_params["codec"]
+        made = decoder(case.network, params, codec, codec_params, labels, keys)
         variables = {"params": tokenizer_params}
-        return made.tokens, case.tokenizer.apply(variables, made.features, method="decode")
+        return made.targets, case.tokenizer.apply(variables, made.features, method="decode")
 
     labels = case.outputs["labels"].astype(np.int32)
     keys = jax.random.split(jax.random.key(0), len(labels))
@@ -215,12 +207,13 @@ def test_weight_decay_groups(case):
 
 
 def test_gradient_of_each_parameter(case):
-    objective = Likelihood(case.transformer, case.head, case.tokenizer.codec)
+    objective = Likelihood(case.network, case.tokenizer)
 
     @jax.jit
     def run(params, codec_params, batch):
         def loss(params):
-            return objective.loss(params, {"codec": codec_params}, (), batch, None, 0)[0]
+            frozen = {"tokenizer": {"codec": codec_params}}
+            return objective.loss(params, frozen, (), batch, None, 0)[0]
 
         return jax.grad(loss)(params)
 
@@ -237,7 +230,7 @@ def test_gradient_of_each_parameter(case):
 def test_five_training_steps(case):
     config = OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.05)
     optimizer = make_optimizer(config, num_steps=5)
-    objective = Likelihood(case.transformer, case.head, case.tokenizer.codec)
+    objective = Likelihood(case.network, case.tokenizer)
     step = jax.jit(make_train_step(objective, optimizer))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -252,7 +245,7 @@ def test_five_training_steps(case):
     batch = {"tokens": all_tokens(out), "label": labels, "index": np.arange(len(labels))}
     losses, norms = [], []
     for _ in range(5):
-        state, metrics = step(state, {"codec": case.tokenizer_params["codec"]}, batch)
+        state, metrics = step(state, {"tokenizer": case.tokenizer_params}, batch)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["gradient_norm"]))
     np.testing.assert_allclose(losses, out["train_losses"], rtol=1e-4)

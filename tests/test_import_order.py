@@ -7,12 +7,14 @@ import var_jax
 
 #: Lowest first; a module may import its own layer and those above it in this list.
 LAYERS = [
-    {"paths", "pyramid", "pixels", "resample", "settings"},
+    {"fields", "paths", "pyramid", "pixels", "resample", "settings"},
     {"context", "kernels", "parallel", "checkpoint"},
     {"data"},
+    {"quantizers"},
     {"codecs"},
     {"tokenizer", "transformer"},
     {"heads"},
+    {"network"},
     {"decoding", "objectives", "convert"},
     {"train"},
     {"evaluation"},

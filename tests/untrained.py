@@ -8,7 +8,6 @@ from recipes import load
 
 from var_jax import build
 from var_jax.checkpoint import Checkpointer, fingerprint
-from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 
 
@@ -16,10 +15,9 @@ def write_model(folder):
     """Writes a transformer's workdir with its tokenizer inside; returns it."""
     config = load("mnist5k", "smallest")
     tokenizer, key = build.tokenizer(config), jax.random.key(0)
-    objective = Likelihood(build.var(config), build.head(config), tokenizer.codec)
     shapes = {
         "tokenizer": jax.eval_shape(tokenizer.init_params, key),
-        **jax.eval_shape(objective.init_params, key),
+        **jax.eval_shape(build.network(config).init_params, key),
     }
     rng = np.random.default_rng(0)
     params = jax.tree.map(

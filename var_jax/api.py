@@ -10,6 +10,7 @@ On several hosts every process calls everything alike and gets everything.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,8 @@ from ml_collections import ConfigDict
 from var_jax import build, checkpoint
 from var_jax.convert import config as convert_config
 from var_jax.convert import official
-from var_jax.decoding.images import ImageSampler, sampling_params
+from var_jax.decoding.images import ImageSampler
+from var_jax.network import sampling_params
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import arrays, sharding
 from var_jax.paths import resolve
@@ -80,13 +82,12 @@ def _load_official(
     else:
         loaded = build.load_tokenizer(tokenizer)
     official.check_match(loaded.module, shape, tokenizer, path)
-    var, head, params = official.read_transformer(path, shape.patch_nums, shape.num_heads)
-    params = arrays.place(sampling_params(var, params), everywhere)
-    config = convert_config.transformer_config(loaded.module, var)
+    network, params = official.read_network(path, shape.patch_nums, shape.num_heads)
+    params = arrays.place(sampling_params(network, params), everywhere)
+    config = convert_config.transformer_config(loaded.module, network.transformer)
     loaded = loaded.on(mesh)
     transformer = build.LoadedTransformer(
-        var=var,
-        head=head,
+        network=network,
         params=params,
         tokenizer=loaded,
         config=ConfigDict(config),
@@ -129,7 +130,7 @@ class Model:
     @property
     def num_classes(self) -> int:
         """Labels are 0 .. num_classes - 1; num_classes is 'no class'."""
-        return self._need_transformer().var.num_classes
+        return self._need_transformer().network.transformer.num_classes
 
     def sample(
         self, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64, **settings: Any
@@ -167,17 +168,29 @@ class Model:
     def encode(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
         """Images uint8 [N, H, W, c] -> tokens int32 [N, L], the levels one after the other.
 
+        Of codecs without tokens, what stands for them: bits, or latents [N, L, C].
+
         Raises:
           ValueError: the images have another shape or type.
         """
+        images, codec = self._images(images), self.tokenizer.module.codec
+        shape = (0, codec.pyramid.length, *codec.target.shape)
+        return self._map(self._encode, [images], batch_size, np.zeros(shape, codec.target.dtype))
+
+    def _read(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """What likelihoods start from: `Codec.source`."""
+        images, source = self._images(images), self.tokenizer.module.codec.source
+        none = np.zeros((0, *source.shape), source.dtype)
+        return self._map(self._source, [images], batch_size, none)
+
+    def _images(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"This model reads images uint8 [N, {', '.join(map(str, self.image_shape))}], got "
                 f"{images.dtype} {list(images.shape)}; crop, resize or convert them first."
             )
-        length = self.tokenizer.module.codec.pyramid.length
-        return self._map(self._encode, [images], batch_size, np.zeros((0, length), np.int32))
+        return images
 
     def decode(self, tokens: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
         """Tokens int [N, L] -> images uint8 [N, H, W, c].
@@ -186,17 +199,11 @@ class Model:
           ValueError: the tokens have another shape, or there are no such codes.
         """
         codec = self.tokenizer.module.codec
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or tokens.shape[1] != codec.pyramid.length:
-            raise ValueError(
-                f"This model reads tokens [N, {codec.pyramid.length}], got {list(tokens.shape)}."
-            )
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < codec.vocab_size:
-            raise ValueError(
-                f"Tokens must lie in 0..{codec.vocab_size - 1}, got {tokens.min()}..{tokens.max()}."
-            )
+        target, tokens = codec.target, np.asarray(tokens)
+        shape = (codec.pyramid.length, *target.shape)
+        dataclasses.replace(target, shape=shape).check(tokens)
         none = np.zeros((0, *self.image_shape), np.uint8)
-        return self._map(self._decode, [tokens.astype(np.int32)], batch_size, none)
+        return self._map(self._decode, [tokens.astype(target.dtype)], batch_size, none)
 
     def log_likelihood(
         self, images: np.ndarray, labels: Sequence[int], *, batch_size: int = 64
@@ -222,8 +229,8 @@ class Model:
             )
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images came with {len(labels)} labels.")
-        tokens = self.encode(images, batch_size=batch_size)
-        return self._map(self._score, [tokens, labels], batch_size, np.zeros(0)).astype(np.float64)
+        source = self._read(images, batch_size)
+        return self._map(self._score, [source, labels], batch_size, np.zeros(0)).astype(np.float64)
 
     def _need_transformer(self) -> build.LoadedTransformer:
         if self.transformer is None:
@@ -243,21 +250,27 @@ class Model:
         with config.unlocked(), config.ignore_type():
             config.sampling.update(settings)
         self._samplers[name] = ImageSampler(
-            loaded.var,
-            loaded.head,
+            loaded.network,
             self.tokenizer.module,
             self.tokenizer.params,
-            build.sampler(config),
+            build.decoder(config),
             self.mesh,
         )
         return self._samplers[name]
 
     @functools.cached_property
     def _encode(self) -> Callable[..., jax.Array]:
+        return self._of_images("encode")
+
+    @functools.cached_property
+    def _source(self) -> Callable[..., jax.Array]:
+        return self._of_images("read")
+
+    def _of_images(self, method: str) -> Callable[..., jax.Array]:
         module, params = self.tokenizer.module, self.tokenizer.params
 
         def run(params, images):
-            return module.apply({"params": params}, to_float(images), method="encode")
+            return module.apply({"params": params}, to_float(images), method=method)
 
         return functools.partial(self._jit(run), params)
 
@@ -273,13 +286,15 @@ class Model:
     @functools.cached_property
     def _score(self) -> Callable[..., jax.Array]:
         loaded = self._need_transformer()
-        objective = Likelihood(loaded.var, loaded.head, self.tokenizer.module.codec)
+        objective = Likelihood(loaded.network, self.tokenizer.module)
+        name = objective.codec.source.name
 
-        def run(params, frozen, tokens, labels):
-            _, nll, _ = objective.per_token(params, frozen, {"tokens": tokens, "label": labels})
-            return -jnp.sum(nll, axis=1)
+        def run(params, frozen, source, labels):
+            _, found = objective.per_token(params, frozen, {name: source, "label": labels})
+            return -jnp.sum(found["loss"], axis=1)
 
-        return functools.partial(self._jit(run), loaded.params, self.tokenizer.params)
+        frozen = {"tokenizer": self.tokenizer.params}
+        return functools.partial(self._jit(run), loaded.params, frozen)
 
     def _jit(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return jax.jit(

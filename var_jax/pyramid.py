@@ -60,9 +60,7 @@ class ScalePyramid:
                 )
 
     @classmethod
-    def from_patch_nums(
-        cls, patch_nums: Sequence[int], grid: tuple[int, int] = ()
-    ) -> ScalePyramid:
+    def from_patch_nums(cls, patch_nums: Sequence[int], grid: tuple[int, int] = ()) -> ScalePyramid:
         """The pyramid of squares with the given side lengths, e.g. (1, 2, 3, 4, 5, 6, 8)."""
         return cls(tuple((int(n), int(n)) for n in patch_nums), grid=grid)
 

@@ -7,9 +7,12 @@ import pytest
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.heads.categorical import CategoricalHead
-from var_jax.objectives.likelihood import Likelihood, Stage, progressive_stages
+from var_jax.network import Network
+from var_jax.objectives.curriculum import Stage, TrainedLevels, progressive_stages
+from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
@@ -19,12 +22,14 @@ PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
 def setup():
     codec = ResidualVQ(PYRAMID, 16, 4)
     var = VAR(PYRAMID, 5, 4, depth=1, width=32, num_heads=2)
-    objective = Likelihood(var, CategoricalHead(16, 32, init_factor=5.0), codec)
+    network = Network(var, CategoricalHead(16, 32, init_factor=5.0))
+    objective = Likelihood(network, VQVAE(codec, 1, 8, (1,), 1, False, norm_groups=4))
 
     def init():
-        features = jnp.zeros((1, 3, 3, 4))
-        frozen = codec.init(jax.random.key(0), features, method="encode")["params"]
-        return sharding.unbox((objective.init_params(jax.random.key(1)), {"codec": frozen}))
+        frozen = {
+            name: part.init(jax.random.key(0)) for name, part in objective.frozen_parts().items()
+        }
+        return sharding.unbox((objective.init_params(jax.random.key(1)), frozen))
 
     params, frozen = jax.jit(init)()
     batch = {
@@ -52,12 +57,12 @@ def test_the_levels_add_up_to_the_mean(setup):
 def test_a_progressive_stage_weighs_its_levels_as_the_whole_does(setup):
     objective, *rest = setup
     _, full = evaluate(objective, *rest)
-    stage = dataclasses.replace(objective, num_levels=2)
+    stage = dataclasses.replace(objective, trained=TrainedLevels(PYRAMID.prefix(2)))
     value, aux = evaluate(stage, *rest)
     levels = np.asarray(full.metrics["loss_level"])
     np.testing.assert_allclose(aux.metrics["loss_level"], levels[:2], rtol=1e-4)
     np.testing.assert_allclose(value, (levels[0] + 4 * levels[1]) / 14, rtol=1e-4)
-    ramped = dataclasses.replace(stage, ramp_start=10, ramp_steps=4)
+    ramped = dataclasses.replace(objective, trained=TrainedLevels(PYRAMID.prefix(2), 10, 4))
     value, _ = evaluate(ramped, *rest, step=11)
     np.testing.assert_allclose(value, (levels[0] + 0.5 * 4 * levels[1]) / 14, rtol=1e-4)
 

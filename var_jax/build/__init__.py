@@ -21,6 +21,8 @@ from var_jax.build.data import (
 )
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings, evaluation_settings
 from var_jax.build.experiment import metadata, tokenizer_experiment, transformer_experiment
+from var_jax.build.frozen import abstract as abstract_frozen
+from var_jax.build.frozen import place as place_frozen
 from var_jax.build.initial import Start, start_from
 from var_jax.build.loading import (
     LoadedTokenizer,
@@ -30,13 +32,13 @@ from var_jax.build.loading import (
     load_transformer,
     use_tokenizer,
 )
-from var_jax.build.modules import head, pyramid, sampler, tokenizer, var
+from var_jax.build.modules import decoder, network, pyramid, tokenizer
 from var_jax.build.resuming import changes_since, data_changes, identity
 from var_jax.build.scaling import ScalingSettings, scaling_settings
 from var_jax.build.training import (
     check_tools,
-    likelihood,
     make_mesh,
+    objective,
     optimizer_config,
     train_settings,
     vqgan,
@@ -53,6 +55,7 @@ __all__ = [
     "LoadedTransformer",
     "ScalingSettings",
     "Start",
+    "abstract_frozen",
     "cached_from",
     "changes",
     "changes_since",
@@ -62,23 +65,24 @@ __all__ = [
     "data_changes",
     "data_facts",
     "data_paths",
+    "decoder",
     "evaluation_settings",
     "flat",
-    "head",
     "identity",
-    "likelihood",
     "load_params",
     "load_tokenizer",
     "load_transformer",
     "make_mesh",
     "make_room",
     "metadata",
+    "network",
+    "objective",
     "optimizer_config",
     "pipeline",
+    "place_frozen",
     "pyramid",
     "resolve_paths",
     "run",
-    "sampler",
     "scaling_settings",
     "set_num_classes",
     "source",
@@ -90,6 +94,5 @@ __all__ = [
     "transform",
     "transformer_experiment",
     "use_tokenizer",
-    "var",
     "vqgan",
 ]

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from var_jax.build.data import DATA
 from var_jax.build.evaluation import EVALUATION
-from var_jax.build.modules import MODEL, SAMPLING, TOKENIZER
+from var_jax.build.modules import MODEL, sampling_section, tokenizer_section
 from var_jax.build.scaling import SCALING
 from var_jax.build.sections import REQUIRED, ConfigError, Key, Section, check, find, tuples, walk
 from var_jax.build.training import MESH, TOKENIZER_TRAIN, TRAIN
@@ -45,11 +45,11 @@ ROOT = Section(
     (RunSettings,),
     sections={
         "data": DATA,
-        "tokenizer": TOKENIZER,
+        "tokenizer": lambda values: tokenizer_section(values.get("tokenizer")),
         "tokenizer_train": TOKENIZER_TRAIN,
         "model": MODEL,
         "train": TRAIN,
-        "sampling": SAMPLING,
+        "sampling": lambda values: sampling_section(values.get("model")),
         "evaluation": EVALUATION,
         "mesh": MESH,
         "scaling": SCALING,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from var_jax.build.data import pipeline, source
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings
 from var_jax.build.loading import LoadedTokenizer
-from var_jax.build.modules import sampler as sampling
+from var_jax.build.modules import decoder
 from var_jax.data.pipeline import Pipeline
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.during_training import (
@@ -26,7 +26,7 @@ from var_jax.evaluation.generated.adm import read_reference
 from var_jax.evaluation.inception.extractor import FeatureExtractor, MeshExtractor
 from var_jax.evaluation.inception.weights import load_inception
 from var_jax.evaluation.token_likelihood import TokenLikelihood
-from var_jax.objectives.likelihood import Likelihood
+from var_jax.objectives.base import NetworkObjective
 from var_jax.parallel import sharding
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.experiment import Evaluator
@@ -36,7 +36,7 @@ def transformer_evaluators(
     config: ConfigDict,
     settings: EvaluationSettings,
     tokenizer: LoadedTokenizer,
-    objective: Likelihood,
+    objective: NetworkObjective,
     frozen: Any,
     held_out: Pipeline,
     mesh: jax.sharding.Mesh,
@@ -47,7 +47,7 @@ def transformer_evaluators(
       config: of the training.
       settings: see `build.evaluation_settings`.
       tokenizer: of the tokens, its parameters on the mesh where an evaluator decodes or encodes.
-      objective, frozen: the plain likelihood and its frozen parameters, on the mesh.
+      objective, frozen: of the training, and its frozen parameters, on the mesh.
       held_out: what the objective reads, one pass in order.
       mesh: of the training.
 
@@ -60,16 +60,15 @@ def transformer_evaluators(
         found.append(ValidationLoss(measure))
     if settings.samples_per_class or settings.fid is not None:
         sampler = ImageSampler(
-            objective.var,
-            objective.head,
+            objective.network,
             tokenizer.module,
             tokenizer.params,
-            sampling(config),
+            decoder(config),
             mesh,
             config.sharding,
         )
     if settings.samples_per_class:
-        classes = min(objective.var.num_classes, settings.max_classes)
+        classes = min(objective.network.transformer.num_classes, settings.max_classes)
         labels = np.tile(np.arange(classes), settings.samples_per_class)
         found.append(SampleGrid(sampler, labels, config.seed, columns=classes))
     if settings.reconstructions:

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from var_jax.build.data import data_facts, pipeline, set_num_classes, source, training_source
 from var_jax.build.evaluation import evaluation_settings
 from var_jax.build.evaluators import tokenizer_evaluators, transformer_evaluators
+from var_jax.build.frozen import place
 from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
-from var_jax.build.training import likelihood, make_mesh, optimizer_config, train_settings, vqgan
+from var_jax.build.training import make_mesh, objective, optimizer_config, train_settings, vqgan
 from var_jax.plan import chips, flops
 from var_jax.train import optim
 from var_jax.train.experiment import Experiment, SavedBeside
@@ -24,7 +25,7 @@ from var_jax.train.experiment import Experiment, SavedBeside
 def tokenizer_experiment(config: ConfigDict) -> Experiment:
     """The training of the tokenizer that a config describes."""
     evaluation = evaluation_settings(config, "tokenizer_train")
-    objective, frozen, optimizers = vqgan(config)
+    training, frozen, optimizers = vqgan(config)
     settings = train_settings(config, "tokenizer_train")
     settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
     mesh = make_mesh(config)
@@ -35,7 +36,7 @@ def tokenizer_experiment(config: ConfigDict) -> Experiment:
     )
     return Experiment(
         name="tokenizer",
-        objective_at=lambda step: objective,
+        objective_at=lambda step: training,
         optimizer=optim.make_group_optimizer(optimizers, settings.num_steps),
         batches=images.batches,
         settings=settings,
@@ -47,7 +48,7 @@ def tokenizer_experiment(config: ConfigDict) -> Experiment:
         seed=config.seed,
         frozen=frozen,
         learning_rate=optim.learning_rate_schedule(optimizers["tokenizer"], settings.num_steps),
-        evaluators=tokenizer_evaluators(config, evaluation, objective.tokenizer, held_out, mesh),
+        evaluators=tokenizer_evaluators(config, evaluation, training.tokenizer, held_out, mesh),
     )
 
 
@@ -86,13 +87,13 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
     # Placed once, for the step and all evaluators.
     tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
     cached = bool(config.token_cache)
-    objective_at, evaluated = likelihood(config, tokenizer, cached)
-    frozen = {"codec": tokenizer.params["codec"]} if cached else tokenizer.params
+    training = objective(config, tokenizer, from_images=not cached)
+    frozen = place(training, config, mesh, tokenizer, initial or None)
     optimizer = optimizer_config(config.train.optimizer, "train.optimizer", settings.batch_size)
     chip = chips.of_kind(jax.devices()[0].device_kind)
     return Experiment(
         name="transformer",
-        objective_at=objective_at,
+        objective_at=training.at,
         optimizer=optim.make_optimizer(optimizer, settings.num_steps),
         batches=batches.batches,
         settings=settings,
@@ -108,10 +109,10 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
         seed=config.seed,
         frozen=frozen,
         learning_rate=optim.learning_rate_schedule(optimizer, settings.num_steps),
-        flops_per_image=3 * flops.forward_flops(evaluated.var, evaluated.head.vocab_size),
+        flops_per_image=3 * flops.forward_flops(training.network),
         peak_flops=chip.flops if chip else 0.0,
         evaluators=transformer_evaluators(
-            config, evaluation, tokenizer, evaluated, frozen, held_out, mesh
+            config, evaluation, tokenizer, training, frozen, held_out, mesh
         ),
         initial_params=initial or None,
         beside={

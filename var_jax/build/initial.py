@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from var_jax.build.config import flat
 from var_jax.build.loading import LoadedTokenizer
-from var_jax.build.modules import head, var
+from var_jax.build.modules import network
 from var_jax.build.sections import ConfigError
 from var_jax.checkpoint import files
-from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 from var_jax.transformer.layers import init_std
 
@@ -113,10 +112,8 @@ def start_from(
 
 
 def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigDict) -> None:
-    objective = Likelihood(var(config), head(config), codec=None)
-    here = files.named_leaves(
-        sharding.unbox(jax.eval_shape(objective.init_params, jax.random.key(0)))
-    )
+    boxed = jax.eval_shape(network(config).init_params, jax.random.key(0))
+    here = files.named_leaves(sharding.unbox(boxed))
     root = "ema" if found.metadata.get("ema") else "params"
     there = files.named_leaves(files.subtree(found.arrays, root, str(path)))
     shapes = {name: tuple(x.shape) for name, x in here.items()}

@@ -11,14 +11,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from var_jax import checkpoint
-from var_jax.build.modules import TOKENIZER, head, tokenizer, var
+from var_jax.build.modules import network, tokenizer, tokenizer_section
 from var_jax.build.sections import ConfigError, read, tuples
-from var_jax.decoding.images import sampling_params
-from var_jax.heads.categorical import CategoricalHead
-from var_jax.objectives.likelihood import Likelihood
+from var_jax.network import Network, sampling_params
 from var_jax.parallel import arrays, sharding
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.transformer.var import VAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,7 @@ class LoadedTransformer:
     """A transformer from a checkpoint, with the tokenizer that it speaks to.
 
     Attributes:
-      var, head: modules.
+      network: modules.
       params: {'transformer': ..., 'head': ...}, on the mesh.
       tokenizer: its tokenizer, its parameters on the mesh.
       config: of the run that trained it.
@@ -76,8 +73,7 @@ class LoadedTransformer:
       mesh, preset: where and how the parameters lie.
     """
 
-    var: VAR
-    head: CategoricalHead
+    network: Network
     params: Any
     tokenizer: LoadedTokenizer
     config: ConfigDict
@@ -120,16 +116,15 @@ def load_transformer(
                 f"trained with ({expected[:12]}); its images would be noise. Give --tokenizer."
             )
         config = ConfigDict(metadata["config"])
-        objective = Likelihood(var(config), head(config), loaded.module.codec)
-        boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
+        made = network(config)
+        boxed = jax.eval_shape(made.init_params, jax.random.key(0))
         target = sharding.abstract_state(boxed, mesh, preset)
         if for_sampling:
-            types = jax.eval_shape(lambda p: sampling_params(objective.var, p), target)
+            types = jax.eval_shape(lambda p: sampling_params(made, p), target)
             target = jax.tree.map(lambda x, t: x.update(dtype=t.dtype), target, types)
         params, metadata, _ = reader.restore_params(root, target)
     return LoadedTransformer(
-        objective.var,
-        objective.head,
+        made,
         params,
         loaded.on(mesh),
         config,
@@ -183,12 +178,14 @@ def use_tokenizer(config: ConfigDict, loaded: LoadedTokenizer) -> None:
             f"config.patch_nums is {asked}, but the tokenizer was trained with {there}; use the "
             "same levels."
         )
-    said = read(config.get("tokenizer", {}), "config.tokenizer", TOKENIZER)
-    true = read(loaded.config.tokenizer, "config.tokenizer", TOKENIZER)
+    section = tokenizer_section(loaded.config.tokenizer)
+    given = config.get("tokenizer", {})
+    said = read(given, "config.tokenizer", tokenizer_section(given))
+    true = read(loaded.config.tokenizer, "config.tokenizer", section)
     for name, value in said.items():
-        key = TOKENIZER.keys[name]
-        has = true.get(name, key.default)
-        if value != has and not key.changeable:
+        key = section.keys.get(name)
+        has = true.get(name, key and key.default)
+        if value != has and not (key and key.changeable):
             raise ConfigError(
                 f"config.tokenizer.{name} is {value!r}, but the tokenizer in "
                 f"config.tokenizer_checkpoint was trained with {has!r}; leave it out, or name "

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from var_jax.build.sections import Section, call, read_section, tuples
+from var_jax.build import registry
+from var_jax.build.sections import Section, call, opened, read_section, tuples
+from var_jax.codecs.base import Codec
 from var_jax.codecs.residual_vq import ResidualVQ
-from var_jax.context import BlockCausal, Context, RecentLevels
 from var_jax.decoding import guidance
-from var_jax.decoding.generate import Sampler
-from var_jax.heads.categorical import CategoricalHead
+from var_jax.decoding.base import Decoder
+from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.layers import AdaLNInit
@@ -33,14 +35,12 @@ class ModelSettings:
     Attributes:
       width: None is the official 64 * depth.
       num_heads: None is one for each 64 of the width.
-      context: 'block_causal', or how many levels before its own a level sees.
       adaln_init, adaln_gamma_init: see `AdaLNInit`.
-      label_smoothing: see `CategoricalHead`.
+      label_smoothing: see `CategoricalHead`; read where no other head is chosen.
     """
 
     width: int | None = None
     num_heads: int | None = None
-    context: str | int = "block_causal"
     adaln_init: float = AdaLNInit.scale_shift
     adaln_gamma_init: float = AdaLNInit.gamma
     label_smoothing: float = 0.0
@@ -51,7 +51,7 @@ class GuidanceSettings:
     """What config.sampling says about guidance.
 
     Attributes:
-      cfg: its strength; a tuple is one weight a level.
+      cfg: its strength; a tuple is one weight for each level.
       cfg_schedule: 'linear' or 'constant', how one strength becomes weights.
     """
 
@@ -59,9 +59,44 @@ class GuidanceSettings:
     cfg_schedule: str = "linear"
 
 
-TOKENIZER = Section((ResidualVQ, VQVAE), given=("pyramid", "codec", "image_channels"))
-MODEL = Section((ModelSettings, VAR), given=("pyramid", "code_dim"))
-SAMPLING = Section((GuidanceSettings, Sampler), given=("guidance",), changeable=True)
+#: What is passed to classes of these axes beside their keys, see `registry`.
+_CODEC = ("pyramid",)
+_PARTS = (
+    *("pyramid", "width", "num_heads", "depth", "dtype", "num_classes", "drop_rate"),
+    *("code_dim", "target", "vocab_size"),
+)
+_DECODER = ("guidance", "sampling", "cache_policy")
+
+
+def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
+    """config.tokenizer: without a section codec, the keys of ResidualVQ stand in it."""
+    codec = () if (values or {}).get("codec") else (ResidualVQ,)
+    given = ("pyramid", "codec", "image_channels")
+    inside = registry.sections("config.tokenizer", codec=_CODEC)
+    return Section((*codec, VQVAE), given=given, sections=inside)
+
+
+MODEL = Section(
+    (ModelSettings, VAR),
+    given=("pyramid", "code_dim"),
+    sections=registry.sections(
+        "config.model", context=(), conditioner=_PARTS, positions=_PARTS, head=_PARTS
+    ),
+)
+
+
+def sampling_section(model: Mapping[str, Any] | None) -> Section:
+    """config.sampling: its keys are those of the head's settings and of the guidance."""
+    return Section(
+        (GuidanceSettings, _head_class(model).sampling),
+        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=()),
+        changeable=True,
+    )
+
+
+def _head_class(model: Mapping[str, Any] | None) -> Any:
+    head = opened((model or {}).get("head") or "categorical")
+    return registry.find("head", head["kind"], "config.model.head")
 
 
 def pyramid(config: ConfigDict) -> ScalePyramid:
@@ -75,8 +110,12 @@ def tokenizer(config: ConfigDict) -> VQVAE:
     Raises:
       ValueError: the image size is not the stride times the last level.
     """
-    values = read_section(config, "tokenizer", TOKENIZER)
-    codec = call(ResidualVQ, "config.tokenizer", values, pyramid=pyramid(config))
+    values = read_section(config, "tokenizer", tokenizer_section(config.get("tokenizer")))
+    path, chosen = "config.tokenizer.codec", values.pop("codec", None)
+    if chosen:
+        codec = registry.make("codec", chosen, path, pyramid=pyramid(config))
+    else:
+        codec = call(ResidualVQ, "config.tokenizer", values, pyramid=pyramid(config))
     values["dtype"] = dtype(values.get("dtype", "float32"), "config.tokenizer")
     module = call(
         VQVAE, "config.tokenizer", values, codec=codec, image_channels=config.data.channels
@@ -84,68 +123,95 @@ def tokenizer(config: ConfigDict) -> VQVAE:
     size = config.data.image_size
     if module.image_shape[:2] != (size, size):
         raise ValueError(
-            f"config.data.image_size is {size}, but the stride {module.stride} times the last "
-            f"level {codec.pyramid.grid} is {module.image_shape[:2]}; change patch_nums, "
+            f"config.data.image_size is {size}, but the stride {module.stride} times the feature "
+            f"map's {codec.pyramid.grid} is {module.image_shape[:2]}; change patch_nums, "
             "tokenizer.multipliers or image_size."
         )
     return module
 
 
-def var(config: ConfigDict) -> VAR:
-    """The transformer of config.model; width and num_heads default to the official sizes."""
-    values = read_section(config, "model", MODEL)
-    settings = call(ModelSettings, "config.model", values)
+def network(config: ConfigDict) -> Network:
+    """The transformer and the head of config.model over the codec of config.tokenizer.
+
+    width and num_heads default to the official sizes.
+    """
+    return _network(config, tokenizer(config).codec)
+
+
+def _network(config: ConfigDict, codec: Codec) -> Network:
+    path, values = "config.model", read_section(config, "model", MODEL)
+    settings = call(ModelSettings, path, values)
     width = settings.width or HEAD_DIM * values.get("depth", 0)
-    return call(
+    num_heads = settings.num_heads or max(1, width // HEAD_DIM)
+    computing = dtype(values.get("dtype", "float32"), path)
+    offered = {
+        "pyramid": pyramid(config),
+        "width": width,
+        "num_heads": num_heads,
+        "depth": values.get("depth", 0),
+        "dtype": computing,
+        "num_classes": values.get("num_classes", 0),
+        "drop_rate": values.get("class_drop_rate", VAR.class_drop_rate),
+        "code_dim": codec.code_dim,
+        "target": codec.target,
+        "vocab_size": codec.target.num_values,
+    }
+    chosen = {axis: values.pop(axis, None) for axis in ("conditioner", "positions", "head")}
+    head = chosen.pop("head") or {
+        "kind": "categorical",
+        "label_smoothing": settings.label_smoothing,
+    }
+    parts = {
+        axis: registry.make(axis, value, f"{path}.{axis}", **offered)
+        for axis, value in chosen.items()
+        if value
+    }
+    context = registry.make(
+        "context", values.pop("context", None) or "block_causal", f"{path}.context"
+    )
+    transformer = call(
         VAR,
-        "config.model",
+        path,
         values,
         pyramid=pyramid(config),
-        code_dim=config.tokenizer.code_dim,
+        code_dim=codec.code_dim,
         width=width,
-        num_heads=settings.num_heads or max(1, width // HEAD_DIM),
-        context=_context(settings.context),
+        num_heads=num_heads,
+        context=registry.make("context", context, f"{path}.context"),
         adaln_init=AdaLNInit(settings.adaln_init, settings.adaln_gamma_init),
-        dtype=dtype(values.get("dtype", "float32"), "config.model"),
+        dtype=computing,
+        **parts,
     )
+    return Network(transformer, registry.make("head", head, f"{path}.head", **offered))
 
 
-def head(config: ConfigDict) -> CategoricalHead:
-    """The head of config.model."""
-    model = var(config)
-    return CategoricalHead(
-        vocab_size=config.tokenizer.vocab_size,
-        width=model.width,
-        label_smoothing=call(
-            ModelSettings, "config.model", read_section(config, "model", MODEL)
-        ).label_smoothing,
-        dtype=model.dtype,
-    )
-
-
-def sampler(config: ConfigDict) -> Sampler:
-    """The settings of config.sampling; a tuple of cfg is one weight a level."""
-    values = read_section(config, "sampling", SAMPLING)
-    settings = call(GuidanceSettings, "config.sampling", values)
+def decoder(config: ConfigDict) -> Decoder:
+    """The decoder of config.sampling; a tuple of cfg is one weight for each level."""
+    path, model = "config.sampling", tuples(config.get("model", {}))
+    values = read_section(config, "sampling", sampling_section(model))
+    settings = call(GuidanceSettings, path, values)
     cfg, schedule = settings.cfg, settings.cfg_schedule
     if schedule not in _CFG_SCHEDULES:
         raise ValueError(
             f"config.sampling.cfg_schedule is {schedule!r}; choose one of "
-            f"{', '.join(_CFG_SCHEDULES)}, or give cfg one weight a level."
+            f"{', '.join(_CFG_SCHEDULES)}, or give cfg one weight for each level."
         )
     rule = (
         guidance.PerLevelGuidance(cfg) if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule](cfg)
     )
-    return call(Sampler, "config.sampling", values, guidance=rule)
-
-
-def _context(name: str | int) -> Context:
-    if name == "block_causal":
-        return BlockCausal()
-    if isinstance(name, int):
-        return RecentLevels(name)
-    raise ValueError(
-        f"config.model.context is {name!r}; give 'block_causal' or a number of previous levels."
+    if values.get("processors"):
+        values["processors"] = tuple(
+            registry.make("processor", value, f"{path}.processors")
+            for value in values["processors"]
+        )
+    policy = values.get("cache_policy")
+    return registry.make(
+        "decoder",
+        values.get("decoder") or "next_scale",
+        f"{path}.decoder",
+        guidance=rule,
+        sampling=call(_head_class(model).sampling, path, values),
+        cache_policy=policy and registry.make("cache_policy", policy, f"{path}.cache_policy"),
     )
 
 

@@ -125,13 +125,13 @@ def import_files(
         # Orbax's manager is part of a reference cycle that keeps the arrays alive.
         del params
         gc.collect()
-        var, _, params = official.read_transformer(transformer, levels, num_heads, group)
+        network, params = official.read_network(transformer, levels, num_heads, group)
         save(
             output,
             params,
             {
                 "kind": "transformer",
-                "config": transformer_config(module, var),
+                "config": transformer_config(module, network.transformer),
                 "ema": False,
                 "tokenizer_fingerprint": identity,
                 "source": str(transformer),
@@ -160,8 +160,8 @@ def export_files(checkpoint: epath.PathLike, output: epath.PathLike) -> None:
     name = f"vae_ch{module.channels}v{module.codec.vocab_size}z{module.codec.code_dim}"
     exported[name] = official.tokenizer_tensors(module, jax.device_get(tokenizer.params))
     if loaded:
-        exported[f"var_d{loaded.var.depth}"] = official.transformer_tensors(
-            loaded.var, loaded.head, jax.device_get(loaded.params)
+        exported[f"var_d{loaded.network.transformer.depth}"] = official.network_tensors(
+            loaded.network, jax.device_get(loaded.params)
         )
     output = epath.Path(output)
     output.mkdir(parents=True, exist_ok=True)

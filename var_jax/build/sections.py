@@ -118,6 +118,11 @@ def tuples(value: Any) -> Any:
     return value
 
 
+def opened(value: Any) -> Any:
+    """A section that is given by a name alone, such as context='own_scale', is of that kind."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 def read_section(config: ConfigDict, name: str, section: Section) -> dict[str, Any]:
     """A section's values, checked, lists as tuples.
 
@@ -158,7 +163,7 @@ def check(values: Any, path: str, section: Section) -> None:
     # After the values, on which the keys of a section inside may hang.
     for name, value in inside.items():
         if value is not None:
-            check(value, f"{path}.{name}", section.section(name, values))
+            check(opened(value), f"{path}.{name}", section.section(name, values))
 
 
 def unknown(name: str, path: str, section: Section) -> str:
@@ -205,7 +210,7 @@ def find(root: Section, values: Mapping[str, Any], name: str) -> Key | Section:
             raise ConfigError(f"{path}.{part} is a value and has nothing inside, got {name!r}.")
         else:
             raise ConfigError(unknown(part, path, section))
-        inside = values.get(part) if isinstance(values, Mapping | ConfigDict) else None
+        inside = opened(values.get(part)) if isinstance(values, Mapping | ConfigDict) else None
         values, path = ({} if inside is None else inside), f"{path}.{part}"
     if section.named:
         return dataclasses.replace(section, named=False)
@@ -229,7 +234,7 @@ def walk(
     for name in section.sections:
         if values.get(name) is not None:
             inside = section.section(name, values)
-            yield from walk(inside, values[name], f"{path}.{name}")
+            yield from walk(inside, opened(values[name]), f"{path}.{name}")
 
 
 def fits(value: Any, annotation: Any) -> bool:

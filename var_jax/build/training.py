@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import functools
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from var_jax.build import registry
 from var_jax.build.loading import LoadedTokenizer
-from var_jax.build.modules import dtype, head, tokenizer, var
+from var_jax.build.modules import dtype, network, tokenizer
 from var_jax.build.sections import ConfigError, Section, call, read, read_section
 from var_jax.convert.lpips import load_lpips
-from var_jax.objectives.likelihood import Likelihood, progressive_stages
+from var_jax.network import Network
+from var_jax.objectives.base import NetworkObjective
+from var_jax.objectives.curriculum import Progressive, progressive_stages
 from var_jax.objectives.vqgan import VQGAN
 from var_jax.parallel import sharding
+from var_jax.quantizers.life import CodebookLife
 from var_jax.settings import Changeable
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.lpips import LPIPS
@@ -69,11 +71,20 @@ class ProgressiveSettings:
 OPTIMIZER = Section((OptimizerConfig,))
 TRAIN = Section(
     (TrainSettings, StartSettings),
-    sections={"optimizer": OPTIMIZER, "progressive": Section((ProgressiveSettings,))},
+    sections={
+        "optimizer": OPTIMIZER,
+        "progressive": Section((ProgressiveSettings,)),
+        **registry.sections(
+            "config.train",
+            objective=("network", "tokenizer", "from_images", "weights", "curriculum", "trained"),
+            weights=(),
+            curriculum=("pyramid", "seed"),
+        ),
+    },
 )
 TOKENIZER_TRAIN = Section(
-    (TrainSettings, LPIPSFiles, VQGAN),
-    given=("tokenizer", "perceptual"),
+    (TrainSettings, LPIPSFiles, VQGAN, CodebookLife),
+    given=("tokenizer", "perceptual", "life"),
     sections={
         "optimizer": OPTIMIZER,
         "discriminator": Section((PatchDiscriminator,)),
@@ -144,66 +155,69 @@ def vqgan(config: ConfigDict) -> tuple[VQGAN, dict[str, Any], dict[str, Optimize
         # A score is exact; a loss need not be, and VGG would take six passes on a TPU.
         perceptual = LPIPS(precision=jax.lax.Precision.DEFAULT)
         frozen = {"perceptual": params}
-    objective = call(
+    training = call(
         VQGAN,
         path,
         values,
         tokenizer=tokenizer(config),
         discriminator=discriminator,
         perceptual=perceptual,
+        life=call(CodebookLife, path, values),
     )
-    return objective, frozen, optimizers
+    return training, frozen, optimizers
 
 
-def likelihood(
-    config: ConfigDict, loaded: LoadedTokenizer, cached: bool
-) -> tuple[Callable[[int], Likelihood], Likelihood]:
+def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) -> NetworkObjective:
     """The transformer's objective.
 
     Args:
       config: reads model and train.
       loaded: the tokenizer.
-      cached: batches hold tokens, not images.
-
-    Returns:
-      step -> objective (they differ in progressive training only), and the one to evaluate
-      with: all levels, the plain likelihood.
+      from_images: batches hold images, not what the codec makes of them.
     """
-    model_head = head(config)
-    base = Likelihood(
-        var(config),
-        dataclasses.replace(model_head, label_smoothing=0.0),
-        loaded.module.codec,
-        None if cached else loaded.module,
+    path = "config.train"
+    values = read(config.get("train", {}), path, TRAIN)
+    made = network(config)
+    curriculum = _progressive(config, values, made)
+    if values.get("curriculum"):
+        if curriculum is not None:
+            raise ConfigError(f"{path} has progressive and curriculum; give one of them.")
+        curriculum = registry.make(
+            "curriculum",
+            values["curriculum"],
+            f"{path}.curriculum",
+            pyramid=made.transformer.pyramid,
+            seed=config.get("seed", 0),
+        )
+    weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")
+    return registry.make(
+        "objective",
+        values.get("objective") or "likelihood",
+        f"{path}.objective",
+        network=made,
+        tokenizer=loaded.module,
+        from_images=from_images,
+        weights=weights,
+        curriculum=curriculum,
+        trained=None,
     )
-    training = dataclasses.replace(base, head=model_head)
-    values = read(config.get("train", {}), "config.train", TRAIN)
+
+
+def _progressive(
+    config: ConfigDict, values: Mapping[str, Any], made: Network
+) -> Progressive | None:
     if not values.get("progressive"):
-        return lambda step: training, base
-    progressive = call(ProgressiveSettings, "config.train.progressive", values["progressive"])
+        return None
+    settings = call(ProgressiveSettings, "config.train.progressive", values["progressive"])
+    pyramid = made.transformer.pyramid
     stages = progressive_stages(
-        base.var.pyramid.num_levels,
+        pyramid.num_levels,
         train_settings(config, "train").num_steps,
         values.get("optimizer", {}).get("warmup_steps", 0),
-        progressive.until,
-        progressive.first,
+        settings.until,
+        settings.first,
     )
-    starts = [stage.start for stage in stages]
-
-    @functools.cache
-    def objective(index: int) -> Likelihood:
-        stage = stages[index]
-        if stage.num_levels == base.var.pyramid.num_levels:
-            return training
-        # The first stage needs no ramp: the learning rate warms up there.
-        return dataclasses.replace(
-            training,
-            num_levels=stage.num_levels,
-            ramp_start=stage.start,
-            ramp_steps=progressive.ramp_steps if index else 0,
-        )
-
-    return lambda step: objective(bisect.bisect_right(starts, step) - 1), base
+    return Progressive(pyramid, stages, settings.ramp_steps)
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

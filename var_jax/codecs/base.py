@@ -5,41 +5,119 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
+from flax import struct
+from jaxtyping import Float
 
+from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 
 
-class Codec(Protocol):
-    """Turns a feature map into one target a level, and targets into a feature map again.
-
-    A codec is a flax module without anything but parameters. `advance` is the recurrence that
-    sampling runs level by level; `teacher_inputs` is the same recurrence folded over targets
-    that are known already. The carry belongs to the codec: None stands before level 0, and
-    callers only hand it on.
+@struct.dataclass
+class Lesson:
+    """What a teacher-forced pass over a pyramid reads and should predict.
 
     Attributes:
-      pyramid: the level shapes; the finest is the grid of the feature map.
+      inputs: float32 [B, L, D]; level k's rows depend on targets of levels < k only.
+      targets: [B, L, ...], what the head predicts.
+      weights: float32 [L] or [B, L], factors on the tokens' losses; None is 1.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    weights: jax.Array | None = None
+
+
+@struct.dataclass
+class Quantized:
+    """What training a tokenizer needs to know about a batch that went through its codec.
+
+    Attributes:
+      features: float32 [B, h, w, C], what the decoder gets, with the straight-through gradient.
+      loss: float32 scalar, of the codec alone.
+      targets: [B, L, ...], see `Codec.encode`.
+      vectors: float32 [B, L, C], what the targets were chosen for; no gradient.
+      metrics: float32 scalars by name.
+    """
+
+    features: jax.Array
+    loss: jax.Array
+    targets: jax.Array
+    vectors: jax.Array
+    metrics: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+
+class Codec(Protocol):
+    """Turns a feature map into one target for each token, and targets into a feature map again.
+
+    A codec is a flax module without anything but parameters. `advance` is the recurrence that
+    sampling runs level by level; `lesson` is the same recurrence folded over targets that are
+    known already. The carry belongs to the codec: None stands before level 0, and callers only
+    hand it on. A `pyramid` argument is another one than the codec's own, for codecs whose levels
+    do not depend on each other; the others take prefixes of their own.
+
+    Attributes:
+      pyramid: the level shapes.
+      feature_dim: C, channels of the feature map.
+      code_dim: D, channels of the inputs.
+      target: of one token: what heads predict.
+      source: of one example: what `lesson` starts from, and a token cache stores.
+      codebook_size: V, where the codec looks vectors up in a codebook that it trains (parameter
+        'codebook'); 0 where there is none.
     """
 
     pyramid: ScalePyramid
+    feature_dim: int
+    code_dim: int
+    target: Field
+    source: Field
+    codebook_size: int
 
-    def encode(self, features: jax.Array) -> jax.Array:
-        """float [B, h, w, C] -> the targets of all levels, [B, L] or [B, L, ...]."""
+    def encode(self, features: Float[jax.Array, "B h w C"]) -> jax.Array:
+        """Features -> the targets of all levels, [B, L, ...]."""
 
-    def teacher_inputs(self, targets: jax.Array) -> jax.Array:
-        """Targets [B, L] -> float32 [B, L, C]; level k's rows depend on levels < k only."""
+    def read(self, features: Float[jax.Array, "B h w C"]) -> jax.Array:
+        """Features -> what `source` describes, [B, ...]."""
 
-    def advance(self, carry: Any, level: int, target: jax.Array) -> tuple[Any, jax.Array | None]:
+    def lesson(
+        self,
+        source: jax.Array,
+        pyramid: ScalePyramid | None = None,
+        keys: jax.Array | None = None,
+    ) -> Lesson:
+        """What a pass over the pyramid learns from examples.
+
+        Args:
+          source: see `read`.
+          pyramid: see the class.
+          keys: one PRNG key for each example [B] where a lesson is corrupted or drawn in training;
+            None in evaluation.
+        """
+
+    def advance(
+        self, carry: Any, level: int, target: jax.Array, pyramid: ScalePyramid | None = None
+    ) -> tuple[Any, Float[jax.Array, "B n D"] | None]:
         """Adds one level.
 
         Args:
           carry: None before level 0, afterwards what the previous call returned.
           level: the level that `target` belongs to.
-          target: the targets of this level, [B, n_level] or [B, n_level, ...].
+          target: the targets of this level, [B, n_level, ...].
+          pyramid: see the class.
 
         Returns:
-          The new carry, and the next level's input [B, n_{level + 1}, C] (None after the last).
+          The new carry, and the next level's input (None after the last).
         """
 
-    def finish(self, carry: Any) -> jax.Array:
-        """The carry after the last level -> features float32 [B, h, w, C]."""
+    def finish(self, carry: Any) -> Float[jax.Array, "B h w C"]:
+        """The carry after any level -> features float32, for the decoder."""
+
+    def decode(self, targets: jax.Array) -> Float[jax.Array, "B h w C"]:
+        """The targets of all levels -> features float32."""
+
+    def features_by_level(self, targets: jax.Array) -> list[jax.Array]:
+        """Targets -> what `finish` gives after each level, K arrays."""
+
+    def quantize(
+        self, features: Float[jax.Array, "B h w C"], exact: bool | jax.Array = False
+    ) -> Quantized:
+        """The way of features in training a tokenizer; `exact`: as if nothing were lost."""

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from var_jax.codecs.base import Lesson, Quantized
+from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
+from var_jax.quantizers.nearest import Codebook
 from var_jax.resample import apply_matrices, area_matrix, bicubic_matrix, resize
 
 # A code is chosen by small differences of sums, so nothing here may run in bfloat16.
@@ -41,29 +44,6 @@ def phi_indices(num_levels: int, phi_sharing: int) -> tuple[int, ...]:
         return (0,) * num_levels
     progress = [k / (num_levels - 1) if num_levels > 1 else 0.0 for k in range(num_levels)]
     return tuple(int(np.argmin(np.abs(ticks - p))) for p in progress)
-
-
-def nearest_codes(vectors: jax.Array, codebook: jax.Array, normalize: bool = False) -> jax.Array:
-    """The nearest code of each vector; of equals, the first.
-
-    Args:
-      vectors: float32 [..., C].
-      codebook: float32 [V, C].
-      normalize: compare directions (cosine) instead of Euclidean distances.
-
-    Returns:
-      int32 [...] in [0, V).
-    """
-    if normalize:
-        # The length of a vector does not change which direction is nearest to it.
-        norm = jnp.linalg.norm(codebook, axis=-1, keepdims=True)
-        codebook = codebook / jnp.maximum(norm, 1e-12)
-        distance = -jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
-    else:
-        # |x|^2 is the same for all codes; leaving it out also loses fewer digits.
-        dot = jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
-        distance = jnp.sum(jnp.square(codebook), -1) - 2 * dot
-    return jnp.argmin(distance, -1).astype(jnp.int32)
 
 
 @struct.dataclass
@@ -102,23 +82,6 @@ def level_tables(pyramid: ScalePyramid) -> LevelTables:
     return LevelTables(tokens, up, down)
 
 
-@struct.dataclass
-class Quantized:
-    """What training the tokenizer needs to know about a quantised batch.
-
-    Attributes:
-      features: float32 [B, h, w, C], the sum of all levels, with the straight-through gradient.
-      loss: float32 scalar, beta * |f - sg(f_hat)|^2 + |sg(f) - f_hat|^2, mean over levels.
-      tokens: int32 [B, L].
-      residuals: float32 [B, L, C], the vectors that the codes were chosen for; no gradient.
-    """
-
-    features: jax.Array
-    loss: jax.Array
-    tokens: jax.Array
-    residuals: jax.Array
-
-
 def _identity_kernels(key, shape, dtype=jnp.float32):
     """Convolution kernels [n, 3, 3, C, C] that copy their input."""
     del key
@@ -138,7 +101,7 @@ class ResidualVQ(nn.Module):
       vocab_size: V, number of codes.
       code_dim: C, channels of the features and of a code.
       phi_sharing: number of phi convolutions that the levels share (the released weights: 4);
-        0 for one a level.
+        0 for one for each level.
       phi_ratio: weight of the convolution inside phi; 0 for no phi at all.
       normalize_codes: choose codes by direction. What is looked up and added is the code as it
         stands in the codebook, not its direction, as in the official implementation.
@@ -153,17 +116,34 @@ class ResidualVQ(nn.Module):
     normalize_codes: bool = False
     beta: float = 0.25
 
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the features."""
+        return self.code_dim
+
+    @property
+    def codebook_size(self) -> int:
+        """V."""
+        return self.vocab_size
+
+    @property
+    def target(self) -> Field:
+        """A code."""
+        return Field("tokens", (), num_values=self.vocab_size)
+
+    @property
+    def source(self) -> Field:
+        """The codes of all levels: they say all that the transformer reads."""
+        return Field("tokens", (self.pyramid.length,), num_values=self.vocab_size)
+
     def setup(self) -> None:
         if self.phi_sharing < 0:
             raise ValueError(f"phi_sharing must be 0 or more, got {self.phi_sharing}.")
         if not 0 <= self.phi_ratio <= 1:
             raise ValueError(f"phi_ratio must be in [0, 1], got {self.phi_ratio}.")
-        self.codebook = self.param(
-            "codebook",
-            nn.with_logical_partitioning(nn.initializers.normal(self.code_dim**-0.5), (None, None)),
-            (self.vocab_size, self.code_dim),
-            jnp.float32,
-        )
+        self.quantizer = Codebook(self.vocab_size, self.code_dim, self.normalize_codes)
+        nn.share_scope(self, self.quantizer)
+        self.codebook = self.quantizer.codebook
         if self.phi_ratio:
             # All of them exist even if the levels are too few to use each one.
             n, c = self.phi_sharing or self.pyramid.num_levels, self.code_dim
@@ -189,6 +169,24 @@ class ResidualVQ(nn.Module):
             f_hat = f_hat + self._contribution(k, self.codebook[chosen])
             tokens.append(chosen)
         return jnp.concatenate(tokens, 1)
+
+    def read(self, features: jax.Array) -> jax.Array:
+        """Features float [B, h, w, C] -> tokens int32 [B, L]."""
+        return self.encode(features)
+
+    def lesson(
+        self,
+        source: jax.Array,
+        pyramid: ScalePyramid | None = None,
+        keys: jax.Array | None = None,
+    ) -> Lesson:
+        """Inputs and targets of tokens int32 [B, L]; nothing is drawn.
+
+        Raises:
+          ValueError: the pyramid is no prefix of the codec's own, on whose residuals codes hang.
+        """
+        length = self._prefix(pyramid).length
+        return Lesson(self.teacher_inputs(source)[:, :length], source[:, :length])
 
     def teacher_inputs(self, tokens: jax.Array) -> jax.Array:
         """Tokens int32 [B, L] -> float32 [B, L, C]: for level k the area-downsampled sum of all
@@ -217,7 +215,11 @@ class ResidualVQ(nn.Module):
         return jnp.concatenate(inputs, 1)
 
     def advance(
-        self, carry: jax.Array | None, level: int, target: jax.Array
+        self,
+        carry: jax.Array | None,
+        level: int,
+        target: jax.Array,
+        pyramid: ScalePyramid | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Adds one level to f_hat.
 
@@ -226,21 +228,22 @@ class ResidualVQ(nn.Module):
           level: k in [0, K).
           target: int32 [B, n_k] tokens, or float [B, n_k, V] a distribution over the codes, of
             which the expected code is added.
+          pyramid: a prefix of the codec's own.
 
         Returns:
           The new f_hat, and the next level's input float32 [B, n_{k+1}, C] (None after the last).
         """
-        f_hat = self._contribution(level, self._codes(target))
+        f_hat = self._contribution(level, self.quantizer.look_up(target))
         if carry is not None:
             f_hat = carry + f_hat
-        if level + 1 == self.pyramid.num_levels:
+        if level + 1 == self._prefix(pyramid).num_levels:
             return f_hat, None
         next_input = resize(f_hat, self.pyramid.shapes[level + 1], "area")
         # [B, h', w', C] -> [B, n_{k+1}, C]
         return f_hat, next_input.reshape(f_hat.shape[0], -1, self.code_dim)
 
     def finish(self, carry: jax.Array) -> jax.Array:
-        """f_hat after the last level -> features float32 [B, h, w, C]."""
+        """f_hat after any level -> features float32 [B, h, w, C]."""
         return carry
 
     def decode(self, tokens: jax.Array) -> jax.Array:
@@ -251,7 +254,7 @@ class ResidualVQ(nn.Module):
         """Tokens int32 [B, L] -> K times float32 [B, h, w, C], the sum after each level."""
         carry, sums = None, []
         for k, target in enumerate(self.pyramid.split(tokens)):
-            codes = self._contribution(k, self._codes(target))
+            codes = self._contribution(k, self.quantizer.look_up(target))
             carry = codes if carry is None else carry + codes
             sums.append(carry)
         return sums
@@ -278,14 +281,24 @@ class ResidualVQ(nn.Module):
             loss += self.beta * jnp.mean(jnp.square(f - jax.lax.stop_gradient(f_hat)))
             loss += jnp.mean(jnp.square(f_hat - fixed))
             tokens.append(chosen)
-            residuals.append(wanted)
+            residuals.append(jax.lax.stop_gradient(wanted))
         loss = jnp.where(exact, 0.0, loss / self.pyramid.num_levels)
         return Quantized(
             features=f + jax.lax.stop_gradient(f_hat - f),
             loss=loss,
-            tokens=jnp.concatenate(tokens, 1),
-            residuals=jnp.concatenate(residuals, 1),
+            targets=jnp.concatenate(tokens, 1),
+            vectors=jnp.concatenate(residuals, 1),
         )
+
+    def _prefix(self, pyramid: ScalePyramid | None) -> ScalePyramid:
+        """The pyramid, if it is one of this codec's."""
+        pyramid = pyramid or self.pyramid
+        if not self.pyramid.starts_with(pyramid):
+            raise ValueError(
+                f"These codes are residuals of the levels {self.pyramid.shapes}, not of "
+                f"{pyramid.shapes}; take its first levels, or a codec whose levels stand alone."
+            )
+        return pyramid
 
     def _checked(self, features: jax.Array) -> jax.Array:
         expected = (*self.pyramid.grid, self.code_dim)
@@ -300,16 +313,7 @@ class ResidualVQ(nn.Module):
         """Residual [B, h, w, C] -> its vectors at a level [B, n, C] and their codes [B, n]."""
         wanted = resize(rest, self.pyramid.shapes[level], "area")
         wanted = wanted.reshape(rest.shape[0], -1, self.code_dim)
-        codebook = jax.lax.stop_gradient(self.codebook)
-        return wanted, nearest_codes(wanted, codebook, self.normalize_codes)
-
-    def _codes(self, target: jax.Array) -> jax.Array:
-        """Tokens [B, n] or a distribution [B, n, V] -> codes float32 [B, n, C]."""
-        if jnp.issubdtype(target.dtype, jnp.integer):
-            return self.codebook[target]
-        return jnp.einsum(
-            "bnv,vc->bnc", target.astype(jnp.float32), self.codebook, precision=_HIGHEST
-        )
+        return wanted, self.quantizer.choose(wanted)
 
     def _contribution(self, level: int, codes: jax.Array) -> jax.Array:
         """What codes [B, n, C] of a level add to the feature map: float32 [B, h, w, C]."""

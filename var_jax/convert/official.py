@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
@@ -17,6 +16,7 @@ from var_jax.convert import mapping, var, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.torch_file import open_state
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
@@ -56,7 +56,7 @@ def build_tokenizer(shape: vqvae.TokenizerShape) -> VQVAE:
     )
 
 
-def build_transformer(shape: var.TransformerShape) -> tuple[VAR, CategoricalHead]:
+def build_network(shape: var.TransformerShape) -> Network:
     """The modules that a transformer's file describes."""
     transformer = VAR(
         ScalePyramid.from_patch_nums(shape.patch_nums),
@@ -69,7 +69,7 @@ def build_transformer(shape: var.TransformerShape) -> tuple[VAR, CategoricalHead
         qk_norm=shape.qk_norm,
         shared_adaln=shape.shared_adaln,
     )
-    return transformer, CategoricalHead(shape.vocab_size, shape.width)
+    return Network(transformer, CategoricalHead(shape.vocab_size, shape.width))
 
 
 def abstract_tokenizer(tokenizer: VQVAE) -> Any:
@@ -77,17 +77,9 @@ def abstract_tokenizer(tokenizer: VQVAE) -> Any:
     return nn.unbox(jax.eval_shape(tokenizer.init_params, jax.random.key(0)))
 
 
-def abstract_transformer(transformer: VAR, head: CategoricalHead) -> Any:
+def abstract_network(network: Network) -> Any:
     """Shapes of {'transformer': ..., 'head': ...}, nested dicts."""
-
-    def init(key):
-        inputs = jnp.zeros((1, transformer.pyramid.length, transformer.code_dim))
-        return {
-            "transformer": transformer.init(key, inputs, jnp.zeros((1,), jnp.int32))["params"],
-            "head": head.init(key, jnp.zeros((1, 1, transformer.width)))["params"],
-        }
-
-    return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return nn.unbox(jax.eval_shape(network.init_params, jax.random.key(0)))
 
 
 def tokenizer_slots(tokenizer: VQVAE) -> dict[str, mapping.Slot]:
@@ -95,9 +87,9 @@ def tokenizer_slots(tokenizer: VQVAE) -> dict[str, mapping.Slot]:
     return mapping.expand(vqvae.rows(tokenizer.codec.phi_sharing), abstract_tokenizer(tokenizer))
 
 
-def transformer_slots(transformer: VAR, head: CategoricalHead) -> dict[str, mapping.Slot]:
+def network_slots(network: Network) -> dict[str, mapping.Slot]:
     """The official names of the transformer's and the head's parameters."""
-    return mapping.expand(var.ROWS, abstract_transformer(transformer, head))
+    return mapping.expand(var.ROWS, abstract_network(network))
 
 
 def select(
@@ -193,7 +185,7 @@ def describe_transformer(
     with open_state(path) as state:
         chosen = select(state, "transformer", group)
         shape = var.infer(chosen, patch_nums, num_heads, path)
-        mapping.check(chosen, transformer_slots(*build_transformer(shape)), var.BUFFERS, path)
+        mapping.check(chosen, network_slots(build_network(shape)), var.BUFFERS, path)
         return shape
 
 
@@ -218,12 +210,12 @@ def check_match(
             )
 
 
-def read_transformer(
+def read_network(
     path: str,
     patch_nums: Sequence[int] | None = None,
     num_heads: int | None = None,
     group: str | None = None,
-) -> tuple[VAR, CategoricalHead, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """A transformer from an official file; see `read_tokenizer` and `var.infer`.
 
     Returns:
@@ -231,11 +223,10 @@ def read_transformer(
     """
     with open_state(path) as state:
         chosen = select(state, "transformer", group)
-        transformer, head = build_transformer(var.infer(chosen, patch_nums, num_heads, path))
-        slots = transformer_slots(transformer, head)
+        network = build_network(var.infer(chosen, patch_nums, num_heads, path))
+        slots = network_slots(network)
         mapping.check(chosen, slots, var.BUFFERS, path)
-        params = mapping.read(chosen, slots, abstract_transformer(transformer, head), path)
-        return transformer, head, params
+        return network, mapping.read(chosen, slots, abstract_network(network), path)
 
 
 def tokenizer_tensors(tokenizer: VQVAE, params: Any) -> dict[str, LazyTensor]:
@@ -269,18 +260,19 @@ def codec_tensors(codec: ResidualVQ, params: Any) -> dict[str, LazyTensor]:
     return {**mapping.tensors(params, slots), **extra}
 
 
-def transformer_tensors(
-    transformer: VAR, head: CategoricalHead, params: Any
-) -> dict[str, LazyTensor]:
+def network_tensors(network: Network, params: Any) -> dict[str, LazyTensor]:
     """The official state dict of a transformer, buffers included; tensors are made when read.
 
     Args:
-      transformer, head: its modules.
+      network: its modules.
       params: {'transformer': ..., 'head': ...}, numpy arrays.
 
     Raises:
       ValueError: the official code has no such transformer.
     """
+    transformer = network.transformer
+    if transformer.conditioner or transformer.positions or transformer.cross_attention:
+        raise ValueError("The official code knows class labels and learned positions only.")
     if transformer.context != BlockCausal():
         raise ValueError(
             f"The official code has block-causal attention only, not {transformer.context}."

@@ -215,8 +215,9 @@ class Pipeline:
                 good[i] = False
         batch = {key: np.stack([f[key] for f in fields]) for key in fields[0]}
         batch["label"] = batch["label"].astype(np.int32)
-        if "tokens" in batch:
-            batch["tokens"] = batch["tokens"].astype(np.int32)
+        for key, values in batch.items():
+            if values.dtype == np.uint16:  # Tokens, as small as they are on disk.
+                batch[key] = values.astype(np.int32)
         batch["index"] = samples
         if not self.train:
             batch["mask"] = good & (samples < self.num_samples)

@@ -1,10 +1,11 @@
 """Token maps on disk, so that transformer training reads no pixels and runs no tokenizer.
 
 A cache is a directory of ArrayRecord shards: one record for each sample, that is each crop of
-each image, of an int32 label and L tokens (uint16 if the vocabulary allows it, else int32, little
-endian). `settings.json` says from the start what the cache is made of; `metadata.json`, written
-last, makes it complete. An interrupted writer resumes after the last finished shard, and a cache
-without its table is never read.
+each image, of an int32 label and what the tokenizer's codec calls the source of its lessons: L
+tokens (uint16 if the vocabulary allows it, else int32), or bits or features; little endian.
+`settings.json` says from the start what the cache is made of; `metadata.json`, written last, makes
+it complete. An interrupted writer resumes after the last finished shard, and a cache without its
+table is never read.
 
 The augmentation of a cache is fixed: with C crops an image, epoch e of training reads crop
 (image + e) mod C, so C epochs see every crop once.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +24,7 @@ import numpy as np
 from etils import epath
 
 from var_jax.data import shards
+from var_jax.fields import Field
 from var_jax.paths import write_json
 from var_jax.pyramid import ScalePyramid
 
@@ -36,7 +39,7 @@ class TokenCacheSettings:
     Attributes:
       fingerprint: of the tokenizer's parameters, as checkpoint.fingerprint gives it.
       shapes: (height, width) of each level of the pyramid.
-      vocab_size: V; tokens lie in [0, V).
+      field: what a sample holds beside its label.
       num_images: images of the source.
       crops: crops of each image, C; sample s is crop s % C of image s // C.
       class_names: in label order.
@@ -48,7 +51,7 @@ class TokenCacheSettings:
 
     fingerprint: str
     shapes: tuple[tuple[int, int], ...]
-    vocab_size: int
+    field: Field
     num_images: int
     crops: int
     class_names: tuple[str, ...]
@@ -58,7 +61,7 @@ class TokenCacheSettings:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_images", "crops"):
+        for name in ("num_images", "crops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         object.__setattr__(self, "shapes", tuple(tuple(int(n) for n in s) for s in self.shapes))
@@ -76,17 +79,27 @@ class TokenCacheSettings:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of a token on disk."""
-        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<i4")
+        """Type of a number on disk."""
+        return self.field.stored_dtype
 
     def to_json(self) -> dict[str, Any]:
         """The settings with JSON's types only."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values = dataclasses.asdict(self)
+        if self.field == _tokens(self.shapes, self.field.num_values):
+            # As caches said it when they held nothing but tokens.
+            values["vocab_size"] = values.pop("field")["num_values"]
+        return json.loads(json.dumps(values))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TokenCacheSettings:
         """The inverse of `to_json`."""
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        if "field" in values:
+            field = values["field"]
+            field = Field(**{**field, "shape": tuple(field["shape"])})
+        else:
+            field = _tokens(values["shapes"], values["vocab_size"])
+        rest = [f.name for f in dataclasses.fields(cls) if f.name != "field"]
+        return cls(field=field, **{name: values[name] for name in rest})
 
 
 class TokenCacheWriter:
@@ -162,7 +175,7 @@ class TokenCacheWriter:
         """Appends a batch; samples that are written already or lie past the end are passed over.
 
         Args:
-          tokens: integers [b, L] in [0, V).
+          tokens: [b, ...], as the settings' field describes them: integers [b, L] in [0, V).
           labels: integers [b].
           index: int64 [b], the global sample numbers, consecutive.
 
@@ -170,17 +183,11 @@ class TokenCacheWriter:
           ValueError: wrong shape, a token or label out of range, or a gap in the numbers.
         """
         tokens, labels, index = (np.asarray(x) for x in (tokens, labels, index))
-        length = self.settings.pyramid.length
-        if tokens.shape != (len(labels), length) or len(index) != len(labels):
+        if not len(tokens) == len(labels) == len(index):
             raise ValueError(
-                f"Tokens must be [{len(index)}, {length}] with as many labels, got "
-                f"{list(tokens.shape)} and {len(labels)} labels."
+                f"{len(tokens)} samples came with {len(labels)} labels and {len(index)} numbers."
             )
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.settings.vocab_size:
-            raise ValueError(
-                f"Tokens must lie in 0..{self.settings.vocab_size - 1}, got "
-                f"{tokens.min()}..{tokens.max()}."
-            )
+        self.settings.field.check(tokens)
         classes = len(self.settings.class_names)
         if labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise ValueError(
@@ -240,7 +247,8 @@ class TokenCacheWriter:
 
 
 class TokenCache:
-    """A finished token cache as a source of {"tokens": uint16 or int32 [L], "label"}.
+    """A finished token cache as a source of {"tokens": uint16 or int32 [L], "label"}, or whatever
+    its field is called.
 
     Args:
       directory: local or gs:// directory (then copied to the cache directory once).
@@ -255,7 +263,7 @@ class TokenCache:
 
     def __init__(self, directory: epath.PathLike, fingerprint: str | None = None) -> None:
         self.directory = os.fspath(directory)
-        keys = [field.name for field in dataclasses.fields(TokenCacheSettings)]
+        keys = [f.name for f in dataclasses.fields(TokenCacheSettings) if f.name != "field"]
         table = shards.read_table(directory, "tokens", _MADE_BY, keys)
         self.settings = TokenCacheSettings.from_json(table)
         if fingerprint is not None and fingerprint != self.settings.fingerprint:
@@ -265,7 +273,7 @@ class TokenCache:
                 f"the tokens again with {_MADE_BY}."
             )
         self._data = shards.open_shards(directory, table)
-        self._length = self.settings.pyramid.length
+        self._count = math.prod(self.settings.field.shape)
         if len(self._data) != self.settings.num_samples:
             raise ValueError(
                 f"The token cache {self.directory} lists {len(self._data)} samples, but "
@@ -292,11 +300,12 @@ class TokenCache:
         return len(self._data)
 
     def _unpack(self, record: bytes) -> dict[str, Any]:
-        if len(record) != 4 + self._length * self.settings.dtype.itemsize:
-            raise ValueError(f"a record of {len(record)} bytes is not {self._length} tokens")
+        field = self.settings.field
+        if len(record) != 4 + self._count * self.settings.dtype.itemsize:
+            raise ValueError(f"a record of {len(record)} bytes is not {self._count} {field.name}")
         label = int.from_bytes(record[:4], "little", signed=True)
-        tokens = np.frombuffer(record, self.settings.dtype, self._length, offset=4)
-        return {"tokens": tokens, "label": label}
+        values = np.frombuffer(record, self.settings.dtype, self._count, offset=4)
+        return {field.name: values.reshape(field.shape), "label": label}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._unpack(self._data[index])
@@ -315,6 +324,11 @@ def token_cache(split: str, path: epath.PathLike, fingerprint: str | None = None
     root = epath.Path(path)
     directory = root if (root / SETTINGS).exists() else root / split
     return TokenCache(directory, fingerprint)
+
+
+def _tokens(shapes: Sequence[Sequence[int]], vocab_size: int) -> Field:
+    """One token for each cell of the levels."""
+    return Field("tokens", (sum(h * w for h, w in shapes),), num_values=vocab_size)
 
 
 def _short(value: Any) -> str:

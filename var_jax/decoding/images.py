@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -11,36 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.decoding.generate import Sampler, generate
+from var_jax.decoding.base import Decoder
+from var_jax.network import Network
 from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_uint8
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.transformer.var import VAR
 
 
 def sample_keys(seed: int, index: jax.Array) -> jax.Array:
     """One PRNG key a sample from the seed and its global number int [B], so that a sample is
     the same in any batch and on any number of devices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-
-
-def sampling_params(var: VAR, params: Any) -> Any:
-    """The parameters with the blocks' in the type that the blocks compute in.
-
-    A block casts all of them at every use but `log_scale`. Cast once, a bfloat16 model takes half
-    the memory, and a level reads half the bytes.
-
-    Args:
-      var: the module.
-      params: {'transformer': ..., 'head': ...}.
-    """
-
-    def cast(path, x):
-        return x if "log_scale" in jax.tree_util.keystr(path) else x.astype(var.dtype)
-
-    transformer = params["transformer"]
-    blocks = jax.tree_util.tree_map_with_path(cast, transformer["blocks"])
-    return {**params, "transformer": {**transformer, "blocks": blocks}}
 
 
 @flax.struct.dataclass
@@ -59,35 +40,41 @@ class Samples:
 
 
 def jit_sampling(
-    var: VAR,
-    head: Any,
+    network: Network,
     tokenizer: VQVAE,
-    sampler: Sampler,
+    decoder: Decoder,
     mesh: jax.sharding.Mesh,
     keep_partial: bool = False,
 ) -> Callable[..., Samples]:
     """Generation and decoding as they run, while training too, and as they are planned.
 
     Args:
-      var, head, tokenizer, sampler, mesh, keep_partial: see `ImageSampler`.
+      network, tokenizer, decoder, mesh, keep_partial: see `ImageSampler`.
 
     Returns:
-      (params, tokenizer_params, labels int32 [B], seed uint32, index uint32 [B]) -> Samples, cut
-      over the batch.
+      (params, {'tokenizer': ..., 'decoder': ...}, given [B], seed uint32, index uint32 [B]) ->
+      Samples, cut over the batch.
     """
 
-    def run(params, frozen, labels, seed, index):
-        keys = sample_keys(seed, index)
-        codec = tokenizer.codec
-        result = generate(
-            var, head, codec, params, frozen["codec"], labels, keys, sampler, keep_partial
+    def run(params, frozen, given, seed, index):
+        tokenizer_params = frozen["tokenizer"]
+        result = decoder(
+            network,
+            params,
+            tokenizer.codec,
+            tokenizer_params.get("codec", {}),
+            given,
+            sample_keys(seed, index),
+            own_params=frozen["decoder"],
+            keep_partial=keep_partial,
         )
 
         def decode(features):
-            return to_uint8(tokenizer.apply({"params": frozen}, features, method="decode"))
+            variables = {"params": tokenizer_params}
+            return to_uint8(tokenizer.apply(variables, features, method="decode"))
 
         partial = jnp.stack([decode(f) for f in result.partial], 1) if keep_partial else None
-        return Samples(decode(result.features), result.tokens, partial)
+        return Samples(decode(result.features), result.targets, partial)
 
     return jax.jit(
         run,
@@ -100,39 +87,42 @@ class ImageSampler:
     """Draws images; the same call again compiles nothing.
 
     Args:
-      var, head, tokenizer: modules.
+      network, tokenizer: modules.
       tokenizer_params: of the tokenizer, on the mesh or on the host.
-      sampler: settings.
+      decoder: how levels are drawn.
       mesh: batches are spread over its data and fsdp axes; None: one device of this process.
       preset: how activations lie on the mesh: that of the parameters; see `sharding.PRESETS`.
       keep_partial: also decode what each level shows.
+      decoder_params: of further networks that the decoder holds, on the mesh or on the host.
     """
 
     def __init__(
         self,
-        var: VAR,
-        head: Any,
+        network: Network,
         tokenizer: VQVAE,
         tokenizer_params: Any,
-        sampler: Sampler,
+        decoder: Decoder,
         mesh: jax.sharding.Mesh | None = None,
         preset: str | sharding.Rules = "replicated",
         keep_partial: bool = False,
+        decoder_params: Any = None,
     ) -> None:
-        self.var, self.sampler = var, sampler
+        self.network, self.decoder = network, decoder
         self.mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
         self._preset = preset
         self._frozen = arrays.put_host_arrays(
-            tokenizer_params, sharding.replicated_sharding(self.mesh)
+            {"tokenizer": tokenizer_params, "decoder": decoder_params},
+            sharding.replicated_sharding(self.mesh),
         )
-        self._run = jit_sampling(var, head, tokenizer, sampler, self.mesh, keep_partial)
+        self._run = jit_sampling(network, tokenizer, decoder, self.mesh, keep_partial)
 
-    def __call__(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
+    def __call__(self, params: Any, given: Any, seed: int, index: Any) -> Samples:
         """Draws one batch, whole on every process.
 
         Args:
           params: {'transformer': ..., 'head': ...} on the mesh; see `sampling_params`.
-          labels: int [B] in 0..num_classes; num_classes is 'no class'.
+          given: what is asked for, see `Conditioner`: labels int [B] in 0..num_classes;
+            num_classes is 'no class'.
           seed: of the run.
           index: int [B], global numbers of the samples.
 
@@ -142,66 +132,75 @@ class ImageSampler:
         Raises:
           ValueError: a label out of range.
         """
-        found = jax.tree.map(arrays.to_host, self._draw(params, labels, seed, index))
-        return jax.tree.map(lambda x: x[: len(labels)], found)
+        found = jax.tree.map(arrays.to_host, self._draw(params, given, seed, index))
+        return jax.tree.map(lambda x: x[: len(index)], found)
 
     def batches(
         self,
         params: Any,
-        labels: Sequence[int],
+        given: Any,
         seed: int,
         batch_size: int,
         first: int = 0,
     ) -> Iterator[tuple[np.ndarray, Samples]]:
-        """Draws the samples first, first + 1, ... of a long list of labels.
+        """Draws the samples first, first + 1, ... of a long list.
 
         Args:
           params, seed: as for a call.
-          labels: of all samples.
+          given: of all samples.
           batch_size: samples at once, rounded up to what the mesh divides.
           first: number of the first sample.
 
         Yields:
           (int64 [n], numbers of the samples; the samples as NumPy arrays, on every process).
         """
-        for numbers, found in self.on_mesh(params, labels, seed, batch_size, first):
+        for numbers, found in self.on_mesh(params, given, seed, batch_size, first):
             kept = slice(len(numbers))
             yield numbers, jax.tree.map(lambda x, kept=kept: arrays.to_host(x)[kept], found)
 
     def on_mesh(
         self,
         params: Any,
-        labels: Sequence[int],
+        given: Any,
         seed: int,
         batch_size: int,
         first: int = 0,
     ) -> Iterator[tuple[np.ndarray, Samples]]:
         """`batches` that stay where they were drawn: all rows of the mesh's batch, of which those
         behind the numbers only fill it up."""
-        labels = np.asarray(labels, np.int32)
+        given = _on_host(given)
+        count = len(jax.tree.leaves(given)[0])
         size = sharding.padded_batch(batch_size, self.mesh)
         waiting: collections.deque = collections.deque()
-        for start in range(first, len(labels), size):
-            part = labels[start : start + size]
-            found = self._draw(params, np.resize(part, size), seed, start + np.arange(size))
-            waiting.append((start + np.arange(len(part)), found))
+        for start in range(first, count, size):
+            part = jax.tree.map(lambda x, a=start: x[a : a + size], given)
+            found = self._draw(params, part, seed, start + np.arange(size))
+            waiting.append((np.arange(start, min(start + size, count)), found))
             if len(waiting) > 1:  # One batch is drawn while the one before is used.
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
 
-    def _draw(self, params: Any, labels: Any, seed: int, index: Any) -> Samples:
-        labels = np.asarray(labels, np.int32)
-        if labels.size and not 0 <= labels.min() <= labels.max() <= self.var.num_classes:
-            raise ValueError(
-                f"Labels must lie in 0..{self.var.num_classes} ({self.var.num_classes} is 'no "
-                f"class'), got {labels.min()}..{labels.max()}."
-            )
-        size = sharding.padded_batch(len(labels), self.mesh)
+    def _draw(self, params: Any, given: Any, seed: int, index: Any) -> Samples:
+        given = _on_host(given)
+        self.network.transformer.conditioning().check(given)
+        size = sharding.padded_batch(len(index), self.mesh)
         split = sharding.batch_sharding(self.mesh)
-        labels, index = (
-            arrays.place(np.resize(x, size), split) for x in (labels, np.asarray(index, np.uint32))
+        given, index = jax.tree.map(
+            lambda x: arrays.place(np.resize(x, (size, *x.shape[1:])), split),
+            (given, np.asarray(index, np.uint32)),
         )
         seed = arrays.place(np.uint32(seed), sharding.replicated_sharding(self.mesh))
         with sharding.activate(self.mesh, self._preset):
-            return self._run(params, self._frozen, labels, seed, index)
+            return self._run(params, self._frozen, given, seed, index)
+
+
+def _on_host(given: Any) -> Any:
+    """What is asked for as the program takes it: arrays, integers as int32."""
+
+    def array(x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        return x.astype(np.int32) if np.issubdtype(x.dtype, np.integer) else x
+
+    # A plain list is one of labels, not a tree of scalars.
+    return jax.tree.map(array, np.asarray(given) if isinstance(given, list | tuple) else given)

@@ -42,7 +42,7 @@ class ValidationLoss:
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         scores = self._measure(state.evaluation_params())
-        return Evaluation(summarise(scores.pyramid, scores.nll, scores.correct))
+        return Evaluation(summarise(scores.pyramid, scores.means))
 
 
 class SampleGrid:
@@ -183,7 +183,7 @@ class SmallFID:
         if num_samples < 2:
             raise ValueError(f"A Frechet distance needs at least 2 samples, got {num_samples}.")
         self._sampler, self._extractor, self._reference = sampler, extractor, reference
-        self._labels = np.arange(num_samples) % sampler.var.num_classes
+        self._labels = np.arange(num_samples) % sampler.network.transformer.num_classes
         self._batch_size, self._seed = min(batch_size, num_samples), seed
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:

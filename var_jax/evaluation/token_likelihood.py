@@ -4,7 +4,7 @@ What is measured is -log p(tokens | label) of each example's token map, as the t
 the sum over all tokens of the cross entropy given the coarser levels and the label. It is the
 cost of writing the token map down. The pixels cost more, since what the tokenizer loses is not
 counted; so the numbers compare transformers that share a tokenizer, and none of them is a
-likelihood of images. "Bits a dimension" is the total over ln 2 and over the number of tokens; the
+likelihood of images. "Bits per dimension" is the total over ln 2 and over the number of tokens; the
 same bits over the H W c numbers of the image are given beside it, as the rate of the code only.
 """
 
@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
+from var_jax.objectives.base import NetworkObjective
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import arrays, sharding
 from var_jax.pyramid import ScalePyramid
@@ -34,20 +35,19 @@ class TokenScores:
     Attributes:
       pyramid: of the tokens.
       count: examples.
-      nll: float64 [L], nats at each position.
-      correct: float64 [L], share of right predictions (the most likely token).
-      deviation: standard deviation over examples of an example's nats a token.
+      means: float64 [L] by name: 'loss', the head's loss at each position, nats where the head
+        has a likelihood; and what else it reports, such as 'accuracy'.
+      deviation: standard deviation over examples of an example's mean loss.
     """
 
     pyramid: ScalePyramid = struct.field(pytree_node=False)
     count: int = struct.field(pytree_node=False)
-    nll: np.ndarray
-    correct: np.ndarray
+    means: dict[str, np.ndarray]
     deviation: float
 
     @property
     def standard_error(self) -> float:
-        """Of the mean nats a token, over the choice of examples."""
+        """Of the mean nats per token, over the choice of examples."""
         return self.deviation / math.sqrt(self.count)
 
     def as_dict(self, image_shape: Sequence[int]) -> dict[str, Any]:
@@ -66,11 +66,12 @@ class TokenScores:
                 "accuracy": float(correct.mean()),
             }
 
-        whole = part(self.nll, self.correct)
+        nll, correct = self.means["loss"], self.means["accuracy"]
+        whole = part(nll, correct)
         levels = zip(
             self.pyramid.shapes,
-            self.pyramid.split(self.nll, axis=0),
-            self.pyramid.split(self.correct, axis=0),
+            self.pyramid.split(nll, axis=0),
+            self.pyramid.split(correct, axis=0),
             strict=True,
         )
         return {
@@ -82,21 +83,26 @@ class TokenScores:
         }
 
 
-def jit_token_sums(objective: Likelihood, mesh: Mesh) -> Callable[..., Any]:
+def jit_token_sums(objective: NetworkObjective, mesh: Mesh) -> Callable[..., Any]:
     """The scores of a batch as they are taken, while training too, and as they are planned.
 
     Args:
       objective, mesh: see `TokenLikelihood`.
 
     Returns:
-      (params, frozen, batch) -> sums over the batch's examples of nll and of hits, each [L]; each
-      example's nats per token and whether it counts, each [B]; all of them whole on every device.
+      (params, frozen, batch) -> sums over the batch's examples of what the head reports, [L] by
+      name; each example's mean loss and whether it counts, each [B]; all of them whole on every
+      device.
     """
+    network, tokenizer = objective.network, objective.tokenizer
+    # What is compared is the head's own loss, whatever the objective makes of it.
+    plain = Likelihood(network, tokenizer, objective.from_images)
 
     def sums(params, frozen, batch):
-        _, nll, correct = objective.per_token(params, frozen, batch)
+        _, found = plain.per_token(params, frozen, batch)
         mask = batch["mask"].astype(jnp.float32)[:, None]
-        return (nll * mask).sum(0), (correct * mask).sum(0), nll.mean(1), batch["mask"]
+        totals = {name: (x * mask).sum(0) for name, x in found.items()}
+        return totals, found["loss"].mean(1), batch["mask"]
 
     return jax.jit(
         sums,
@@ -109,7 +115,7 @@ class TokenLikelihood:
     """Scores every example of a split once, on any mesh; compiled at the first call.
 
     Args:
-      objective: without label smoothing or ramps: what matters is the likelihood.
+      objective: what trains the network.
       frozen: the objective's frozen parameters, on the mesh or on the host.
       pipeline: images or tokens, one pass in order (train=False); its batch size is what the
         mesh divides.
@@ -119,13 +125,13 @@ class TokenLikelihood:
 
     def __init__(
         self,
-        objective: Likelihood,
+        objective: NetworkObjective,
         frozen: Any,
         pipeline: Pipeline,
         mesh: Mesh,
         preset: str | sharding.Rules = "replicated",
     ) -> None:
-        self._pyramid = objective.var.pyramid
+        self._pyramid = objective.network.transformer.pyramid
         self._pipeline, self._mesh, self._preset = pipeline, mesh, preset
         self._frozen = arrays.put_host_arrays(frozen, sharding.replicated_sharding(mesh))
         self._sums = jit_token_sums(objective, mesh)
@@ -142,8 +148,8 @@ class TokenLikelihood:
         Raises:
           ValueError: no example of the split could be read.
         """
-        length = self._pyramid.length
-        nll, correct, examples = np.zeros(length), np.zeros(length), []
+        totals: dict[str, np.ndarray] = {}
+        examples: list[np.ndarray] = []
         batches = prefetch_to_device(
             self._pipeline.batches(),
             sharding.batch_sharding(self._mesh),
@@ -152,23 +158,24 @@ class TokenLikelihood:
         for batch, _ in batches:
             with sharding.activate(self._mesh, self._preset):
                 part = self._sums(params, self._frozen, batch)
-            nll_sum, correct_sum, by_example, mask = map(np.asarray, part)
+            sums, by_example, mask = jax.tree.map(np.asarray, part)
             # Sums of a batch fit float32; those of a split do not.
-            nll += nll_sum.astype(np.float64)
-            correct += correct_sum.astype(np.float64)
+            for name, total in sums.items():
+                totals[name] = totals.get(name, 0.0) + total.astype(np.float64)
             examples.append(by_example[mask].astype(np.float64))
             progress(sum(map(len, examples)))
-        examples = np.concatenate(examples) if examples else np.zeros(0)
-        count = len(examples)
+        found = np.concatenate(examples) if examples else np.zeros(0)
+        count = len(found)
         if not count:
             raise ValueError("The split has no example that can be read.")
-        return TokenScores(self._pyramid, count, nll / count, correct / count, examples.std())
+        means = {name: total / count for name, total in totals.items()}
+        return TokenScores(self._pyramid, count, means, float(found.std()))
 
 
 def table(values: dict[str, Any]) -> str:
-    """`TokenScores.as_dict` as lines of text: one row a level, one for all of them."""
+    """`TokenScores.as_dict` as lines of text: one row for each level, one for all of them."""
     columns = ("tokens", "nats", "nats_per_token", "bits_per_token", "accuracy")
-    rows = [("level", "tokens", "nats", "nats a token", "bits a token", "accuracy")]
+    rows = [("level", "tokens", "nats", "nats/token", "bits/token", "accuracy")]
     parts = [("x".join(map(str, level["shape"])), level) for level in values["levels"]]
     for name, part in [*parts, ("all", values)]:
         numbers = [part[c] for c in columns]

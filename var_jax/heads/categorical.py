@@ -1,13 +1,90 @@
-"""Independent categorical distributions over the vocabulary, one a token (VAR)."""
+"""Independent categorical distributions over the vocabulary, one for each token (VAR)."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
-from var_jax.heads.filters import LevelPolicy, filter_logits
+from var_jax.heads.base import at_level, mixed
+from var_jax.heads.filters import filter_logits
+from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.layers import Linear, init_std
+
+
+class LogitProcessor(Protocol):
+    """A hashable change of the logits after temperature and filters, such as a watermark."""
+
+    def __call__(
+        self, logits: Float[jax.Array, "B n V"], level: int, pyramid: ScalePyramid
+    ) -> Float[jax.Array, "B n V"]:
+        """The logits to draw from; -inf is never drawn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelSampling:
+    """How the tokens of one level are drawn; see `CategoricalSampling`."""
+
+    level: int
+    pyramid: ScalePyramid
+    top_k: int = 0
+    top_p: float = 0.0
+    temperature: float = 1.0
+    smooth: bool = False
+    processors: tuple[LogitProcessor, ...] = ()
+
+    @property
+    def progress(self) -> float:
+        """k / (K - 1), which sharpens the average of `smooth`."""
+        return self.pyramid.progress(self.level)
+
+    @property
+    def smooth_temperature(self) -> float:
+        """Gumbel-softmax temperature, from 0.27 at the first to 0.0135 at the last level."""
+        return max(0.27 * (1 - self.progress * 0.95), 0.005)
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalSampling:
+    """How tokens are drawn. A tuple gives one value for each level.
+
+    The defaults are those of the official FID evaluation.
+
+    Attributes:
+      top_k: keep the k most likely tokens, ties with the k-th included; 0 keeps all.
+      top_p: drop the tokens whose ascending cumulative probability is at most 1 - top_p;
+        0 or 1 keeps all.
+      temperature: divides the logits before the filters.
+      smooth: accumulate a Gumbel-softmax average of the codes instead of the drawn code
+        (official `more_smooth`); for looks, not for scores.
+      processors: applied after the filters, in order.
+    """
+
+    top_k: int | tuple[int, ...] = 900
+    top_p: float | tuple[float, ...] = 0.96
+    temperature: float | tuple[float, ...] = 1.0
+    smooth: bool | tuple[bool, ...] = False
+    processors: tuple[LogitProcessor, ...] = ()
+
+    def at(self, level: int, pyramid: ScalePyramid) -> LevelSampling:
+        """The settings of one level; raises ValueError for a tuple of another length than K."""
+
+        def value(name: str) -> Any:
+            return at_level(getattr(self, name), name, level, pyramid)
+
+        return LevelSampling(
+            level,
+            pyramid,
+            value("top_k"),
+            value("top_p"),
+            value("temperature"),
+            value("smooth"),
+            self.processors,
+        )
 
 
 class CategoricalHead(nn.Module):
@@ -16,10 +93,12 @@ class CategoricalHead(nn.Module):
     Attributes:
       vocab_size: V.
       width: C.
-      label_smoothing: mass spread evenly over the vocabulary in `loss`.
+      label_smoothing: mass spread evenly over the vocabulary in the loss that is minimised.
       init_factor: on the kernel at initialisation (`hd` officially).
       dtype: type of the operands of the matrix product; its sums and the logits are float32.
     """
+
+    sampling: ClassVar[type] = CategoricalSampling
 
     vocab_size: int
     width: int
@@ -37,24 +116,23 @@ class CategoricalHead(nn.Module):
             sum_dtype=jnp.float32,
         )
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Logits, float32 [B, n, V]."""
+    def __call__(self, hidden: Float[jax.Array, "B n C"]) -> Float[jax.Array, "B n V"]:
+        """Logits, float32."""
         logits = self.projection(hidden)
         return nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
 
     def loss(
-        self, hidden: jax.Array, target: jax.Array, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """Cross entropy with label smoothing in nats, float32 [B, n]. `keys` is not used."""
-        return self.loss_and_correct(hidden, target)[0]
-
-    def loss_and_correct(
-        self, hidden: jax.Array, target: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Smoothed loss, negative log likelihood and whether the best token is the target.
+        self,
+        hidden: Float[jax.Array, "B n C"],
+        target: Int[jax.Array, "B n"],
+        keys: jax.Array | None = None,
+        pyramid: ScalePyramid | None = None,
+    ) -> tuple[Float[jax.Array, "B n"], dict[str, Float[jax.Array, "B n"]]]:
+        """Cross entropy in nats, with label smoothing where it is minimised.
 
         Returns:
-          float32 [B, n], float32 [B, n], bool [B, n].
+          The loss; and 'loss', the negative log likelihood, and 'accuracy', 1 where the most likely
+          token is the target.
         """
         logits = self(hidden)
         log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -63,44 +141,45 @@ class CategoricalHead(nn.Module):
         if self.label_smoothing:
             uniform = log_z - logits.mean(-1)
             loss = (1 - self.label_smoothing) * nll + self.label_smoothing * uniform
-        return loss, nll, logits.argmax(-1) == target
-
-    def log_prob(self, hidden: jax.Array, target: jax.Array) -> jax.Array:
-        """Log likelihood in nats, float32 [B, n]."""
-        return -self.loss_and_correct(hidden, target)[1]
+        correct = (logits.argmax(-1) == target).astype(jnp.float32)
+        return loss, {"loss": nll, "accuracy": correct}
 
     def sample(
         self,
-        hidden: jax.Array,
-        hidden_uncond: jax.Array | None,
-        scale: float,
+        hiddens: tuple[Float[jax.Array, "B n C"], ...],
+        weights: tuple[float, ...],
         keys: jax.Array,
-        policy: LevelPolicy,
-    ) -> tuple[jax.Array, jax.Array]:
+        settings: LevelSampling,
+    ) -> tuple[Int[jax.Array, "B n"], jax.Array]:
         """Draws the tokens of one level; guidance mixes logits: (1 + t) cond - t uncond.
 
         Returns:
-          int32 [B, n] tokens, and the same tokens, or with `policy.smooth` a distribution
-          over the codes, float32 [B, n, V] (official `more_smooth`, for looks only).
+          int32 tokens, and the same tokens, or with `smooth` a distribution over the codes,
+          float32 [B, n, V].
         """
-        logits = self(hidden)
-        if hidden_uncond is not None:
-            logits = (1 + scale) * logits - scale * self(hidden_uncond)
-        logits = filter_logits(logits / policy.temperature, policy.top_k, policy.top_p)
+        logits = mixed(tuple(self(hidden) for hidden in hiddens), weights)
+        logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+        for processor in settings.processors:
+            logits = processor(logits, settings.level, settings.pyramid)
 
         def draw(key, logits):
             return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
 
-        if policy.top_k == 1:
+        if settings.top_k == 1:
             tokens = logits.argmax(-1).astype(jnp.int32)
         else:
             tokens = jax.vmap(draw)(keys, logits)
-        if not policy.smooth:
+        if not settings.smooth:
             return tokens, tokens
 
         def gumbel(key, logits):
             return jax.random.gumbel(jax.random.fold_in(key, 1), logits.shape)
 
         noise = jax.vmap(gumbel)(keys, logits)
-        soft = (logits * (1 + policy.progress) + noise) / policy.smooth_temperature
+        soft = (logits * (1 + settings.progress) + noise) / settings.smooth_temperature
         return tokens, jax.nn.softmax(soft, axis=-1)
+
+    @nn.nowrap
+    def flops(self, tokens: int) -> float:
+        """See `Head`."""
+        return 2.0 * tokens * self.width * self.vocab_size

@@ -1,37 +1,9 @@
-"""Top-k and top-p filters without sorting, and the sampling policy of a level."""
+"""Top-k and top-p filters without sorting."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelPolicy:
-    """How the tokens of one level are drawn.
-
-    Attributes:
-      top_k: keep the k most likely tokens, ties with the k-th included; 0 keeps all.
-      top_p: drop the tokens whose ascending cumulative probability is at most 1 - top_p;
-        0 or 1 keeps all.
-      temperature: divides the logits before the filters.
-      smooth: accumulate a Gumbel-softmax average of the codes instead of the drawn code
-        (official `more_smooth`).
-      progress: k / (K - 1), which sharpens the average.
-    """
-
-    top_k: int = 0
-    top_p: float = 0.0
-    temperature: float = 1.0
-    smooth: bool = False
-    progress: float = 0.0
-
-    @property
-    def smooth_temperature(self) -> float:
-        """Gumbel-softmax temperature, from 0.27 at the first to 0.0135 at the last level."""
-        return max(0.27 * (1 - self.progress * 0.95), 0.005)
 
 
 def _ordered(x: jax.Array) -> jax.Array:
@@ -62,8 +34,9 @@ def filter_logits(logits: jax.Array, top_k: int = 0, top_p: float = 0.0) -> jax.
 
     Args:
       logits: float32 [..., V].
-      top_k: see `LevelPolicy`.
-      top_p: see `LevelPolicy`.
+      top_k: keep the k most likely tokens, ties with the k-th included; 0 keeps all.
+      top_p: drop the tokens whose ascending cumulative probability is at most 1 - top_p;
+        0 or 1 keeps all.
 
     Returns:
       float32 [..., V].

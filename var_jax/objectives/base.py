@@ -6,10 +6,15 @@ settings with pure methods; parameters that do not train come in as `frozen`.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax
 import jax
+
+from var_jax.fields import Field
+from var_jax.network import Network
 
 
 @flax.struct.dataclass
@@ -70,3 +75,40 @@ class Objective(Protocol):
         Returns:
           params, ema, stats.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenPart:
+    """Parameters that an objective reads and does not train.
+
+    Attributes:
+      init: key -> such parameters in the boxes of their logical axis names: their shapes, and how
+        they can be cut.
+      as_trained: cut over the mesh as what trains is (config.sharding): a reference of the model's
+        own size does not fit otherwise. False: by config.frozen_sharding.
+    """
+
+    init: Callable[[jax.Array], Any]
+    as_trained: bool = False
+
+
+class NetworkObjective(Objective, Protocol):
+    """An objective that trains a network over a tokenizer's targets.
+
+    Attributes:
+      network: what trains, and what a checkpoint of the run holds.
+      fields: what of a batch it reads.
+    """
+
+    network: Network
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """See the class."""
+
+    def at(self, step: int) -> NetworkObjective:
+        """The objective of a step; few distinct ones, each is compiled once."""
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """What `frozen` is made of: 'tokenizer', and 'reference', the model that the run starts
+        from, where it is needed."""

@@ -8,165 +8,155 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from var_jax.heads.categorical import CategoricalHead
-from var_jax.objectives.base import Aux
+from var_jax.codecs.base import Codec
+from var_jax.fields import Field
+from var_jax.network import Network
+from var_jax.objectives.base import Aux, FrozenPart
+from var_jax.objectives.curriculum import Curriculum, TrainedLevels
+from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.pixels import to_float
-from var_jax.transformer.var import VAR
+from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.vqvae import VQVAE
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Mean cross entropy over the L tokens of the pyramid.
+    """The head's loss, cross entropy for categorical tokens, as a weighted sum over the L tokens.
 
-    `params` is {'transformer': ..., 'head': ...}. A batch holds 'label' int32 [B] and
-    'tokens' int32 [B, L]; then `frozen` is {'codec': ...}, the codec's parameters. Or it holds
-    'image' uint8 [B, H, W, c], which the step encodes; then `frozen` is all of the tokenizer's.
+    `params` are those of the network. A batch holds what the network is conditioned on, and what
+    the codec's `source` describes, such as 'tokens' int32 [B, L]; then frozen['tokenizer'] is
+    {'codec': ...}. Or, with `from_images`, it holds 'image' uint8 [B, H, W, c], which the step
+    encodes; then frozen['tokenizer'] is all of the tokenizer's.
 
     Attributes:
-      var, head, codec: modules.
-      tokenizer: encodes images; not needed for tokens.
-      num_levels: train on the first levels only (progressive training); 0 is all.
-      ramp_start, ramp_steps: the loss of the last of these levels is weighted by
-        (step - ramp_start + 1) / ramp_steps, between 0.01 and 1; ramp_steps 0 is no ramp.
+      network: what trains.
+      tokenizer: with the codec.
+      from_images: see above.
+      weights: of the tokens' losses, by level.
+      curriculum: which levels train when; None is always all.
+      trained: of this step, see `at`; None is all.
     """
 
-    var: VAR
-    head: CategoricalHead
-    codec: Any
-    tokenizer: Any = None
-    num_levels: int = 0
-    ramp_start: int = 0
-    ramp_steps: int = 0
+    network: Network
+    tokenizer: VQVAE
+    from_images: bool = False
+    weights: LevelWeights = UniformWeights()
+    curriculum: Curriculum | None = None
+    trained: TrainedLevels | None = None
 
-    def init_params(self, key: jax.Array):
-        pyramid = self.var.pyramid
-        inputs = jnp.zeros((1, pyramid.length, self.var.code_dim))
-        hidden = jnp.zeros((1, 1, self.var.width))
-        var_key, head_key = jax.random.split(key)
-        return {
-            "transformer": self.var.init(var_key, inputs, jnp.zeros((1,), jnp.int32))["params"],
-            "head": self.head.init(head_key, hidden)["params"],
-        }
+    @property
+    def codec(self) -> Codec:
+        """Of the tokenizer."""
+        return self.tokenizer.codec
 
-    def init_stats(self):
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """The levels that train."""
+        return self.network.transformer.pyramid if self.trained is None else self.trained.pyramid
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What of a batch it reads."""
+        image = Field("image", self.tokenizer.image_shape, "uint8")
+        asked = self.network.transformer.conditioning().fields
+        return (*asked, image if self.from_images else self.codec.source)
+
+    def at(self, step: int) -> Likelihood:
+        """The objective of a step; few distinct ones, each is compiled once."""
+        if self.curriculum is None:
+            return self
+        return dataclasses.replace(self, trained=self.curriculum.at(step))
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """See `NetworkObjective`."""
+
+        def init(key: jax.Array) -> Any:
+            params = self.tokenizer.init_params(key)
+            return params if self.from_images else {"codec": params.get("codec", {})}
+
+        return {"tokenizer": FrozenPart(init)}
+
+    def init_params(self, key: jax.Array) -> Any:
+        return self.network.init_params(key)
+
+    def init_stats(self) -> Any:
         return ()
 
-    def per_token(self, params, frozen, batch, keys=None):
-        """Smoothed loss, negative log likelihood and hits of each token.
+    def per_token(
+        self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Loss of each token, [B, L], and what is reported of it; see `Head.loss`.
 
         Args:
           params, frozen, batch: see the class.
-          keys: one PRNG key an example [B] for class dropout and drop path; None in evaluation.
-
-        Returns:
-          float32 [B, L], float32 [B, L] in nats, bool [B, L].
+          keys: one PRNG key for each example [B]; None in evaluation.
         """
-        pyramid = self._pyramid()
-        if "tokens" in batch:
-            tokens = batch["tokens"]
-        else:
-            images = to_float(batch["image"])
-            tokens = self.tokenizer.apply({"params": frozen}, images, method="encode")
-        inputs = self.codec.apply({"params": frozen["codec"]}, tokens, method="teacher_inputs")
-        inputs, tokens = inputs[:, : pyramid.length], tokens[:, : pyramid.length]
-        hidden = self.var.apply(
-            {"params": params["transformer"]},
-            inputs,
-            batch["label"],
-            keys,
-            num_levels=pyramid.num_levels,
+        lesson_keys = network_keys = head_keys = None
+        if keys is not None:
+            parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+            lesson_keys, network_keys, head_keys = (parts[:, i] for i in range(3))
+        codec = {"params": frozen["tokenizer"].get("codec", {})}
+        lesson = self.codec.apply(
+            codec, self.source(frozen, batch), self.pyramid, lesson_keys, method="lesson"
         )
-        return self.head.apply(
-            {"params": params["head"]}, hidden, tokens, method="loss_and_correct"
+        hidden, _ = self.network.hidden(
+            params,
+            lesson.inputs,
+            self.network.transformer.conditioning().read(batch),
+            network_keys,
+            pyramid=self.pyramid,
         )
+        loss, metrics = self.network.loss(params, hidden, lesson.targets, head_keys, self.pyramid)
+        return loss if lesson.weights is None else loss * lesson.weights, metrics
 
-    def loss(self, params, frozen, stats, batch, keys, step):
+    def source(self, frozen: Any, batch: Any) -> jax.Array:
+        """What the codec's lessons start from, read from a batch."""
+        if not self.from_images:
+            return batch[self.codec.source.name]
+        images = to_float(batch["image"])
+        return self.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="read")
+
+    def loss(
+        self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`."""
-        pyramid = self._pyramid()
-        loss, nll, correct = self.per_token(params, frozen, batch, keys)
-        weight = jnp.full((pyramid.length,), 1 / self.var.pyramid.length, jnp.float32)
-        if self.ramp_steps:
-            ramp = jnp.clip((step - self.ramp_start + 1) / self.ramp_steps, 0.01, 1.0)
-            weight = weight.at[pyramid.level(pyramid.num_levels - 1)].multiply(ramp)
+        pyramid = self.pyramid
+        loss, metrics = self.per_token(params, frozen, batch, keys)
+        # A prefix weighs its levels as the whole does.
+        whole = self.network.transformer.pyramid
+        whole = whole if whole.starts_with(pyramid) else pyramid
+        weight = jnp.asarray(self.weights.weights(whole)[: pyramid.length], jnp.float32)
+        if self.trained is not None and self.trained.ramp_steps:
+            ramp = (step - self.trained.ramp_start + 1) / self.trained.ramp_steps
+            last = pyramid.level(pyramid.num_levels - 1)
+            weight = weight.at[last].multiply(jnp.clip(ramp, 0.01, 1.0))
         value = (loss * weight).sum(-1).mean()
-        metrics = summarise(pyramid, nll.mean(0), correct.astype(jnp.float32).mean(0))
-        return value, Aux({"loss": value, **metrics})
+        means = {name: x.mean(0) for name, x in metrics.items()}
+        return value, Aux({"loss": value, **summarise(pyramid, means)})
 
-    def after_update(self, params, ema, stats, carry, key, step):
+    def after_update(
+        self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[Any, Any, Any]:
         return params, ema, stats
 
-    def _pyramid(self):
-        return self.var.pyramid.prefix(self.num_levels or self.var.pyramid.num_levels)
 
-
-def summarise(pyramid, nll, correct):
+def summarise(pyramid: ScalePyramid, means: dict[str, Any]) -> dict[str, Any]:
     """Means of per-token numbers over all tokens, the last level, and each level.
 
     Args:
       pyramid: of the tokens.
-      nll: float [L], nats.
-      correct: float [L], fraction of right predictions.
+      means: float [L] each, such as 'loss' in nats and 'accuracy'.
 
     Returns:
-      loss_mean, accuracy_mean, loss_last, accuracy_last (`Lm`, `Accm`, `Lt`, `Acct`
-      officially) as scalars, loss_level and accuracy_level [K].
+      Of each name, such as loss: loss_mean and loss_last (`Lm`, `Lt` officially) as scalars, and
+      loss_level [K].
     """
-    loss_level = jnp.stack([x.mean() for x in pyramid.split(nll, axis=0)])
-    accuracy_level = jnp.stack([x.mean() for x in pyramid.split(correct, axis=0)])
-    return {
-        "loss_mean": nll.mean(),
-        "accuracy_mean": correct.mean(),
-        "loss_last": loss_level[-1],
-        "accuracy_last": accuracy_level[-1],
-        "loss_level": loss_level,
-        "accuracy_level": accuracy_level,
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A span of progressive training: steps from `start` train the first `num_levels` levels."""
-
-    start: int
-    num_levels: int
-
-
-def progressive_stages(
-    num_levels: int, num_steps: int, warmup_steps: int, until: float, first: int
-) -> tuple[Stage, ...]:
-    """The stages of the official progressive schedule (`pg`, `pg0`).
-
-    Training begins with the levels 0..first and, from the end of warm-up until the fraction
-    `until` of all steps, adds one level at a time.
-
-    Args:
-      num_levels: K.
-      num_steps: of the whole training.
-      warmup_steps: before the first addition.
-      until: fraction of training after which all levels train; 0 turns it off.
-      first: last level of the first stage.
-
-    Raises:
-      ValueError: `until` or `first` out of range.
-    """
-    if not 0 <= until <= 1:
-        raise ValueError(f"progressive.until must be in [0, 1], got {until}.")
-    if not until:
-        return (Stage(0, num_levels),)
-    if not 0 <= first < num_levels:
-        raise ValueError(f"progressive.first must be in 0..{num_levels - 1}, got {first}.")
-    end = num_steps * until
-    stages = []
-    for step in range(num_steps):
-        if step <= warmup_steps:
-            last = first
-        elif step >= end:
-            last = num_levels - 1
-        else:
-            progress = min(max((step - warmup_steps) / (end - warmup_steps), 0), 1)
-            last = first + round(progress * (num_levels - 1 - first))
-        if not stages or stages[-1].num_levels != last + 1:
-            stages.append(Stage(step, last + 1))
-        if last == num_levels - 1:
-            break
-    return tuple(stages)
+    found = {}
+    for name, values in means.items():
+        by_level = jnp.stack([x.mean() for x in pyramid.split(values, axis=0)])
+        found |= {
+            f"{name}_mean": values.mean(),
+            f"{name}_last": by_level[-1],
+            f"{name}_level": by_level,
+        }
+    return found

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from var_jax.context import key_segments
-from var_jax.transformer.var import VAR
+from var_jax.network import Network
 
 
-def forward_flops(var: VAR, vocab_size: int) -> float:
+def forward_flops(network: Network) -> float:
     """Multiplications and additions of one image's teacher-forced pass, head included.
 
     Counts matrix products only, two operations for each multiply-add; attention counts the
@@ -20,9 +20,9 @@ def forward_flops(var: VAR, vocab_size: int) -> float:
     convention: rematerialisation does not count as work done).
 
     Args:
-      var: gives depth, width, MLP ratio, tokens and context.
-      vocab_size: of the head.
+      network: gives depth, width, MLP ratio, tokens, context and head.
     """
+    var = network.transformer
     width, tokens = var.width, var.pyramid.length
     pairs = sum(s.rows * (s.hi - s.lo) for s in key_segments(var.pyramid, var.context))
     dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
@@ -31,7 +31,7 @@ def forward_flops(var: VAR, vocab_size: int) -> float:
     block = dense + attention + modulation
     once = 2 * 6 * width * width if var.shared_adaln else 0
     code = 2 * (tokens - var.pyramid.sizes[0]) * var.code_dim * width
-    head = 2 * tokens * width * vocab_size + 2 * 2 * width * width
+    head = network.head.flops(tokens) + 2 * 2 * width * width
     return var.depth * block + once + code + head
 
 

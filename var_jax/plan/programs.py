@@ -12,12 +12,14 @@ from ml_collections import ConfigDict
 
 from var_jax import build
 from var_jax.build.sections import tuples
-from var_jax.decoding.images import jit_sampling, sampling_params
+from var_jax.decoding.images import jit_sampling
 from var_jax.evaluation.during_training import jit_reconstruction
 from var_jax.evaluation.inception.extractor import jit_features
 from var_jax.evaluation.inception.weights import abstract_params as inception_params
 from var_jax.evaluation.token_likelihood import jit_token_sums
-from var_jax.objectives.likelihood import Likelihood
+from var_jax.fields import Field
+from var_jax.network import sampling_params
+from var_jax.objectives.base import NetworkObjective
 from var_jax.parallel import sharding
 from var_jax.plan.flops import forward_flops
 from var_jax.plan.reference import AgainstReference
@@ -78,17 +80,17 @@ def train_step(
     batch_size = batch_size or settings.batch_size
     sharding.check_batch(batch_size, mesh, settings.microbatches)
     model = _model(config, mesh, cached=not from_images)
-    batch = {"label": _rows(mesh, batch_size), "index": _rows(mesh, batch_size, dtype=jnp.uint32)}
-    batch |= _tokens_or_images(mesh, batch_size, model, from_images)
+    batch = _batch(mesh, batch_size, model.objective)
     optimizer = _optimizer(config, settings, batch_size)
-    objective, frozen, passes = model.objective, model.frozen(not from_images), 3
+    objective, passes = model.objective, 3
+    frozen = build.abstract_frozen(objective, config, mesh)
     if reference:
         with sharding.activate(mesh, reference):
             boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
         frozen = {**frozen, "reference": sharding.abstract_state(boxed, mesh, reference)}
         objective, passes = AgainstReference(objective), 4
     program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
-    forward = forward_flops(model.objective.var, model.objective.head.vocab_size)
+    forward = forward_flops(model.objective.network)
     flops = passes * batch_size * forward
     beside = beside_training(config, mesh, model)
     return dataclasses.replace(program, model_flops=flops, beside=beside)
@@ -123,7 +125,7 @@ def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
     objective = model.objective
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(
-            lambda key: sampling_params(objective.var, objective.init_params(key)),
+            lambda key: sampling_params(objective.network, objective.init_params(key)),
             jax.random.key(0),
         )
     params = sharding.abstract_state(boxed, mesh, config.sharding)
@@ -156,15 +158,14 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     found: dict[str, Program] = {}
     if chosen.likelihood:
         size = settings.batch_size
-        batch = {"label": _rows(mesh, size), "index": _rows(mesh, size, dtype=jnp.uint32)}
-        batch |= _tokens_or_images(mesh, size, model, from_images)
+        batch = _batch(mesh, size, model.objective)
         batch["mask"] = _rows(mesh, size, dtype=jnp.bool_)
-        function = jit_token_sums(model.evaluated, mesh)
-        args = (params, model.frozen(not from_images), batch)
+        function = jit_token_sums(model.objective, mesh)
+        args = (params, build.abstract_frozen(model.objective, config, mesh), batch)
         found["likelihood"] = Program(function, args, mesh, config.sharding, size)
     sizes: dict[int, list[str]] = {}
     if chosen.samples_per_class:
-        classes = min(model.objective.var.num_classes, chosen.max_classes)
+        classes = min(model.objective.network.transformer.num_classes, chosen.max_classes)
         size = sharding.padded_batch(classes * chosen.samples_per_class, mesh)
         sizes.setdefault(size, []).append("samples")
     if fid:
@@ -242,17 +243,17 @@ def made_arguments(program: Program) -> tuple[Any, ...]:
 
 def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
     function = jit_sampling(
-        model.objective.var,
-        model.objective.head,
+        model.objective.network,
         model.tokenizer.module,
-        build.sampler(config),
+        build.decoder(config),
         mesh,
     )
     everywhere = sharding.replicated_sharding(mesh)
+    asked = model.objective.network.transformer.conditioning()
     args = (
         params,
-        model.tokenizer.params,
-        _rows(mesh, batch_size),
+        {"tokenizer": model.tokenizer.params, "decoder": None},
+        asked.read({f.name: _field(mesh, batch_size, f) for f in asked.fields}),
         jax.ShapeDtypeStruct((), jnp.uint32, sharding=everywhere),
         _rows(mesh, batch_size, dtype=jnp.uint32),
     )
@@ -300,25 +301,19 @@ def _tokenizer_program(config, mesh, module, method: str, args) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """A transformer's modules: what trains and what is evaluated, and its tokenizer, whose abstract
-    parameters lie as those of a run do."""
+    """What trains a transformer, and its tokenizer, whose abstract parameters lie as those of a run
+    do."""
 
     tokenizer: build.LoadedTokenizer
-    objective: Likelihood
-    evaluated: Likelihood
-
-    def frozen(self, cached: bool) -> Any:
-        """The objective's frozen parameters; see `Likelihood`."""
-        params = self.tokenizer.params
-        return {"codec": params["codec"]} if cached else params
+    objective: NetworkObjective
 
 
 def _model(config: ConfigDict, mesh: Mesh, cached: bool = True) -> _Model:
     config.model.num_classes = config.model.num_classes or 1000
     module, params = _tokenizer(config, mesh, config.get("frozen_sharding", "replicated"))
     loaded = build.LoadedTokenizer(module, params, "", config)
-    objective_at, evaluated = build.likelihood(config, loaded, cached=cached)
-    return _Model(loaded, objective_at(build.train_settings(config, "train").num_steps), evaluated)
+    objective = build.objective(config, loaded, from_images=not cached)
+    return _Model(loaded, objective.at(build.train_settings(config, "train").num_steps))
 
 
 def _tokenizer(
@@ -330,12 +325,14 @@ def _tokenizer(
     return module, sharding.abstract_state(boxed, mesh, preset)
 
 
-def _tokens_or_images(mesh: Mesh, size: int, model: _Model, from_images: bool) -> dict[str, Any]:
-    """What a batch holds beside labels and numbers."""
-    if from_images:
-        shape = model.tokenizer.module.image_shape
-        return {"image": _rows(mesh, size, *shape, dtype=jnp.uint8)}
-    return {"tokens": _rows(mesh, size, model.objective.var.pyramid.length)}
+def _batch(mesh: Mesh, size: int, objective: NetworkObjective) -> dict[str, Any]:
+    """What a batch of the objective holds."""
+    fields = {field.name: _field(mesh, size, field) for field in objective.fields}
+    return {**fields, "index": _rows(mesh, size, dtype=jnp.uint32)}
+
+
+def _field(mesh: Mesh, size: int, field: Field) -> Any:
+    return _rows(mesh, size, *field.shape, dtype=jnp.dtype(field.dtype))
 
 
 def _laid(tree: Any, layout: NamedSharding) -> Any:

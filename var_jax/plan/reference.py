@@ -33,9 +33,9 @@ class AgainstReference:
 
     def loss(self, params, frozen, stats, batch, keys, step):
         """See `Objective.loss`."""
-        _, nll, _ = self.likelihood.per_token(params, frozen, batch, keys)
-        _, reference, _ = self.likelihood.per_token(frozen["reference"], frozen, batch)
-        ratio = reference.sum(-1) - nll.sum(-1)
+        _, here = self.likelihood.per_token(params, frozen, batch, keys)
+        _, there = self.likelihood.per_token(frozen["reference"], frozen, batch)
+        ratio = there["loss"].sum(-1) - here["loss"].sum(-1)
         value = -jax.nn.log_sigmoid(ratio).mean()
         return value, Aux({"loss": value, "ratio": ratio.mean()})
 

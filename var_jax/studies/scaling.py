@@ -17,7 +17,6 @@ from var_jax import build, paths
 from var_jax.checkpoint import Checkpointer
 from var_jax.evaluation.scaling import scaling_figure
 from var_jax.evaluation.scaling.scaling_law import QUANTITIES, Curve, analyse
-from var_jax.objectives.likelihood import Likelihood
 from var_jax.plan import flops
 from var_jax.train.metrics import read_metrics
 
@@ -145,14 +144,14 @@ def read_run(workdir: str, name: str, on: str) -> tuple[Any, dict[str, Any]]:
             f"The run in {workdir} logged no {prefix}loss_mean at its last step; let "
             "config.evaluation.likelihood be True, or log_every divide num_steps."
         )
-    var, head = build.var(config), build.head(config)
-    per_image = 3 * flops.forward_flops(var, head.vocab_size)
+    network = build.network(config)
+    var = network.transformer
+    per_image = 3 * flops.forward_flops(network)
     values: dict[str, Any] = {}
     for part in ("mean", "last"):
         values[f"loss_{part}"] = np.array([m[f"{prefix}loss_{part}"] for m in lines])
         values[f"error_{part}"] = 1 - np.array([m[f"{prefix}accuracy_{part}"] for m in lines])
-    objective = Likelihood(var, head, codec=None)
-    params = jax.eval_shape(objective.init_params, jax.random.key(0))
+    params = jax.eval_shape(network.init_params, jax.random.key(0))
     blocks = flops.num_parameters(params["transformer"]["blocks"])
     images = steps * config.train.batch_size
     curve = Curve(name, blocks, images * per_image, values)

@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from var_jax import build, paths
-from var_jax.decoding.generate import Sampler
+from var_jax.decoding.base import Decoder
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.small_sets import small_set
 from var_jax.evaluation.small_sets.classifier import train_classifier
@@ -28,7 +28,7 @@ def score_small_set(
     classifier_steps: int,
     batch_size: int,
     seed: int,
-    sampler_of: Callable[[ConfigDict], Sampler] = build.sampler,
+    decoder_of: Callable[[ConfigDict], Decoder] = build.decoder,
 ) -> dict[str, Any]:
     """Trains the classifier, draws, scores, and writes scores.json and images.npz.
 
@@ -40,7 +40,7 @@ def score_small_set(
       classifier_steps: updates of the classifier.
       batch_size: images at once.
       seed: of the samples.
-      sampler_of: the config of the run -> the settings of sampling.
+      decoder_of: the config of the run -> how samples are drawn.
 
     Returns:
       the scores.
@@ -61,7 +61,7 @@ def score_small_set(
         )
 
     train, held_out = real("train"), real("val")
-    num_classes = loaded.var.num_classes
+    num_classes = loaded.network.transformer.num_classes
     logging.info("Training the classifier on %d real images.", len(train.images))
     # Augmented copies beside the images as they are make a better classifier, and one that does
     # not take the softness of a decoder for a difference in kind.
@@ -78,7 +78,7 @@ def score_small_set(
         steps=classifier_steps,
     )
 
-    model = (loaded.var, loaded.head, tokenizer.module, tokenizer.params, sampler_of(config))
+    model = (loaded.network, tokenizer.module, tokenizer.params, decoder_of(config))
     sampler = ImageSampler(*model)
     labels = np.arange(num_samples) % num_classes
 
@@ -92,8 +92,7 @@ def score_small_set(
     growing = ImageSampler(*model, keep_partial=True)
     first = np.arange(min(num_classes, len(labels)))
     levels = growing(loaded.params, labels[first], seed, first).partial.swapaxes(0, 1)
-    objective, _ = build.likelihood(config, tokenizer, cached=True)
-    untrained = jax.jit(lambda key: sharding.unbox(objective(0).init_params(key)))
+    untrained = jax.jit(lambda key: sharding.unbox(loaded.network.init_params(key)))
     untrained = draw(untrained(jax.random.key(config.seed)))
     rebuilt = {
         name: small_set.reconstruct(tokenizer.module, tokenizer.params, data.images, batch_size)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from var_jax.codecs.residual_vq import Quantized, ResidualVQ
+from var_jax.codecs.base import Codec, Quantized
 from var_jax.settings import Changeable
 from var_jax.tokenizer.autoencoder import Decoder, Encoder
 from var_jax.tokenizer.layers import conv
@@ -60,7 +60,7 @@ class VQVAE(nn.Module):
         bfloat16 (TensorFloat-32 on NVIDIA GPUs), and gives other tokens.
     """
 
-    codec: ResidualVQ
+    codec: Codec
     image_channels: int = 3
     channels: int = 160
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -94,12 +94,12 @@ class VQVAE(nn.Module):
             "remat": self.remat,
         }
         precision = self.encoder_precision if self.dtype == jnp.float32 else None
-        self.encoder = Encoder(self.codec.code_dim, precision=precision, **settings)
+        self.encoder = Encoder(self.codec.feature_dim, precision=precision, **settings)
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
-        self.quant_conv = conv(self.codec.code_dim, **exact)
-        self.post_quant_conv = conv(self.codec.code_dim, **exact)
+        self.quant_conv = conv(self.codec.feature_dim, **exact)
+        self.post_quant_conv = conv(self.codec.feature_dim, **exact)
 
     @nn.nowrap
     def init_params(self, key: jax.Array) -> dict[str, Any]:
@@ -135,19 +135,23 @@ class VQVAE(nn.Module):
         return self.quant_conv(self.encoder(images, keys))
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """Images float [B, H, W, c] in [-1, 1] -> tokens int32 [B, L]."""
+        """Images float [B, H, W, c] in [-1, 1] -> targets [B, L, ...], such as tokens."""
         return self.codec.encode(self.features(images))
+
+    def read(self, images: jax.Array) -> jax.Array:
+        """Images float [B, H, W, c] in [-1, 1] -> what `Codec.source` describes."""
+        return self.codec.read(self.features(images))
 
     def decode(self, features: jax.Array) -> jax.Array:
         """Features float [B, h, w, C] -> images float32 [B, H, W, c], clipped to [-1, 1]."""
         return jnp.clip(self.decoder(self.post_quant_conv(features)), -1.0, 1.0)
 
     def decode_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Tokens int32 [B, L] -> images float32 [B, H, W, c] in [-1, 1]."""
+        """Targets [B, L, ...] -> images float32 [B, H, W, c] in [-1, 1]."""
         return self.decode(self.codec.decode(tokens))
 
     def decode_levels(self, tokens: jax.Array) -> jax.Array:
-        """Tokens int32 [B, L] -> images float32 [K, B, H, W, c]: what the first 1 .. K levels
+        """Targets [B, L, ...] -> images float32 [K, B, H, W, c]: what the first 1 .. K levels
         show, in [-1, 1]."""
         return jnp.stack([self.decode(f) for f in self.codec.features_by_level(tokens)])
 
@@ -170,7 +174,7 @@ class VQVAE(nn.Module):
         Args:
           images: float [B, H, W, c] in [-1, 1].
           keys: a PRNG key for each example [B], for dropout; None in evaluation.
-          exact: leave the features unquantised (see ResidualVQ.quantize).
+          exact: leave the features unquantised (see Codec.quantize).
 
         Returns:
           TokenizerOutput.

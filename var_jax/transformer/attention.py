@@ -192,9 +192,9 @@ class CrossAttention(nn.Module):
         mask: Bool[jax.Array, "B T"] | None = None,
     ) -> Float[jax.Array, "B n C"]:
         """Args:
-          x: tokens of the pyramid.
-          tokens: of the condition.
-          mask: which of them are there, one at least; None is all.
+        x: tokens of the pyramid.
+        tokens: of the condition.
+        mask: which of them are there, one at least; None is all.
         """
         width, heads, dtype = self.settings.width, self.settings.num_heads, self.settings.dtype
         head_dim, std = width // heads, init_std(width)

@@ -59,7 +59,9 @@ class CachePolicy(Protocol):
     def runs(self, num_blocks: int) -> tuple[Run, ...]:
         """Which blocks share a length; each run is compiled as one loop."""
 
-    def compress(self, levels: tuple[KeysValues, ...], run: int, level: int) -> tuple[KeysValues, ...]:
+    def compress(
+        self, levels: tuple[KeysValues, ...], run: int, level: int
+    ) -> tuple[KeysValues, ...]:
         """What a run of blocks keeps once a level has been processed.
 
         Args:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from var_jax.fields import Field
 from var_jax.transformer.layers import init_std
 
 
@@ -34,6 +35,10 @@ class Conditioner(Protocol):
 
     What is asked for ('given') is a pytree with the examples on axis 0, such as labels int32 [B].
     """
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What of a batch it reads."""
 
     def read(self, batch: dict[str, Any]) -> Any:
         """What is asked for, from the fields of a batch."""
@@ -76,6 +81,10 @@ class ClassLabels(nn.Module):
             jnp.float32,
         )
 
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return (Field("label", ()),)
+
     @nn.nowrap
     def read(self, batch: dict[str, Any]) -> Int[jax.Array, " B"]:
         return batch["label"]
@@ -93,9 +102,7 @@ class ClassLabels(nn.Module):
                 f"got {labels.min()}..{labels.max()}."
             )
 
-    def __call__(
-        self, given: Int[jax.Array, " B"], keys: jax.Array | None = None
-    ) -> Condition:
+    def __call__(self, given: Int[jax.Array, " B"], keys: jax.Array | None = None) -> Condition:
         if keys is not None:
             drop = jax.vmap(jax.random.uniform)(keys) < self.drop_rate
             given = jnp.where(drop, self.num_classes, given)

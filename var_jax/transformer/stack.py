@@ -109,9 +109,7 @@ class Stack(nn.Module):
             made.append(new)
         if cache is None:
             return x, None
-        return x, Cache(
-            runs=tuple((new,) for new, _ in made), modulation=tuple(m for _, m in made)
-        )
+        return x, Cache(runs=tuple((new,) for new, _ in made), modulation=tuple(m for _, m in made))
 
     def _branch_scales(self, batch: int, keys: jax.Array | None) -> jax.Array:
         """Drop path's factors, float32 [depth, B, 2]."""

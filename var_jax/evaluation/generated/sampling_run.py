@@ -10,6 +10,7 @@ then `samples.npz` with `arr_0` (uint8 NHWC), `labels` and `note`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import zipfile
@@ -22,9 +23,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from var_jax.decoding import guidance
-from var_jax.decoding.generate import Sampler
+from var_jax.decoding.base import Decoder
+from var_jax.decoding.next_scale import NextScale
 from var_jax.evaluation.generated import npz_images
 from var_jax.evaluation.progress import Progress
+from var_jax.heads.categorical import CategoricalSampling
 from var_jax.paths import replacing, write_json
 from var_jax.pyramid import ScalePyramid
 
@@ -63,34 +66,41 @@ def balanced_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray
     return (np.arange(num_samples) % num_classes).astype(np.int32)[order]
 
 
-def describe_sampler(sampler: Sampler, pyramid: ScalePyramid) -> dict[str, Any]:
-    """The settings at each level, ready for JSON."""
+def describe_decoder(decoder: Decoder, pyramid: ScalePyramid) -> dict[str, Any]:
+    """The settings of a decoder at each level, ready for JSON."""
     levels = range(pyramid.num_levels)
-    policies = [sampler.policy(k, pyramid) for k in levels]
-    rule = sampler.guidance
-    return {
+    by_level = [decoder.sampling.at(k, pyramid) for k in levels]
+    rule = decoder.guidance
+    found = {
         "guidance_convention": _CONVENTIONS.get(type(rule), _MIX),
         "cfg": getattr(rule, "cfg", None),
         "guidance_by_level": [float(rule.weight(k, pyramid.num_levels)) for k in levels],
-        "top_k_by_level": [p.top_k for p in policies],
-        "top_p_by_level": [p.top_p for p in policies],
-        "temperature_by_level": [p.temperature for p in policies],
-        "smooth_by_level": [p.smooth for p in policies],
         "level_shapes": [list(shape) for shape in pyramid.shapes],
     }
+    for field in dataclasses.fields(by_level[0]):
+        if field.name not in ("level", "pyramid", "processors"):
+            values = [getattr(settings, field.name) for settings in by_level]
+            found[f"{field.name}_by_level"] = values
+    # What the plain decoder has too is said above.
+    others = {
+        field.name: repr(getattr(decoder, field.name))
+        for field in dataclasses.fields(decoder)
+        if field.name not in ("guidance", "sampling") and getattr(decoder, field.name) is not None
+    }
+    processors = [repr(p) for p in getattr(decoder.sampling, "processors", ())]
+    if type(decoder) is not NextScale or others or processors:
+        kind = type(decoder).__name__
+        found["decoder"] = {"kind": kind, **others, "processors": processors}
+    return found
 
 
 def paper_protocol(pyramid: ScalePyramid) -> dict[str, Any]:
-    """What `describe_sampler` says under the published protocol, and its number of samples."""
-    values = PAPER_SAMPLING
-    sampler = Sampler(
-        guidance.LinearGuidance(values["cfg"]),
-        values["top_k"],
-        values["top_p"],
-        values["temperature"],
-        values["smooth"],
-    )
-    return {**describe_sampler(sampler, pyramid), "num_samples": PAPER_NUM_SAMPLES}
+    """What `describe_decoder` says under the published protocol, and its number of samples."""
+    values = dict(PAPER_SAMPLING)
+    rule = guidance.LinearGuidance(values.pop("cfg"))
+    values.pop("cfg_schedule", None)
+    decoder = NextScale(rule, CategoricalSampling(**values))
+    return {**describe_decoder(decoder, pyramid), "num_samples": PAPER_NUM_SAMPLES}
 
 
 def changes_of(used: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:

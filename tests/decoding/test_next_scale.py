@@ -1,22 +1,27 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from var_jax.codecs.residual_vq import ResidualVQ
-from var_jax.decoding.generate import Sampler
 from var_jax.decoding.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance
-from var_jax.decoding.images import ImageSampler, sampling_params
-from var_jax.heads.categorical import CategoricalHead
+from var_jax.decoding.images import ImageSampler
+from var_jax.decoding.next_scale import NextScale
+from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.network import Network, sampling_params
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 4))
-SAMPLER = Sampler(LinearGuidance(2.0), top_k=0, top_p=0.9)
+
+
+def decoder(guidance=LinearGuidance(2.0), top_k=0, top_p=0.9, **settings):
+    return NextScale(guidance, CategoricalSampling(top_k, top_p, **settings))
+
+
+DECODER = decoder()
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +33,13 @@ def model():
     var = VAR(PYRAMID, num_classes=3, code_dim=4, depth=2, width=32, num_heads=2)
     head = CategoricalHead(32, 32, init_factor=20.0)
     images = jnp.zeros((1, 8, 8, 1))
-    inputs = jnp.zeros((1, PYRAMID.length, 4))
+    network = Network(var, head)
 
     def init():
         return sharding.unbox(
             {
                 "tokenizer": tokenizer.init(jax.random.key(0), images)["params"],
-                "transformer": var.init(jax.random.key(1), inputs, jnp.zeros(1, int))["params"],
-                "head": head.init(jax.random.key(2), jnp.zeros((1, 1, 32)))["params"],
+                **network.init_params(jax.random.key(1)),
             }
         )
 
@@ -44,12 +48,12 @@ def model():
     params = jax.tree.map(
         lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params
     )
-    return var, head, tokenizer, frozen, params
+    return network, tokenizer, frozen, params
 
 
-def draw(model, labels, sampler=SAMPLER, batch_size=None, mesh=None, seed=7, **kwargs):
+def draw(model, labels, decoder=DECODER, batch_size=None, mesh=None, seed=7, **kwargs):
     *modules, frozen, params = model
-    sample = ImageSampler(*modules, frozen, sampler, mesh, **kwargs)
+    sample = ImageSampler(*modules, frozen, decoder, mesh, **kwargs)
     found = [s for _, s in sample.batches(params, labels, seed, batch_size or len(labels))]
     return (
         np.concatenate([s.images for s in found]),
@@ -69,13 +73,13 @@ def test_a_sample_is_the_same_in_every_batch_and_on_every_number_of_devices(mode
     _, eight, _ = draw(model, labels, batch_size=8, mesh=sharding.make_mesh())
     np.testing.assert_array_equal(eight, tokens)
     # And no two draw the same numbers: where all codes are as likely, all maps differ.
-    _, free, _ = draw(model, labels, Sampler(temperature=1e4))
+    _, free, _ = draw(model, labels, decoder(LinearGuidance(1.5), 900, 0.96, temperature=1e4))
     assert len({row.tobytes() for row in free}) == 50
 
 
 def test_parameters_in_the_computing_type_give_the_same(model):
-    var, head, tokenizer, frozen, params = model
-    narrow = var.clone(dtype=jnp.bfloat16)
+    network, tokenizer, frozen, params = model
+    narrow = Network(network.transformer.clone(dtype=jnp.bfloat16), network.head)
     cast = sampling_params(narrow, params)
     blocks = cast["transformer"]["blocks"]
     assert blocks["mlp"]["up"]["kernel"].dtype == blocks["adaln"]["bias"].dtype == jnp.bfloat16
@@ -83,16 +87,16 @@ def test_parameters_in_the_computing_type_give_the_same(model):
     assert cast["transformer"]["position"].dtype == jnp.float32
     assert cast["head"] is params["head"]
     labels = np.arange(12) % 3
-    found = [draw((narrow, head, tokenizer, frozen, p), labels) for p in (params, cast)]
+    found = [draw((narrow, tokenizer, frozen, p), labels) for p in (params, cast)]
     np.testing.assert_array_equal(found[0][1], found[1][1])
     np.testing.assert_array_equal(found[0][0], found[1][0])
     # In float32 there is nothing to cast.
-    jax.tree.map(np.testing.assert_array_equal, sampling_params(var, params), params)
+    jax.tree.map(np.testing.assert_array_equal, sampling_params(network, params), params)
 
 
 def test_the_second_call_compiles_nothing(model, caplog):
     *modules, frozen, params = model
-    sample = ImageSampler(*modules, frozen, SAMPLER)
+    sample = ImageSampler(*modules, frozen, DECODER)
     index = np.arange(4)
     sample(params, [0, 1, 2, 0], 1, index)
     with jax.log_compiles(), caplog.at_level("WARNING"):
@@ -102,16 +106,16 @@ def test_the_second_call_compiles_nothing(model, caplog):
 
 def manual_logits(model, tokens, labels):
     """Teacher-forced logits of given tokens."""
-    var, head, tokenizer, frozen, params = model
+    network, tokenizer, frozen, params = model
     inputs = tokenizer.codec.apply({"params": frozen["codec"]}, tokens, method="teacher_inputs")
-    hidden = var.apply({"params": params["transformer"]}, inputs, labels)
-    return head.apply({"params": params["head"]}, hidden)
+    hidden, _ = network.hidden(params, inputs, labels)
+    return network.head.apply({"params": params["head"]}, hidden)
 
 
 @pytest.mark.parametrize("guidance", [LinearGuidance(0.0), LinearGuidance(2.0)])
 def test_greedy_generation_agrees_with_teacher_forcing(model, guidance):
     labels = np.array([0, 1, 2])
-    _, tokens, _ = draw(model, labels, Sampler(guidance, top_k=1))
+    _, tokens, _ = draw(model, labels, decoder(guidance, 1, 0.96))
     logits = manual_logits(model, tokens, labels)
     uncond = manual_logits(model, tokens, np.full(3, 3))
     for k in range(PYRAMID.num_levels):
@@ -130,20 +134,20 @@ def test_guidance_weights():
 
 def test_unguided_late_levels_do_not_change_the_early_ones(model):
     labels = np.array([0, 1, 2])
-    _, early, _ = draw(model, labels, Sampler(PerLevelGuidance((0.0, 2.0, 0.0)), top_p=0.9))
-    _, full, _ = draw(model, labels, Sampler(PerLevelGuidance((0.0, 2.0, 2.0)), top_p=0.9))
+    _, early, _ = draw(model, labels, decoder(PerLevelGuidance((0.0, 2.0, 0.0)), 900))
+    _, full, _ = draw(model, labels, decoder(PerLevelGuidance((0.0, 2.0, 2.0)), 900))
     np.testing.assert_array_equal(early[:, :5], full[:, :5])
     assert (early[:, 5:] != full[:, 5:]).any()
 
 
 def test_settings_can_differ_by_level(model):
     labels = np.array([0, 1, 2, 0])
-    _, greedy_start, _ = draw(model, labels, dataclasses.replace(SAMPLER, top_k=(1, 0, 0)))
-    _, greedy, _ = draw(model, labels, dataclasses.replace(SAMPLER, top_k=1))
+    _, greedy_start, _ = draw(model, labels, decoder(top_k=(1, 0, 0)))
+    _, greedy, _ = draw(model, labels, decoder(top_k=1))
     np.testing.assert_array_equal(greedy_start[:, :1], greedy[:, :1])
     assert (greedy_start[:, 1:] != greedy[:, 1:]).any()
     with pytest.raises(ValueError, match="top_p has 2 values"):
-        draw(model, labels, dataclasses.replace(SAMPLER, top_p=(0.5, 0.9)))
+        draw(model, labels, decoder(top_p=(0.5, 0.9)))
 
 
 def test_partial_images_end_with_the_image(model):
@@ -151,7 +155,7 @@ def test_partial_images_end_with_the_image(model):
     images, _, found = draw(model, labels, keep_partial=True)
     assert found[0].partial.shape == (2, 3, 8, 8, 1)
     np.testing.assert_array_equal(found[0].partial[:, -1], images)
-    smooth = draw(model, labels, dataclasses.replace(SAMPLER, smooth=True))[0]
+    smooth = draw(model, labels, decoder(smooth=True))[0]
     assert np.abs(smooth.astype(int) - images).max() > 1
 
 

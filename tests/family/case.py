@@ -1,0 +1,72 @@
+"""One golden case of the family: config, weights, inputs and outputs of the public code."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+from goldens.fill import fill
+
+#: Entries of official state dicts that the code computes from the config.
+DERIVED = (
+    *("lvl_1L", "attn_bias_for_masking", "mask", "patch_nums"),
+    *("freqs", "freqs_cos", "freqs_sin"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A folder of goldens/family, or of FAMILY_GOLDENS.
+
+    Attributes:
+      folder: holds config.json, outputs.npz and layouts.
+    """
+
+    folder: pathlib.Path
+
+    @functools.cached_property
+    def config(self):
+        return json.loads((self.folder / "config.json").read_text())
+
+    @functools.cached_property
+    def outputs(self):
+        """What went in and came out, by name."""
+        return dict(np.load(self.folder / "outputs.npz"))
+
+    @functools.cached_property
+    def grad_norms(self):
+        return json.loads((self.folder / "grad_norms.json").read_text())
+
+    def state(self, layout="layout"):
+        """{official name: float32 array} of a layout; what the code computes is left out."""
+        scale = self.config.get("fill_scale", {})
+        named = json.loads((self.folder / f"{layout}.json").read_text())
+        return {
+            name: (fill(name, tuple(shape)) * np.float32(scale.get(name, 1))).astype(np.float32)
+            for name, shape in named
+            if name.rsplit(".", 1)[-1] not in DERIVED
+        }
+
+    def close(self, actual, name, tolerance=1e-4):
+        """Asserts that an array is the output of a name: largest difference over the largest."""
+        expected = self.outputs[name]
+        actual = np.asarray(actual)
+        assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+        difference = np.abs(actual - expected).max()
+        assert difference <= tolerance * np.abs(expected).max(), (name, difference)
+
+    def equal(self, actual, name):
+        """Asserts that integers are the output of a name."""
+        np.testing.assert_array_equal(np.asarray(actual), self.outputs[name], err_msg=name)
+
+
+def nhwc(x):
+    """Images or feature maps from PyTorch's layout."""
+    return np.transpose(x, (0, 2, 3, 1))
+
+
+def by_level(outputs, name):
+    """The arrays name_0, name_1, ... put together along axis 1."""
+    count = sum(key.rpartition("_")[0] == name and key[-1].isdigit() for key in outputs)
+    return np.concatenate([outputs[f"{name}_{k}"] for k in range(count)], 1)

@@ -1,0 +1,34 @@
+"""The family's methods against the outputs of their public code.
+
+A case is a folder of tests/goldens/family, or of the folder that FAMILY_GOLDENS names. Its method
+is the longest name of a module of tests/family that the folder's name begins with; the module's
+CHECKS are functions of a `family.case.Case` by name.
+"""
+
+import importlib
+import os
+import pathlib
+
+import pytest
+from family.case import Case
+
+TESTS = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(os.environ.get("FAMILY_GOLDENS", TESTS / "goldens" / "family"))
+METHODS = sorted({path.stem for path in (TESTS / "family").glob("*.py")} - {"case", "__init__"})
+
+
+def checks():
+    for folder in sorted(path.parent for path in ROOT.glob("*/config.json")):
+        found = [name for name in METHODS if folder.name.startswith(name)]
+        if not found:
+            skip = pytest.mark.skip(reason="not built")
+            yield pytest.param(folder, None, id=folder.name, marks=skip)
+            continue
+        module = importlib.import_module(f"family.{max(found, key=len)}")
+        for name, check in module.CHECKS.items():
+            yield pytest.param(folder, check, id=f"{folder.name}-{name}")
+
+
+@pytest.mark.parametrize("folder, check", checks())
+def test_case(folder, check):
+    check(Case(folder))

@@ -1,0 +1,64 @@
+"""What an objective reads and does not train: where it lies on the mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from var_jax.build.loading import LoadedTokenizer
+from var_jax.objectives.base import FrozenPart, NetworkObjective
+from var_jax.parallel import arrays, sharding
+
+
+def preset_of(config: ConfigDict, part: FrozenPart) -> str:
+    """The sharding preset by which a part is laid out."""
+    if part.as_trained:
+        return config.sharding
+    return config.get("frozen_sharding", "replicated")
+
+
+def abstract(objective: NetworkObjective, config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """The objective's frozen parameters as ShapeDtypeStructs with their shardings."""
+    found = {}
+    for name, part in objective.frozen_parts().items():
+        boxed = jax.eval_shape(part.init, jax.random.key(0))
+        found[name] = sharding.abstract_state(boxed, mesh, preset_of(config, part))
+    return found
+
+
+def place(
+    objective: NetworkObjective,
+    config: ConfigDict,
+    mesh: Mesh,
+    tokenizer: LoadedTokenizer,
+    reference: Any = None,
+) -> dict[str, Any]:
+    """The objective's frozen parameters on the mesh.
+
+    Args:
+      objective: says which it needs.
+      config: of the training.
+      mesh: of the training.
+      tokenizer: its parameters on the mesh, which are not copied.
+      reference: host arrays of the model that the run starts from, where the objective needs it.
+
+    Raises:
+      ValueError: there is no reference, but the objective needs one.
+    """
+    placed = {}
+    for name, part in objective.frozen_parts().items():
+        boxed = jax.eval_shape(part.init, jax.random.key(0))
+        if name == "tokenizer":
+            placed[name] = {key: tokenizer.params.get(key, {}) for key in boxed}
+        elif reference is None:
+            raise ValueError(
+                f"{type(objective).__name__} compares with the model that the run starts from; "
+                "give --config.train.initial_checkpoint=<workdir of a transformer>."
+            )
+        else:
+            layout = sharding.abstract_shardings(boxed, mesh, preset_of(config, part))
+            placed[name] = arrays.place(reference, layout)
+    return placed

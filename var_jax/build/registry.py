@@ -1,0 +1,148 @@
+"""The methods by name: one line for each class that a config can choose as `kind`.
+
+An axis is a section such as config.model.head = dict(kind="categorical", label_smoothing=0.1). A
+kind is a name of this table, or "module:Class" of any class that follows the axis' protocol. Its
+keys are the parameters of the class, without those that the builder knows, which are passed by
+name: see the callers of `make`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from var_jax.build.sections import ConfigError, Section, call, opened, read
+
+METHODS: dict[str, dict[str, str]] = {
+    # config.tokenizer.codec: `codecs.base.Codec`.
+    "codec": {
+        "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
+    },
+    # config.model.context: `context.Context`.
+    "context": {
+        "block_causal": "var_jax.context:BlockCausal",
+        "recent_levels": "var_jax.context:RecentLevels",
+    },
+    # config.model.conditioner: `transformer.condition.Conditioner`.
+    "conditioner": {
+        "class_labels": "var_jax.transformer.condition:ClassLabels",
+    },
+    # config.model.positions: `transformer.positions.Positions`.
+    "positions": {
+        "learned": "var_jax.transformer.positions:LearnedPositions",
+    },
+    # config.model.head: `heads.base.Head`.
+    "head": {
+        "categorical": "var_jax.heads.categorical:CategoricalHead",
+    },
+    # config.train.objective: `objectives.base.NetworkObjective`.
+    "objective": {
+        "likelihood": "var_jax.objectives.likelihood:Likelihood",
+    },
+    # config.train.weights: `objectives.level_weights.LevelWeights`.
+    "weights": {
+        "uniform": "var_jax.objectives.level_weights:UniformWeights",
+    },
+    # config.train.curriculum: `objectives.curriculum.Curriculum`.
+    "curriculum": {},
+    # config.sampling.decoder: `decoding.base.Decoder`.
+    "decoder": {
+        "next_scale": "var_jax.decoding.next_scale:NextScale",
+    },
+    # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
+    "cache_policy": {},
+    # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
+    "processor": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What every axis' section holds.
+
+    Attributes:
+      kind: a name of METHODS, or "module:Class".
+    """
+
+    kind: str
+
+
+def find(axis: str, kind: str, path: str) -> Callable[..., Any]:
+    """The class of a kind.
+
+    Args:
+      axis: of METHODS.
+      kind: see `Kind`.
+      path: of the section, for errors.
+
+    Raises:
+      ConfigError: there is none, with the nearest name.
+    """
+    known = METHODS[axis]
+    place = known.get(kind, kind)
+    if ":" not in place:
+        near = difflib.get_close_matches(kind, known, 1)
+        meant = f"did you mean {near[0]!r}? Known are" if near else "known are"
+        raise ConfigError(
+            f"{path}.kind is {kind!r}; {meant} {', '.join(known) or 'none yet'}, or give "
+            "'module:Class'."
+        )
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{path}.kind is {kind!r}, which cannot be imported: {error}.") from None
+
+
+def section(axis: str, value: Any, path: str, offered: tuple[str, ...]) -> Section:
+    """What the section of an axis may hold.
+
+    Args:
+      axis: of METHODS.
+      value: of the section: a mapping with its kind, or the kind alone.
+      path: of the section.
+      offered: names of what the builder passes.
+    """
+    kind = opened(value).get("kind") if isinstance(value, str | Mapping) else None
+    if not isinstance(kind, str):
+        raise ConfigError(f"{path} needs a kind: {', '.join(METHODS[axis])} or 'module:Class'.")
+    return Section((Kind, find(axis, kind, path)), given=offered)
+
+
+def sections(prefix: str, **offered: tuple[str, ...]) -> dict[str, Callable[..., Section]]:
+    """Sections of several axes inside one, for `Section.sections`.
+
+    Args:
+      prefix: path of the section that they are in.
+      **offered: of each axis, see `section`.
+    """
+
+    def of(axis: str, names: tuple[str, ...]) -> Callable[..., Section]:
+        return lambda values: section(axis, values.get(axis), f"{prefix}.{axis}", names)
+
+    return {axis: of(axis, names) for axis, names in offered.items()}
+
+
+def make(axis: str, value: Any, path: str, **offered: Any) -> Any:
+    """Builds what the section of an axis describes.
+
+    Args:
+      axis, value, path: see `section`.
+      **offered: what the builder knows; a class takes what it has parameters for.
+
+    Raises:
+      ConfigError: an unknown kind or key, or a key that is missing.
+    """
+    values = read(opened(value), path, section(axis, value, path, tuple(offered)))
+    cls = find(axis, values.pop("kind"), path)
+    return call(cls, path, values, **taken(cls, offered))
+
+
+def taken(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered values that a function has parameters for."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in offered.items() if name in parameters}

@@ -1,0 +1,207 @@
+"""What decoders share: the state of a generation and the step that draws one level."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Int
+
+from var_jax.codecs.base import Codec
+from var_jax.network import Network
+from var_jax.transformer.cache import Cache, CachePolicy
+
+
+@flax.struct.dataclass
+class Generated:
+    """What a decoder returns.
+
+    Attributes:
+      targets: [B, L, ...], such as tokens int32 [B, L].
+      features: float32 [B, h, w, C], to be decoded by the autoencoder.
+      partial: the features after each level, K arrays; empty unless asked for.
+    """
+
+    targets: jax.Array
+    features: jax.Array
+    partial: tuple[jax.Array, ...] = ()
+
+
+class Decoder(Protocol):
+    """A frozen dataclass of settings that owns the loop over levels.
+
+    Example i depends on what is asked for it and its key only, not on the batch it is in; shapes
+    are static, so that a generation is compiled as one program.
+    """
+
+    def __call__(
+        self,
+        network: Network,
+        params: Any,
+        codec: Codec,
+        codec_params: Any,
+        given: Any,
+        keys: jax.Array,
+        *,
+        own_params: Any = None,
+        keep_partial: bool = False,
+    ) -> Generated:
+        """Draws one pyramid for each example.
+
+        Args:
+          network, params: of the model.
+          codec, codec_params: of the tokenizer.
+          given: what is asked for, see `Conditioner`; such as labels int32 [B].
+          keys: one PRNG key for each example [B].
+          own_params: of further networks that the decoder holds; None where there are none.
+          keep_partial: also return the features after each level.
+        """
+
+
+@flax.struct.dataclass
+class State:
+    """A generation between two levels; examples are on axis 0 of every array but the cache's.
+
+    Attributes:
+      given: what is asked for; while `paired`, each example beside its unconditional twin.
+      keys: one PRNG key for each example [B].
+      cache: of the transformer, paired as `given`.
+      carry: of the codec.
+      inputs: of the levels up to the next one, [B, n, D] each; None for level 0.
+      targets: of the levels drawn so far.
+      paired: whether guidance runs.
+    """
+
+    given: Any
+    keys: jax.Array
+    cache: Cache
+    carry: Any = None
+    inputs: tuple[jax.Array | None, ...] = (None,)
+    targets: tuple[jax.Array, ...] = ()
+    paired: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @property
+    def level(self) -> int:
+        """The next level."""
+        return len(self.targets)
+
+    def reindex(self, rows: Int[jax.Array, " b"]) -> State:
+        """The state of these examples, which may repeat."""
+        twins = jnp.stack([2 * rows, 2 * rows + 1], 1).reshape(-1) if self.paired else rows
+        asked = jax.tree.map(lambda x: x[twins], self.given)
+        rest = (self.keys, self.carry, self.inputs, self.targets)
+        keys, carry, inputs, targets = jax.tree.map(lambda x: x[rows], rest)
+        return State(asked, keys, self.cache.reindex(twins), carry, inputs, targets, self.paired)
+
+
+def start(network: Network, given: Any, keys: jax.Array, paired: bool) -> State:
+    """The state before level 0.
+
+    Args:
+      network: what draws.
+      given, keys: see `Decoder`.
+      paired: whether level 0 or a later one is guided.
+    """
+    if paired:
+        # Each example beside its unconditional twin: a cut batch axis keeps both on one device.
+        null = network.transformer.conditioning().null(given)
+        given = jax.tree.map(_pairs, given, null)
+    return State(given, keys, Cache(), paired=paired)
+
+
+def unpaired(state: State) -> State:
+    """The state without the unconditional twins, once no level is guided any more."""
+    if not state.paired:
+        return state
+    return state.replace(
+        given=jax.tree.map(lambda x: _pair(x, 0), state.given),
+        cache=jax.tree.map(lambda x: _pair(x, 0, axis=1), state.cache),
+        paired=False,
+    )
+
+
+def hidden_states(
+    network: Network,
+    params: Any,
+    state: State,
+    policy: CachePolicy | None = None,
+) -> tuple[tuple[jax.Array, ...], State]:
+    """Runs the transformer over the levels that its cache has not seen, up to the next one.
+
+    Args:
+      network, params: of the model.
+      state: before the level.
+      policy: of the cache.
+
+    Returns:
+      Hidden states of the next level [B, n, C], conditional and, while paired, unconditional; and
+      the state with the new cache.
+    """
+    transformer = network.transformer
+    pyramid, level = transformer.pyramid, state.level
+    # A model that takes over midway reads all levels before in the same pass.
+    levels = range(level if state.cache.modulation is not None else 0, level + 1)
+    inputs = [state.inputs[k] for k in levels if k > 0]
+    if inputs and levels.start == 0:
+        inputs = [jnp.zeros((inputs[0].shape[0], pyramid.sizes[0], inputs[0].shape[2])), *inputs]
+    read = jnp.concatenate(inputs, axis=1) if inputs else None
+    if read is not None and state.paired:
+        read = _pairs(read, read)
+    runs = policy and policy.runs(transformer.depth)
+    hidden, cache = network.hidden(
+        params,
+        read,
+        state.given,
+        levels=levels,
+        cache=state.cache,
+        runs=runs,
+        keep_queries=policy is not None,
+    )
+    if policy is not None:
+        kept = tuple(policy.compress(run, i, level) for i, run in enumerate(cache.runs))
+        cache = cache.replace(runs=kept)
+    hidden = hidden[:, -pyramid.sizes[level] :]
+    twins = (_pair(hidden, 0), _pair(hidden, 1)) if state.paired else (hidden,)
+    return twins, state.replace(cache=cache)
+
+
+def draw(
+    network: Network,
+    params: Any,
+    codec: Codec,
+    codec_params: Any,
+    hiddens: tuple[jax.Array, ...],
+    weights: tuple[float, ...],
+    settings: Any,
+    state: State,
+) -> State:
+    """Draws the next level from hidden states and adds it.
+
+    Args:
+      network, params: of the model whose head draws.
+      codec, codec_params: of the tokenizer.
+      hiddens, weights, settings: see `Head.sample`.
+      state: before the level.
+    """
+    level, pyramid = state.level, network.transformer.pyramid
+    level_keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, level)
+    target, code = network.sample(params, hiddens, weights, level_keys, settings)
+    carry, following = codec.apply(
+        {"params": codec_params}, state.carry, level, code, pyramid, method="advance"
+    )
+    return state.replace(
+        carry=carry, inputs=(*state.inputs, following), targets=(*state.targets, target)
+    )
+
+
+def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+    """[B, ...] twice -> [2 B, ...]: first 0, second 0, first 1, second 1, ..."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _pair(x: jax.Array, which: int, axis: int = 0) -> jax.Array:
+    """One of each pair that `_pairs` made."""
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    return jax.lax.index_in_dim(pairs, which, axis + 1, keepdims=False)

@@ -1,0 +1,70 @@
+"""Next-scale generation: one pass for each level, coarse to fine (VAR, arXiv 2404.02905)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from var_jax.codecs.base import Codec
+from var_jax.decoding import base
+from var_jax.decoding.guidance import Guidance, LinearGuidance
+from var_jax.heads.categorical import CategoricalSampling
+from var_jax.network import Network
+from var_jax.transformer.cache import CachePolicy
+
+
+@dataclasses.dataclass(frozen=True)
+class NextScale:
+    """The plain decoder; its defaults are those of the official FID evaluation.
+
+    Attributes:
+      guidance: weight of each level.
+      sampling: the head's settings, see `Head`.
+      cache_policy: what the cache keeps; None is all that the context sees.
+    """
+
+    guidance: Guidance = LinearGuidance(1.5)
+    sampling: Any = CategoricalSampling()
+    cache_policy: CachePolicy | None = None
+
+    def __call__(
+        self,
+        network: Network,
+        params: Any,
+        codec: Codec,
+        codec_params: Any,
+        given: Any,
+        keys: jax.Array,
+        *,
+        own_params: Any = None,
+        keep_partial: bool = False,
+    ) -> base.Generated:
+        """See `Decoder`."""
+        pyramid = network.transformer.pyramid
+        count = pyramid.num_levels
+        weights = [self.guidance.weight(k, count) for k in range(count)]
+        # The unconditional half runs up to the last guided level: later ones do not look at it.
+        guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
+        state, partial = base.start(network, given, keys, guided_levels > 0), []
+        for k, t in enumerate(weights):
+            if k == guided_levels:
+                state = base.unpaired(state)
+            hiddens, state = base.hidden_states(network, params, state, self.cache_policy)
+            mix = (1 + t, -t) if t != 0 else (1.0,)
+            state = base.draw(
+                network,
+                params,
+                codec,
+                codec_params,
+                hiddens[: len(mix)],
+                mix,
+                self.sampling.at(k, pyramid),
+                state,
+            )
+            if keep_partial:
+                partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
+        features = codec.apply({"params": codec_params}, state.carry, method="finish")
+        return base.Generated(jnp.concatenate(state.targets, axis=1), features, tuple(partial))

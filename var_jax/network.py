@@ -1,0 +1,72 @@
+"""A transformer and the head that reads it: what is trained, saved and sampled from as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from var_jax.heads.base import Head
+from var_jax.transformer.var import VAR
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Modules whose parameters are {'transformer': ..., 'head': ...}.
+
+    Attributes:
+      transformer: from inputs and condition to hidden states.
+      head: from hidden states to targets.
+    """
+
+    transformer: VAR
+    head: Head
+
+    def init_params(self, key: jax.Array) -> dict[str, Any]:
+        """Parameters at initialisation, in the boxes that hold their logical axis names."""
+        transformer_key, head_key = jax.random.split(key)
+        var = self.transformer
+        inputs = jnp.zeros((1, var.pyramid.length, var.code_dim))
+        asked = var.conditioning()
+        given = asked.read({f.name: jnp.zeros((1, *f.shape), f.dtype) for f in asked.fields})
+        hidden = jnp.zeros((1, var.pyramid.length, var.width))
+        return {
+            "transformer": var.init(transformer_key, inputs, given)["params"],
+            "head": self.head.init(head_key, hidden)["params"],
+        }
+
+    def hidden(self, params: Any, inputs: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        """A pass of the transformer; see `VAR.__call__`."""
+        variables = {"params": params["transformer"]}
+        return self.transformer.apply(variables, inputs, given, *args, **kwargs)
+
+    def loss(self, params: Any, *args: Any) -> Any:
+        """The head's loss; see `Head.loss`."""
+        return self.head.apply({"params": params["head"]}, *args, method="loss")
+
+    def sample(self, params: Any, *args: Any) -> Any:
+        """The head's draw; see `Head.sample`."""
+        return self.head.apply({"params": params["head"]}, *args, method="sample")
+
+
+def sampling_params(network: Network, params: Any) -> Any:
+    """The parameters with the blocks' in the type that the blocks compute in.
+
+    A block casts all of them at every use but `log_scale`. Cast once, a bfloat16 model takes half
+    the memory, and a level reads half the bytes.
+
+    Args:
+      network: whose blocks.
+      params: {'transformer': ..., 'head': ...}.
+    """
+
+    def cast(path, x):
+        if "log_scale" in jax.tree_util.keystr(path):
+            return x
+        return x.astype(network.transformer.dtype)
+
+    transformer = params["transformer"]
+    blocks = jax.tree_util.tree_map_with_path(cast, transformer["blocks"])
+    return {**params, "transformer": {**transformer, "blocks": blocks}}
