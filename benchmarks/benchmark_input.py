@@ -22,7 +22,7 @@ from PIL import Image
 
 from launch import cli
 from var_jax.data import Pipeline, make_source, make_transform
-from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter
+from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter, token_field
 from var_jax.pyramid import ScalePyramid
 
 _PATH = cli.define_path("path", None, "Folder of class folders; by default, made pictures.")
@@ -141,10 +141,11 @@ def benchmark_pictures(path: str) -> dict[str, float]:
 
 def benchmark_tokens(folder: str) -> dict[str, float]:
     """Cached samples/s of 680 tokens: by wall clock, and by processor seconds (one core's)."""
+    shapes = ScalePyramid.for_image_size(256).shapes
     settings = TokenCacheSettings(
         fingerprint="benchmark",
-        shapes=ScalePyramid.for_image_size(256).shapes,
-        vocab_size=4096,
+        shapes=shapes,
+        field=token_field(shapes, 4096),
         num_images=_TOKENS.value,
         crops=1,
         class_names=tuple(str(i) for i in range(1000)),

@@ -14,14 +14,14 @@ import optax
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from var_jax.codecs.residual_vq import ResidualVQ, nearest_codes
+from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal, key_segments
-from var_jax.heads.categorical import CategoricalHead
-from var_jax.heads.filters import LevelPolicy
+from var_jax.heads.categorical import CategoricalHead, LevelSampling
 from var_jax.kernels.block_attention import pallas_tpu, reference, xla
 from var_jax.objectives.base import Aux
-from var_jax.objectives.vqgan import VQGAN, kmeans_init
 from var_jax.pyramid import ScalePyramid
+from var_jax.quantizers.life import CodebookLife, kmeans_init
+from var_jax.quantizers.nearest import nearest_codes
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.layers import GroupNorm
 from var_jax.tokenizer.lpips import LPIPS
@@ -103,10 +103,10 @@ def attention(name):
 def head_sample():
     head = CategoricalHead(16, 32, dtype=jnp.bfloat16)
     _, (params, _) = applied(head, f32(2, 4, 32))
-    policy = LevelPolicy(top_k=9, top_p=0.9, smooth=True)
+    settings = LevelSampling(0, PYRAMID, top_k=9, top_p=0.9, smooth=True)
 
     def sample(params, hidden, keys):
-        return head.apply(params, hidden, hidden, 1.5, keys, policy, method="sample")
+        return head.apply(params, (hidden, hidden), (2.5, -1.5), keys, settings, method="sample")
 
     return sample, (params, f32(2, 4, 32), keys(2))
 
@@ -141,9 +141,9 @@ def train_step():
 
 
 def usage_metrics():
-    objective = VQGAN(VQVAE(ResidualVQ(PYRAMID, 16, 4, 1)))
-    metrics = lambda stats: objective._usage_metrics(stats, False)  # noqa: E731
-    return metrics, (jax.eval_shape(objective.init_stats),)
+    life = CodebookLife()
+    metrics = lambda stats, tokens: life.metrics(stats, tokens, PYRAMID)  # noqa: E731
+    return metrics, (jax.eval_shape(lambda: life.init_stats(PYRAMID, 16)), i32(2, PYRAMID.length))
 
 
 # What computes in float32 from end to end: name, function and arguments, and whether its products
@@ -159,7 +159,7 @@ FLOAT32 = [
             CategoricalHead(16, 32, 0.1, dtype=jnp.bfloat16),
             f32(2, 4, 32),
             i32(2, 4),
-            method="loss_and_correct",
+            method="loss",
         ),
         False,
     ),

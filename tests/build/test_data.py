@@ -39,7 +39,7 @@ def make_cache(folder, config, split="train", crops=2, **changes):
     values = dict(
         fingerprint="f" * 64,
         shapes=tokenizer.codec.pyramid.shapes,
-        vocab_size=config.tokenizer.vocab_size,
+        field=tokenizer.codec.source,
         num_images=10,
         crops=crops,
         class_names=tuple("0123456789"),

@@ -10,15 +10,13 @@ from recipes import load
 from var_jax import build
 from var_jax.build.sections import ConfigError
 from var_jax.checkpoint import Checkpointer
-from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 
 DIGITS = [str(d) for d in range(10)]
 
 
 def abstract(config):
-    objective = Likelihood(build.var(config), build.head(config), codec=None)
-    return sharding.unbox(jax.eval_shape(objective.init_params, jax.random.key(0)))
+    return sharding.unbox(jax.eval_shape(build.network(config).init_params, jax.random.key(0)))
 
 
 def save(workdir, config, class_names=DIGITS, ema=False, fingerprint="f" * 64):

@@ -13,22 +13,21 @@ def test_every_config_builds(recipe):
     assert tokenizer.codec.pyramid == build.pyramid(config)
     if not config.model.num_classes:
         build.set_num_classes(config, 9)
-    var = build.var(config)
+    var = build.network(config).transformer
     assert var.width // var.num_heads == 64
-    build.head(config)
-    build.sampler(config)
+    build.decoder(config)
 
 
 def test_values_reach_the_objects():
     config = load("mnist5k")
     config.unlock()
-    config.model.context = 1
-    assert build.var(config).context == RecentLevels(1)
+    config.model.context = dict(kind="recent_levels", num_previous=1)
+    assert build.network(config).transformer.context == RecentLevels(1)
     config.sampling.cfg_schedule = "constant"
-    assert build.sampler(config).guidance == ConstantGuidance(config.sampling.cfg)
+    assert build.decoder(config).guidance == ConstantGuidance(config.sampling.cfg)
     with config.ignore_type():
         config.sampling.cfg = (0.0, 0.5, 1.0, 2.0)
-    assert build.sampler(config).guidance == PerLevelGuidance((0.0, 0.5, 1.0, 2.0))
+    assert build.decoder(config).guidance == PerLevelGuidance((0.0, 0.5, 1.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -48,5 +47,5 @@ def test_mistakes_are_named(section, key, value, message):
         config[section][key] = value
     with pytest.raises(ValueError, match=message):
         build.tokenizer(config)
-        build.var(config)
-        build.sampler(config)
+        build.network(config)
+        build.decoder(config)

@@ -5,6 +5,7 @@ from recipes import TRANSFORMERS, load
 
 from var_jax import build
 from var_jax.build import training
+from var_jax.objectives.curriculum import TrainedLevels
 from var_jax.tokenizer.lpips import LPIPS
 
 
@@ -58,12 +59,14 @@ def test_progressive_training_changes_the_objective_and_only_then():
     config.train.num_steps, config.train.optimizer.warmup_steps = 100, 10
     module = build.tokenizer(config)
     loaded = build.LoadedTokenizer(module, None, "", config)
-    objective_at, evaluated = build.likelihood(config, loaded, cached=True)
-    levels = [objective_at(step).num_levels for step in range(100)]
-    assert levels[0] == 1 and levels[99] == 0 and 2 in levels
-    assert objective_at(0).ramp_steps == 0 and objective_at(levels.index(2)).ramp_steps == 10
-    assert objective_at(99) == evaluated
-    assert objective_at(0) is objective_at(1)
+    objective = build.objective(config, loaded, from_images=False)
+    trained = [objective.at(step).trained for step in range(100)]
+    levels = [t.pyramid.num_levels for t in trained]
+    assert levels[0] == 1 and levels[99] == 4 and 2 in levels
+    assert trained[0].ramp_steps == 0 and trained[levels.index(2)].ramp_steps == 10
+    assert trained[99] == TrainedLevels(build.pyramid(config))
+    # Equal ones are compiled once.
+    assert objective.at(0) == objective.at(1) and len({objective.at(i) for i in range(100)}) == 4
 
 
 @pytest.mark.parametrize("recipe", [("var_imagenet256", "d30"), ("var_imagenet512",)])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from goldens.fill import load_state
 
-from var_jax.codecs.residual_vq import ResidualVQ, nearest_codes, phi_indices
+from var_jax.codecs.residual_vq import ResidualVQ, phi_indices
 from var_jax.pyramid import ScalePyramid
+from var_jax.quantizers.nearest import nearest_codes
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
@@ -159,14 +160,14 @@ def test_encode_repeats_itself_and_agrees_with_quantize(normalize):
     tokens = run(codec, params, features, method="encode")
     assert tokens.shape == (2, codec.pyramid.length) and tokens.dtype == jnp.int32
     quantized = run(codec, params, features, method="quantize")
-    np.testing.assert_array_equal(tokens, quantized.tokens)
+    np.testing.assert_array_equal(tokens, quantized.targets)
     assert_close(quantized.features, run(codec, params, tokens, method="decode"), 1e-5)
     # What a level's code was chosen for is what the levels before it left over.
     np.testing.assert_array_equal(
-        nearest_codes(quantized.residuals, params["codebook"], normalize), tokens
+        nearest_codes(quantized.vectors, params["codebook"], normalize), tokens
     )
     np.testing.assert_allclose(
-        quantized.residuals[:, 0], jnp.mean(features, (1, 2)), rtol=1e-4, atol=1e-5
+        quantized.vectors[:, 0], jnp.mean(features, (1, 2)), rtol=1e-4, atol=1e-5
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 
@@ -43,12 +44,12 @@ def test_released_transformers_map_completely_both_ways(depth, size):
     assert shape.qk_norm and shape.shared_adaln == (depth == 36) and shape.mlp_ratio == 4
     assert (shape.num_classes, shape.vocab_size, shape.code_dim) == (1000, 4096, 32)
     assert shape.patch_nums == PATCH_NUMS[size]
-    transformer, head = official.build_transformer(shape)
-    slots = official.transformer_slots(transformer, head)
+    network = official.build_network(shape)
+    slots = official.network_slots(network)
     mapping.check(state, slots, var.BUFFERS, "file")
-    params = official.abstract_transformer(transformer, head)
+    params = official.abstract_network(network)
     assert {slot.path for slot in slots.values()} == set(mapping.flatten(params))
-    exported = shapes(official.transformer_tensors(transformer, head, params))
+    exported = shapes(official.network_tensors(network, params))
     assert exported == shapes(state)
 
 
@@ -147,7 +148,7 @@ def test_what_does_not_fit_is_listed(change, message):
     state = layout("a/var_layout.json", **change)
     with pytest.raises(ValueError, match=message):
         shape = var.infer(state, (1, 2, 3, 4, 5, 6))
-        slots = official.transformer_slots(*official.build_transformer(shape))
+        slots = official.network_slots(official.build_network(shape))
         mapping.check(state, slots, var.BUFFERS, "file")
 
 
@@ -182,26 +183,21 @@ def test_what_the_official_code_does_not_have_is_not_exported():
     tokenizer = official.build_tokenizer(shape).clone(multipliers=(1, 2))
     with pytest.raises(ValueError, match="always has multipliers"):
         official.tokenizer_tensors(tokenizer, official.abstract_tokenizer(tokenizer))
-    transformer, head = official.build_transformer(
-        var.infer(layout("b/var_layout.json"), (1, 2, 4))
-    )
-    transformer = transformer.clone(context=RecentLevels(1))
+    network = official.build_network(var.infer(layout("b/var_layout.json"), (1, 2, 4)))
+    other = network.transformer.clone(context=RecentLevels(1))
     with pytest.raises(ValueError, match="block-causal"):
-        official.transformer_tensors(transformer, head, {})
+        official.network_tensors(dataclasses.replace(network, transformer=other), {})
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_build_makes_the_same_modules_from_the_config(case):
     patch_nums = json.loads((GOLDENS / case / "config.json").read_text())["pn"]
     tokenizer = official.build_tokenizer(vqvae.infer(layout(f"{case}/vae_layout.json"), patch_nums))
-    transformer, head = official.build_transformer(
-        var.infer(layout(f"{case}/var_layout.json"), patch_nums)
-    )
+    network = official.build_network(var.infer(layout(f"{case}/var_layout.json"), patch_nums))
     # As a checkpoint's metadata gives it back.
-    config = ConfigDict(json.loads(json.dumps(transformer_config(tokenizer, transformer))))
+    config = ConfigDict(json.loads(json.dumps(transformer_config(tokenizer, network.transformer))))
     assert build.tokenizer(config) == tokenizer
-    assert build.var(config) == transformer
-    assert build.head(config) == head
+    assert build.network(config) == network
     config = ConfigDict(json.loads(json.dumps(tokenizer_config(tokenizer))))
     assert build.tokenizer(config) == tokenizer
 

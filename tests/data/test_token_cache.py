@@ -9,16 +9,16 @@ import pytest
 from etils import epath
 
 from var_jax.data import Pipeline, make_source, shards
-from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter
+from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter, token_field
 
 LENGTH = 1 + 4
 
 
-def settings(**changes):
+def settings(vocab_size=4096, **changes):
     values = {
         "fingerprint": "f" * 64,
         "shapes": ((1, 1), (2, 2)),
-        "vocab_size": 4096,
+        "field": token_field(((1, 1), (2, 2)), vocab_size),
         "num_images": 10,
         "crops": 3,
         "class_names": ("a", "b", "c"),

@@ -17,7 +17,10 @@ from var_jax.transformer.var import VAR
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 4))
 
 
-def decoder(guidance=LinearGuidance(2.0), top_k=0, top_p=0.9, **settings):
+PLAIN = LinearGuidance(2.0)
+
+
+def decoder(guidance=PLAIN, top_k=0, top_p=0.9, **settings):
     return NextScale(guidance, CategoricalSampling(top_k, top_p, **settings))
 
 

@@ -100,7 +100,7 @@ def test_fid_of_a_training_is_the_evaluator_s(mesh, inception_weights):
     labels_seen = []
 
     class Sampler:
-        var = types.SimpleNamespace(num_classes=3)
+        network = types.SimpleNamespace(transformer=types.SimpleNamespace(num_classes=3))
 
         def on_mesh(self, params, labels, seed, batch_size):
             assert params == "average" and seed == 7 and batch_size == 5

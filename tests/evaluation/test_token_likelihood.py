@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.data.pipeline import Pipeline
 from var_jax.evaluation.token_likelihood import TokenLikelihood, table
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.network import Network
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
@@ -44,9 +48,13 @@ class Pictures(Tokens):
         return {"image": image, "label": int(self.labels[index])}
 
 
+@dataclasses.dataclass(frozen=True)
 class PixelTokenizer:
+    codec: ResidualVQ
+    image_shape = (1, PYRAMID.length, 1)
+
     def apply(self, variables, images, method):
-        assert method == "encode"
+        assert method == "read"
         return jnp.round((images[:, 0, :, 0] + 1) * 127.5).astype(jnp.int32)
 
 
@@ -54,12 +62,13 @@ class PixelTokenizer:
 def model():
     codec = ResidualVQ(PYRAMID, VOCAB, 4)
     var = VAR(PYRAMID, 5, 4, depth=1, width=32, num_heads=2)
-    objective = Likelihood(var, CategoricalHead(VOCAB, 32), codec)
+    tokenizer = VQVAE(codec, 1, 8, (1,), 1, False, norm_groups=4)
+    objective = Likelihood(Network(var, CategoricalHead(VOCAB, 32)), tokenizer)
 
     def init():
-        features = jnp.zeros((1, 3, 3, 4))
-        frozen = codec.init(jax.random.key(0), features, method="encode")["params"]
-        return sharding.unbox((objective.init_params(jax.random.key(1)), {"codec": frozen}))
+        parts = objective.frozen_parts().items()
+        frozen = {name: part.init(jax.random.key(0)) for name, part in parts}
+        return sharding.unbox((objective.init_params(jax.random.key(1)), frozen))
 
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(init)  # Any parameters will do, and need no program.
@@ -73,7 +82,8 @@ def direct(model):
     objective, params, frozen = model
     source = Tokens()
     batch = {"tokens": source.tokens, "label": source.labels.astype(np.int32)}
-    return [np.asarray(x, np.float64) for x in jax.jit(objective.per_token)(params, frozen, batch)]
+    loss, found = jax.jit(objective.per_token)(params, frozen, batch)
+    return [np.asarray(x, np.float64) for x in (loss, found["loss"], found["accuracy"])]
 
 
 def measure(model, source, batch_size, devices, transform=None):
@@ -90,16 +100,16 @@ def test_every_example_counts_once(model, direct, batch_size, devices):
     scores = measure(model, Tokens(), batch_size, devices)
     _, nll, correct = direct
     assert scores.count == EXAMPLES
-    np.testing.assert_allclose(scores.nll, nll.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(scores.correct, correct.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(scores.means["loss"], nll.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(scores.means["accuracy"], correct.mean(0), rtol=1e-6)
     assert scores.deviation == pytest.approx(nll.mean(1).std(), rel=1e-4)
 
 
 def test_pixels_and_their_tokens_score_alike(model, direct):
     objective, params, frozen = model
-    objective = Likelihood(objective.var, objective.head, objective.codec, PixelTokenizer())
+    objective = Likelihood(objective.network, PixelTokenizer(objective.codec), from_images=True)
     scores = measure((objective, params, frozen), Pictures(), 8, 1, lambda record, rng: record)
-    np.testing.assert_allclose(scores.nll, direct[1].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(scores.means["loss"], direct[1].mean(0), rtol=1e-5)
 
 
 def test_nats_bits_and_levels_agree(model, direct):

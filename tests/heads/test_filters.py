@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.heads.categorical import CategoricalHead
-from var_jax.heads.filters import LevelPolicy, filter_logits
+from var_jax.heads.categorical import CategoricalHead, LevelSampling
+from var_jax.heads.filters import filter_logits
+from var_jax.pyramid import ScalePyramid
+
+PYRAMID = ScalePyramid.from_patch_nums((1, 2))
 
 
 def reference(logits, top_k, top_p):
@@ -65,17 +68,15 @@ def test_loss_is_cross_entropy_and_smoothing_spreads_it():
     logits = plain.apply(variables, hidden)
     log_p = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_p, target[..., None], -1)[..., 0]
-    np.testing.assert_allclose(
-        plain.apply(variables, hidden, target, method="loss"), nll, rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        plain.apply(variables, hidden, target, method="log_prob"), -nll, rtol=1e-5, atol=1e-6
-    )
+    loss, reported = plain.apply(variables, hidden, target, method="loss")
+    np.testing.assert_allclose(loss, nll, rtol=1e-5, atol=1e-6)
     smooth = CategoricalHead(6, 8, label_smoothing=0.1, init_factor=10.0)
     expected = 0.9 * nll - 0.1 * log_p.mean(-1)
-    np.testing.assert_allclose(
-        smooth.apply(variables, hidden, target, method="loss"), expected, rtol=1e-5, atol=1e-6
-    )
+    loss, also = smooth.apply(variables, hidden, target, method="loss")
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    for found in (reported, also):
+        np.testing.assert_allclose(found["loss"], nll, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found["accuracy"], logits.argmax(-1) == target)
 
 
 def test_sampling_follows_the_guided_distribution():
@@ -84,7 +85,14 @@ def test_sampling_follows_the_guided_distribution():
     uncond = jnp.tile(jnp.array([[[-0.5, 1.0]]]), (4000, 1, 1))
     variables = head.init(jax.random.key(0), hidden[:1])
     keys = jax.random.split(jax.random.key(1), 4000)
-    tokens, code = head.apply(variables, hidden, uncond, 1.5, keys, LevelPolicy(), method="sample")
+    tokens, code = head.apply(
+        variables,
+        (hidden, uncond),
+        (2.5, -1.5),
+        keys,
+        LevelSampling(0, PYRAMID),
+        method="sample",
+    )
     logits = 2.5 * head.apply(variables, hidden[:1]) - 1.5 * head.apply(variables, uncond[:1])
     expected = np.asarray(jax.nn.softmax(logits)[0, 0])
     counts = np.bincount(np.asarray(tokens[:, 0]), minlength=4) / 4000
@@ -98,12 +106,12 @@ def test_smooth_codes_are_distributions_that_sharpen():
     variables = head.init(jax.random.key(1), hidden)
     keys = jax.random.split(jax.random.key(2), 3)
     peaks = []
-    for progress in (0.0, 1.0):
-        policy = LevelPolicy(top_k=8, smooth=True, progress=progress)
-        _, code = head.apply(variables, hidden, None, 0.0, keys, policy, method="sample")
+    for level in (0, 1):
+        settings = LevelSampling(level, PYRAMID, top_k=8, smooth=True)
+        _, code = head.apply(variables, (hidden,), (1.0,), keys, settings, method="sample")
         np.testing.assert_allclose(code.sum(-1), 1, rtol=1e-5)
         assert ((code > 0).sum(-1) <= 8).all()
         peaks.append(float(code.max(-1).mean()))
     assert peaks[1] > peaks[0]
-    assert LevelPolicy(progress=0.0).smooth_temperature == pytest.approx(0.27)
-    assert LevelPolicy(progress=1.0).smooth_temperature == pytest.approx(0.0135)
+    assert LevelSampling(0, PYRAMID).smooth_temperature == pytest.approx(0.27)
+    assert LevelSampling(1, PYRAMID).smooth_temperature == pytest.approx(0.0135)

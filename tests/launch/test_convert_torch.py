@@ -264,7 +264,7 @@ from var_jax.convert import official
 import jax, orbax.checkpoint
 jax.devices()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-_, _, params = official.read_transformer(sys.argv[1])
+_, params = official.read_network(sys.argv[1])
 official_files.save(epath.Path(sys.argv[2]), params, {"kind": "transformer"})
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) * 1024)

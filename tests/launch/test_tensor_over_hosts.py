@@ -20,7 +20,7 @@ def command(tmp_path_factory):
         settings = TokenCacheSettings(
             fingerprint=tokenizer.fingerprint,
             shapes=pyramid.shapes,
-            vocab_size=32,
+            field=tokenizer.module.codec.source,
             num_images=count,
             crops=1,
             class_names=tuple("0123456789"),

@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax.codecs.residual_vq import ResidualVQ
-from var_jax.objectives.vqgan import VQGAN, CodeStats, count_codes, kmeans_init, spread_sample
+from var_jax.objectives.vqgan import VQGAN
 from var_jax.pyramid import ScalePyramid
+from var_jax.quantizers.life import CodebookLife, count_codes
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.state import TrainState
@@ -140,46 +141,6 @@ def test_loss_is_the_sum_of_its_parts():
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_counts_are_exact():
-    pyramid = ScalePyramid.from_patch_nums((1, 2))
-    tokens = jnp.array([[3, 0, 0, 1, 3], [3, 2, 2, 2, 2]])
-    counts = count_codes(tokens, pyramid, 4)
-    np.testing.assert_array_equal(counts, [[0, 0, 0, 2], [2, 1, 4, 1]])
-
-
-def test_usage_average_is_plain_at_first_and_counts_levels_apart():
-    objective = VQGAN(tiny_tokenizer((1, 4), vocab_size=4), usage_decay=0.9)
-    stats = objective.init_stats()
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 5, (30, 2, 4)).astype(np.float32)
-    for i in range(5):
-        stats = objective._count(stats, counts[i])
-    np.testing.assert_allclose(stats.usage, counts[:5].mean(0), rtol=1e-5)
-    for i in range(5, 30):
-        before, stats = stats, objective._count(stats, counts[i])
-    np.testing.assert_allclose(stats.usage, 0.9 * before.usage + 0.1 * counts[29], rtol=1e-5)
-
-    uneven = CodeStats(jnp.array([[8.0, 0, 0, 0], [1, 1, 1, 1]]), jnp.int32(50), jnp.array(True))
-    metrics = objective._usage_metrics(uneven, jnp.array(False))
-    np.testing.assert_allclose(metrics["usage_level"], [0.25, 1])
-    np.testing.assert_allclose(metrics["perplexity_level"], [1, 4], rtol=1e-5)
-    assert metrics["usage"] == 1
-
-
-def test_kmeans_finds_separated_clusters():
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(12, 3)) * 10
-    vectors = jnp.asarray(np.repeat(centres, 40, 0) + 0.01 * rng.normal(size=(480, 3)), jnp.float32)
-    codes = jax.jit(lambda key: kmeans_init(key, vectors, 12, iterations=20))(jax.random.key(0))
-    distance = np.linalg.norm(np.asarray(codes)[:, None] - centres[None], axis=-1)
-    assert distance.min(0).max() < 0.1
-
-
-def test_spread_sample_takes_distinct_rows():
-    rows = spread_sample(jax.random.key(0), jnp.arange(50.0)[:, None], 40)
-    assert len(np.unique(rows)) == 40
-
-
 def make_step(objective, learning_rate):
     optimizer = optax.adam(learning_rate)
 
@@ -206,16 +167,14 @@ def make_step(objective, learning_rate):
 def test_overfits_64_images():
     objective = VQGAN(
         tiny_tokenizer(vocab_size=256, channels=32, dim=8, patch_size=2),
-        warmup_steps=60,
-        restart_every=40,
-        restart_until=300,
+        life=CodebookLife(warmup_steps=60, restart_every=40, restart_until=300),
     )
     images = blobs(64, 16)
     start, step = make_step(objective, optax.cosine_decay_schedule(2e-3, 500))
     state = start(init_params(objective))
     for i in range(500):
         state, metrics = step(state, images, i)
-        if i % 25 == 24 and metrics["psnr"] > 30 and i > objective.warmup_steps:
+        if i % 25 == 24 and metrics["psnr"] > 30 and i > objective.life.warmup_steps:
             break
     assert metrics["psnr"] >= 30
     assert np.all(metrics["collapsed_level"] == 0)
@@ -227,7 +186,8 @@ def test_a_planted_collapse_is_reported_and_restart_cures_it():
     usage = {}
     for restart_every in (0, 20):
         objective = VQGAN(
-            tokenizer, restart_every=restart_every, restart_until=1000, usage_decay=0.9
+            tokenizer,
+            life=CodebookLife(restart_every=restart_every, restart_until=1000, usage_decay=0.9),
         )
         params = init_params(objective)
         # All codes but one are so far away that nothing ever chooses them.
@@ -248,7 +208,7 @@ def test_a_planted_collapse_is_reported_and_restart_cures_it():
 
 
 def test_warmup_is_a_plain_autoencoder_and_then_kmeans_makes_the_codebook():
-    objective = VQGAN(tiny_tokenizer(vocab_size=16), warmup_steps=3)
+    objective = VQGAN(tiny_tokenizer(vocab_size=16), life=CodebookLife(warmup_steps=3))
     start, step = make_step(objective, 1e-3)
     params = init_params(objective)
     first = np.asarray(params["tokenizer"]["codec"]["codebook"])
@@ -269,7 +229,8 @@ def test_warmup_is_a_plain_autoencoder_and_then_kmeans_makes_the_codebook():
 def test_eight_devices_agree_with_one(step):
     # Step 1 ends the warm-up (k-means); step 5, the fourth after it, restarts dead codes.
     objective = VQGAN(
-        tiny_tokenizer(vocab_size=32), warmup_steps=2, restart_every=4, restart_until=100
+        tiny_tokenizer(vocab_size=32),
+        life=CodebookLife(warmup_steps=2, restart_every=4, restart_until=100),
     )
     params = init_params(objective)
     images = blobs(16, 8)
@@ -280,7 +241,7 @@ def test_eight_devices_agree_with_one(step):
     @jax.jit
     def run(params, images):
         loss, aux = objective.loss(params, {}, stats, {"image": images}, None, step)
-        counts = count_codes(aux.carry.tokens, objective.tokenizer.codec.pyramid, 32)
+        counts = count_codes(aux.carry["targets"], objective.tokenizer.codec.pyramid, 32)
         after, *_ = objective.after_update(
             params, None, stats, aux.carry, jax.random.key(0), jnp.int32(step)
         )
@@ -321,9 +282,7 @@ def codebooks(state):
 def test_a_skipped_update_delays_kmeans_and_new_codes_enter_the_average_as_they_are():
     objective = VQGAN(
         tiny_tokenizer((1, 2), vocab_size=64, multipliers=(1,)),
-        warmup_steps=2,
-        restart_every=2,
-        restart_until=100,
+        life=CodebookLife(warmup_steps=2, restart_every=2, restart_until=100),
     )
     step, state = train_step(objective)
     images = [blobs(8, 2, seed) for seed in range(5)]
@@ -351,7 +310,7 @@ def test_a_skipped_update_delays_kmeans_and_new_codes_enter_the_average_as_they_
 
 def test_microbatches_count_all_codes_and_give_all_residuals():
     # Step 0 ends the warm-up with k-means on the batch, step 1 counts.
-    objective = VQGAN(tiny_tokenizer((1, 2), 16, multipliers=(1,)), warmup_steps=1)
+    objective = VQGAN(tiny_tokenizer((1, 2), 16, multipliers=(1,)), life=CodebookLife(1))
     found = []
     for microbatches in (1, 4):
         step, state = train_step(objective, microbatches)

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from var_jax.context import RecentLevels
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.network import Network
 from var_jax.parallel import sharding
 from var_jax.plan.flops import forward_flops, num_parameters, program_flops
 from var_jax.pyramid import ScalePyramid
@@ -68,7 +69,7 @@ def test_formula_equals_the_traced_model(context):
     head_params = jax.eval_shape(head.init, jax.random.key(0), hidden)
     model = program_flops(jax.jit(var.apply).trace(params, tokens, labels).jaxpr)
     model += program_flops(jax.jit(head.apply).trace(head_params, hidden).jaxpr)
-    assert 2 * forward_flops(var, 32) == pytest.approx(model, rel=0.05)
+    assert 2 * forward_flops(Network(var, head)) == pytest.approx(model, rel=0.05)
 
 
 def test_formula_is_close_to_xla(tmp_path):
@@ -79,7 +80,7 @@ def test_formula_is_close_to_xla(tmp_path):
     tokens, labels = jnp.zeros((1, pyramid.length, 8)), jnp.zeros((1,), jnp.int32)
     params = jax.eval_shape(var.init, jax.random.key(0), tokens, labels)
     counted = jax.jit(var.apply).lower(params, tokens, labels).compile().cost_analysis()["flops"]
-    assert forward_flops(var, 0) == pytest.approx(counted, rel=0.05)
+    assert forward_flops(Network(var, CategoricalHead(0, 256))) == pytest.approx(counted, rel=0.05)
 
 
 def test_number_of_parameters():

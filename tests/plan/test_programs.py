@@ -11,7 +11,6 @@ from var_jax import build
 from var_jax.build import evaluators
 from var_jax.decoding import images
 from var_jax.evaluation import during_training, token_likelihood
-from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import sharding
 from var_jax.plan import compile_plan, programs
 from var_jax.plan.hlo.traffic import Traffic
@@ -71,7 +70,7 @@ def test_what_is_planned_is_what_a_training_evaluates_with(monkeypatch):
     state, params, _ = planned["samples"].beside
     module = build.tokenizer(config)
     tokenizer = build.LoadedTokenizer(module, zeros(params), "", config)
-    _, evaluated = build.likelihood(config, tokenizer, cached=False)
+    objective = build.objective(config, tokenizer, from_images=True)
     config.evaluation.fid = None
     held_out = build.pipeline(
         config, build.source(config, "val"), config.train.batch_size, train=False, mesh=mesh
@@ -80,8 +79,8 @@ def test_what_is_planned_is_what_a_training_evaluates_with(monkeypatch):
         config,
         build.evaluation_settings(config, "train"),
         tokenizer,
-        evaluated,
-        tokenizer.params,
+        objective,
+        build.place_frozen(objective, config, mesh, tokenizer),
         held_out,
         mesh,
     )
@@ -119,17 +118,16 @@ def test_a_model_that_is_its_own_reference():
     config = small(fsdp=1)
     module = build.tokenizer(config)
     tokenizer = build.LoadedTokenizer(module, {}, "", config)
-    _, likelihood = build.likelihood(config, tokenizer, cached=True)
-    assert isinstance(likelihood, Likelihood)
+    likelihood = build.objective(config, tokenizer, from_images=False)
     params = sharding.unbox(likelihood.init_params(jax.random.key(0)))
     codec = sharding.unbox(module.init_params(jax.random.key(1)))["codec"]
     batch = {
         "label": jnp.arange(2),
-        "tokens": jnp.arange(2 * likelihood.var.pyramid.length).reshape(2, -1) % 32,
+        "tokens": jnp.arange(2 * likelihood.pyramid.length).reshape(2, -1) % 32,
     }
     objective = AgainstReference(likelihood)
 
-    frozen = {"codec": codec, "reference": params}
+    frozen = {"tokenizer": {"codec": codec}, "reference": params}
     value, _ = jax.jit(lambda p, f: objective.loss(p, f, (), batch, None, 0))(params, frozen)
     assert value == pytest.approx(np.log(2), rel=1e-6)
 

@@ -32,7 +32,7 @@ def test_the_family_grows_with_the_cube_of_depth():
     np.testing.assert_allclose(products, [products[0] * d**3 for d in range(1, 7)])
     for name in sizes:
         one = scaling.size_config(config, name)
-        assert "scaling" not in one and build.var(one).depth == sizes[name].depth
+        assert "scaling" not in one and build.network(one).transformer.depth == sizes[name].depth
 
 
 def pretend(config, workdir, should_stop):
@@ -134,7 +134,7 @@ def make_tokenizer_and_tokens(folder, config):
         settings = TokenCacheSettings(
             fingerprint=fingerprint(params),
             shapes=tokenizer.codec.pyramid.shapes,
-            vocab_size=config.tokenizer.vocab_size,
+            field=tokenizer.codec.source,
             num_images=20,
             crops=1,
             class_names=tuple("0123456789"),

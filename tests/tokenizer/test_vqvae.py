@@ -158,7 +158,7 @@ def test_methods_agree_with_each_other(channels):
     tokens, output, by_level, reconstruction = run(params, images)
     assert tokens.shape == (2, 21) and reconstruction.shape == shape
     assert by_level.shape == (3, *shape)
-    np.testing.assert_array_equal(output.quantized.tokens, tokens)
+    np.testing.assert_array_equal(output.quantized.targets, tokens)
     assert_close(by_level[-1], reconstruction, 1e-5)
     assert_close(jnp.clip(output.reconstruction, -1, 1), reconstruction, 1e-4)
     assert jnp.abs(by_level).max() <= 1

@@ -78,7 +78,7 @@ def train(workdir, tokenizer, layout):
     config = small_config()
     config.train.microbatches = microbatches
     loaded, tokens = tokenizer
-    objective_at, _ = build.likelihood(config, loaded, cached=True)
+    objective = build.objective(config, loaded, from_images=False)
     settings = build.train_settings(config, "train")
     optimizer = build.optimizer_config(config.train.optimizer, "train.optimizer", BATCH)
 
@@ -89,9 +89,9 @@ def train(workdir, tokenizer, layout):
 
     experiment = Experiment(
         name="transformer",
-        objective_at=objective_at,
+        objective_at=objective.at,
         optimizer=optim.make_optimizer(optimizer, STEPS),
-        frozen={"codec": loaded.params["codec"]},
+        frozen={"tokenizer": loaded.params},
         batches=batches,
         settings=settings,
         mesh=mesh_of(num_devices, **axes),
@@ -137,18 +137,17 @@ def test_twenty_steps_are_the_same_on_every_mesh_and_for_microbatches(runs, layo
 def test_dropout_is_on_and_follows_the_seed(runs, tokenizer):
     """Or the meshes would agree on it without a proof."""
     loaded, tokens = tokenizer
-    objective_at, evaluated = build.likelihood(small_config(), loaded, cached=True)
+    objective = build.objective(small_config(), loaded, from_images=False)
     _, state, _ = runs("one")
     batch = {"tokens": tokens[:BATCH], "label": np.arange(BATCH) % 10}
-    frozen = {"codec": loaded.params["codec"]}
+    frozen = {"tokenizer": loaded.params}
 
     @jax.jit
     def loss(index):
         keys = None if index is None else example_keys(0, index)
-        return objective_at(0).per_token(state.params, frozen, batch, keys)[1]
+        return objective.per_token(state.params, frozen, batch, keys)[1]["loss"]
 
     plain, first, second = (np.asarray(loss(i)) for i in (None, np.arange(16), np.arange(16, 32)))
-    assert evaluated.head.label_smoothing == 0
     assert np.abs(first - plain).max() > 1e-3 and np.abs(first - second).max() > 1e-3
 
 
@@ -174,7 +173,7 @@ def test_saved_on_eight_devices_restored_on_fewer_with_other_axes(runs, num_devi
 
 def activations(active):
     """Shapes on one device in the compiled forward pass of a batch that all devices have whole."""
-    var = build.var(small_config())
+    var = build.network(small_config()).transformer
     mesh = mesh_of(8, data=2, fsdp=2, tensor=2)
     inputs = jax.ShapeDtypeStruct((BATCH, var.pyramid.length, var.code_dim), jnp.float32)
     labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)

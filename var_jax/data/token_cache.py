@@ -85,7 +85,7 @@ class TokenCacheSettings:
     def to_json(self) -> dict[str, Any]:
         """The settings with JSON's types only."""
         values = dataclasses.asdict(self)
-        if self.field == _tokens(self.shapes, self.field.num_values):
+        if self.field == token_field(self.shapes, self.field.num_values):
             # As caches said it when they held nothing but tokens.
             values["vocab_size"] = values.pop("field")["num_values"]
         return json.loads(json.dumps(values))
@@ -97,7 +97,7 @@ class TokenCacheSettings:
             field = values["field"]
             field = Field(**{**field, "shape": tuple(field["shape"])})
         else:
-            field = _tokens(values["shapes"], values["vocab_size"])
+            field = token_field(values["shapes"], values["vocab_size"])
         rest = [f.name for f in dataclasses.fields(cls) if f.name != "field"]
         return cls(field=field, **{name: values[name] for name in rest})
 
@@ -326,8 +326,10 @@ def token_cache(split: str, path: epath.PathLike, fingerprint: str | None = None
     return TokenCache(directory, fingerprint)
 
 
-def _tokens(shapes: Sequence[Sequence[int]], vocab_size: int) -> Field:
-    """One token for each cell of the levels."""
+def token_field(shapes: Sequence[Sequence[int]], vocab_size: int) -> Field:
+    """One token in [0, vocab_size) for each cell of the levels."""
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}.")
     return Field("tokens", (sum(h * w for h, w in shapes),), num_values=vocab_size)
 
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from stub_extractor import StubExtractor
 
-from var_jax.decoding.generate import Sampler
+from var_jax.decoding.next_scale import NextScale
 from var_jax.evaluation.generated.adm import Judge
 from var_jax.evaluation.generated.generation_scores import draw_and_score
 from var_jax.evaluation.generated.npz_images import as_rgb
-from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels, describe_sampler
+from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels, describe_decoder
 from var_jax.pyramid import ScalePyramid
 
 pytestmark = pytest.mark.filterwarnings("ignore:The network is not the published")
 LABELS = balanced_labels(40, 4, seed=0)
 SETTINGS = {
-    "sampler": describe_sampler(Sampler(), ScalePyramid.from_patch_nums((1, 2))),
+    "sampler": describe_decoder(NextScale(), ScalePyramid.from_patch_nums((1, 2))),
     "num_classes": 4,
     "seed": 0,
 }

@@ -1,18 +1,18 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from var_jax.codecs.residual_vq import ResidualVQ
-from var_jax.decoding.generate import Sampler
 from var_jax.decoding.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance
 from var_jax.decoding.images import ImageSampler
+from var_jax.decoding.next_scale import NextScale
 from var_jax.evaluation.generated import sampling_run
 from var_jax.evaluation.generated.image_files import open_images
 from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels
-from var_jax.heads.categorical import CategoricalHead
+from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.network import Network
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
@@ -131,18 +131,17 @@ def test_other_settings_and_damaged_parts_are_refused(tmp_path):
         )
 
 
-def test_the_sampler_is_described_level_by_level():
+def test_the_decoder_is_described_level_by_level():
     pyramid = ScalePyramid.from_patch_nums((1, 2, 4))
-    linear = sampling_run.describe_sampler(Sampler(LinearGuidance(1.5)), pyramid)
+    linear = sampling_run.describe_decoder(NextScale(LinearGuidance(1.5)), pyramid)
     assert linear["guidance_convention"] == "(1+t) cond - t uncond, t = cfg*k/(K-1)"
     assert linear["guidance_by_level"] == [0.0, 0.75, 1.5]
     assert linear["top_k_by_level"] == [900] * 3 and linear["top_p_by_level"] == [0.96] * 3
     json.dumps(linear)
-    constant = sampling_run.describe_sampler(Sampler(ConstantGuidance(1.0)), pyramid)
+    constant = sampling_run.describe_decoder(NextScale(ConstantGuidance(1.0)), pyramid)
     assert constant["guidance_convention"].endswith("t = cfg")
-    levels = sampling_run.describe_sampler(
-        Sampler(PerLevelGuidance((0.0, 1.0, 2.0)), top_k=(1, 2, 3)), pyramid
-    )
+    decoder = NextScale(PerLevelGuidance((0.0, 1.0, 2.0)), CategoricalSampling(top_k=(1, 2, 3)))
+    levels = sampling_run.describe_decoder(decoder, pyramid)
     assert levels["top_k_by_level"] == [1, 2, 3] and levels["guidance_by_level"] == [0.0, 1.0, 2.0]
 
 
@@ -166,20 +165,18 @@ def model():
         codec, 1, channels=4, multipliers=(1, 1), num_res_blocks=1, attention=False, norm_groups=4
     )
     var = VAR(pyramid, num_classes=3, code_dim=4, depth=1, width=32, num_heads=2)
-    head = CategoricalHead(16, 32)
-    inputs = jnp.zeros((1, pyramid.length, 4))
+    network, key = Network(var, CategoricalHead(16, 32)), jax.random.key(0)
     shapes = {
-        "tokenizer": jax.eval_shape(tokenizer.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1))),
-        "transformer": jax.eval_shape(var.init, jax.random.key(0), inputs, jnp.zeros(1, int)),
-        "head": jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, 1, 32))),
+        "tokenizer": jax.eval_shape(tokenizer.init_params, key),
+        **jax.eval_shape(network.init_params, key),
     }
     # Filled on the host: compiling an initialisation takes longer than the whole test.
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
-        sharding.unbox({name: shape["params"] for name, shape in shapes.items()}),
+        sharding.unbox(shapes),
     )
-    return var, head, tokenizer, params.pop("tokenizer"), params
+    return network, tokenizer, params.pop("tokenizer"), params
 
 
 def test_samples_are_the_same_on_one_and_on_eight_devices(model, tmp_path):
@@ -188,7 +185,8 @@ def test_samples_are_the_same_on_one_and_on_eight_devices(model, tmp_path):
     drawn = []
     for count in (1, 8):
         mesh = sharding.make_mesh(devices=jax.devices()[:count])
-        sampler = ImageSampler(*modules, Sampler(LinearGuidance(0.0), top_k=0, top_p=0.0), mesh)
+        plain = NextScale(LinearGuidance(0.0), CategoricalSampling(top_k=0, top_p=0.0))
+        sampler = ImageSampler(*modules, plain, mesh)
 
         def draw_part(start, stop, sampler=sampler):
             for _, samples in sampler.batches(params, labels[:stop], 5, 8, start):
