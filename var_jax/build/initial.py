@@ -38,12 +38,13 @@ class Start:
 
     Attributes:
       rows: int [num_classes + 1], the row of the checkpoint's class table that each row of the
-        run's takes, the last one for 'no class'; -1 is a new row.
+        run's takes, the last one for 'no class'; -1 is a new row. None where there is no such
+        table, as with other conditions than class labels.
       seed: of the new rows.
       summary: what is taken over, in one sentence.
     """
 
-    rows: np.ndarray
+    rows: np.ndarray | None
     seed: int
     summary: str
 
@@ -57,6 +58,8 @@ class Start:
           The same on the host (NumPy), with the run's table of classes.
         """
         params = jax.tree.map(np.asarray, params)
+        if self.rows is None:
+            return params
         table = params["transformer"]["class_embedding"]
         new = np.random.default_rng(self.seed).standard_normal((len(self.rows), table.shape[1]))
         new = (new * init_std(table.shape[1])).astype(table.dtype)
@@ -100,7 +103,9 @@ def start_from(
             f"config.tokenizer_checkpoint is {tokenizer.fingerprint[:12]}, whose tokens mean "
             f"something else; give its own, such as {epath.Path(path) / 'tokenizer'}."
         )
-    _check_shapes(path, found, config)
+    if not _check_shapes(path, found, config):
+        summary = f"Starting from step {found.step} of {path}: all parameters."
+        return Start(None, config.get("seed", 0), summary)
     rows, matched = _match_classes(metadata, config.model.num_classes, class_names)
     taken = int((rows[:-1] >= 0).sum())
     return Start(
@@ -111,7 +116,8 @@ def start_from(
     )
 
 
-def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigDict) -> None:
+def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigDict) -> bool:
+    """Raises ConfigError if the parameters do not fit; whether a table of classes is among them."""
     boxed = jax.eval_shape(network(config).init_params, jax.random.key(0))
     here = files.named_leaves(sharding.unbox(boxed))
     root = "ema" if found.metadata.get("ema") else "params"
@@ -123,7 +129,7 @@ def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigD
         if _CLASSES in named:
             named[_CLASSES] = named[_CLASSES][1:]
     if shapes == saved:
-        return
+        return _CLASSES in shapes
     before, now = flat(found.metadata["config"]), flat(config)
     knobs = []
     for name in _SHAPING:

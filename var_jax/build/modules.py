@@ -166,9 +166,7 @@ def _network(config: ConfigDict, codec: Codec) -> Network:
         for axis, value in chosen.items()
         if value
     }
-    context = registry.make(
-        "context", values.pop("context", None) or "block_causal", f"{path}.context"
-    )
+    context = values.pop("context", None) or "block_causal"
     transformer = call(
         VAR,
         path,
