@@ -29,6 +29,7 @@ setup(
         "flax",
         "grain",
         "jax>=0.10",
+        "jaxtyping",
         "ml-collections",
         "ml_dtypes",
         "numpy",
@@ -48,6 +49,7 @@ setup(
         "test": [
             *DEMO,
             *GCS,
+            "beartype",
             "gcp-storage-emulator",
             "ipykernel",
             "jax[tpu]",

@@ -1,12 +1,15 @@
-"""Eight CPU devices for every test, set before JAX starts its backends; a bucket on localhost."""
+"""For every test: eight CPU devices, set before JAX starts its backends; shapes checked."""
 
 import os
 
 import bucket as local_bucket
+import jaxtyping
 import pytest
 from ports import free_port
 
-from launch import cli
+jaxtyping.install_import_hook("var_jax", "shapes.checked")  # of what is imported from here on
+
+from launch import cli  # noqa: E402
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAG = "--xla_force_host_platform_device_count=8"

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key
 
 from var_jax.kernels.convolution import conv_general_dilated
 
@@ -55,11 +56,11 @@ class GroupNorm(nn.Module):
     """
 
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """float [B, H, W, C] -> the same shape."""
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The normalised maps."""
         channels = x.shape[-1]
         if channels % self.num_groups:
             raise ValueError(
@@ -108,8 +109,10 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """float [B, ...] -> the same shape; keys: see `Encoder`."""
+    def __call__(
+        self, x: Float[Array, " B *shape"], keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, " B *shape"]:
+        """The entries that are left, scaled; keys: see `Encoder`."""
         if keys is None or not self.rate:
             return x
         site = zlib.crc32("/".join(self.path).encode())

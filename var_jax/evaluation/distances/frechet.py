@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 from flax import struct
+from jaxtyping import Float
 
 _ROWS = 512  # rows that one update of the covariance takes
 
@@ -22,13 +23,13 @@ class GaussianStatistics:
 
     Attributes:
       count: samples; 0 where a reference file does not say.
-      mean: float64 [D].
-      covariance: float64 [D, D], with the divisor count - 1.
+      mean: in float64.
+      covariance: in float64, with the divisor count - 1.
     """
 
     count: int = struct.field(pytree_node=False)
-    mean: np.ndarray
-    covariance: np.ndarray
+    mean: Float[np.ndarray, " D"]
+    covariance: Float[np.ndarray, "D D"]
 
 
 class GaussianAccumulator:
@@ -40,8 +41,8 @@ class GaussianAccumulator:
         self.scatter = np.zeros((size, size))
         self._pending: list[np.ndarray] = []
 
-    def update(self, features: np.ndarray) -> None:
-        """Adds features [n, D]."""
+    def update(self, features: Float[np.ndarray, "n D"]) -> None:
+        """Adds features."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"Features of shape {features.shape} are not [n, {len(self.mean)}].")
         self._pending.append(features)
@@ -89,8 +90,8 @@ class GaussianAccumulator:
         self.count = total
 
 
-def statistics(features: np.ndarray) -> GaussianStatistics:
-    """Mean and covariance of features [N, D] that are at hand."""
+def statistics(features: Float[np.ndarray, "n D"]) -> GaussianStatistics:
+    """Mean and covariance of features that are at hand."""
     accumulator = GaussianAccumulator(features.shape[1])
     accumulator.update(features)
     return accumulator.statistics()
@@ -151,8 +152,8 @@ class InceptionScoreAccumulator:
         self._sums: list[np.ndarray] = []  # sum over samples of p
         self._classes = classes
 
-    def update(self, logits: np.ndarray) -> None:
-        """Adds logits [n, classes]."""
+    def update(self, logits: Float[np.ndarray, "n classes"]) -> None:
+        """Adds logits."""
         if logits.ndim != 2 or logits.shape[1] != self._classes:
             raise ValueError(f"Logits of shape {logits.shape} are not [n, {self._classes}].")
         start = 0
@@ -180,8 +181,8 @@ class InceptionScoreAccumulator:
             raise ValueError("An inception score needs at least one sample.")
         return _score(sum(self._counts), sum(self._entropies), np.sum(self._sums, 0))
 
-    def chunk_scores(self) -> np.ndarray:
-        """Scores of consecutive chunks, float64 [chunks]; the last may have fewer samples."""
+    def chunk_scores(self) -> Float[np.ndarray, " chunks"]:
+        """Scores of consecutive chunks in float64; the last may have fewer samples."""
         chunks = zip(self._counts, self._entropies, self._sums, strict=True)
         return np.array([_score(*chunk) for chunk in chunks])
 
@@ -191,11 +192,11 @@ class InceptionScoreAccumulator:
         return float(scores.mean()), float(scores.std())
 
 
-def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
+def inception_score(logits: Float[np.ndarray, "n classes"], splits: int = 1) -> tuple[float, float]:
     """Mean and standard deviation of the inception score over equal consecutive splits.
 
     Args:
-      logits: [N, classes], in the order given.
+      logits: in the order given.
       splits: split i takes samples i N / splits to (i + 1) N / splits.
     """
     scores = []
@@ -207,7 +208,7 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*n classes"]:
     """Logarithm of the softmax over the last axis, float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(-1, keepdims=True)
