@@ -6,6 +6,7 @@ import numpy as np
 from var_jax.tokenizer.autoencoder import (
     Decoder,
     Encoder,
+    Settings,
     Upsample,
     depth_to_space,
     space_to_depth,
@@ -18,14 +19,14 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 def test_upsample_is_nearest_doubling_and_a_convolution():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
     variables = nn.unbox(
-        jax.jit(Upsample().init, compiler_options=FAST_COMPILE)(jax.random.key(0), x)
+        jax.jit(Upsample(Settings()).init, compiler_options=FAST_COMPILE)(jax.random.key(0), x)
     )
     doubled = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
     conv = variables["params"]["conv"]
     expected = conv["bias"] + jax.lax.conv_general_dilated(
         doubled, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(Upsample().apply(variables, x), expected, atol=1e-5)
+    np.testing.assert_allclose(Upsample(Settings()).apply(variables, x), expected, atol=1e-5)
 
 
 def test_dropout_and_remat():
