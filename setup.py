@@ -53,6 +53,7 @@ setup(
             "gcp-storage-emulator",
             "ipykernel",
             "jax[tpu]",
+            "mypy==2.4.1",
             "nbclient",
             "nbformat",
             "pytest",

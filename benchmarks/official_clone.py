@@ -12,8 +12,8 @@ def use_official(path: str) -> None:
     if not os.path.exists(os.path.join(path, "models", "var.py")):
         raise ValueError(f"--official {path} is no clone of FoundationVision/VAR.")
     hub, misc = types.ModuleType("huggingface_hub"), types.ModuleType("utils.misc")
-    hub.PyTorchModelHubMixin = type("PyTorchModelHubMixin", (), {})
-    misc.MetricLogger = misc.TensorboardLogger = object
+    vars(hub).update(PyTorchModelHubMixin=type("PyTorchModelHubMixin", (), {}))
+    vars(misc).update(MetricLogger=object, TensorboardLogger=object)
     sys.modules.setdefault("huggingface_hub", hub)
     sys.modules["utils.misc"] = misc
     sys.path.insert(0, path)

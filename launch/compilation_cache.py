@@ -25,7 +25,7 @@ def use_local(folder: str | None) -> None:
 
     if folder is not None:
         _use(folder)
-    elif not jax.config.jax_compilation_cache_dir:
+    elif not jax.config.values["jax_compilation_cache_dir"]:
         _use(str(cache_directory() / "compiled" / _machine()), _MAX_BYTES)
 
 

@@ -6,4 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh demo test
 ruff check .
 ruff format --check .
+mypy
 exec python -m pytest --numprocesses "${JOBS:-2}" --dist loadfile "$@"

@@ -1,9 +1,9 @@
 """The shapes that var_jax's annotations tell, checked at each call.
 
 conftest.py installs the check. An annotation is jaxtyping's: `Float[Array, "B H W c"]`, with one
-space before a single name or a starred one (`Int[Array, " B"]`), which else would be Python. Names: B
-batch, L tokens, K levels, N heads, H W c image (H also the dimension of a head), h w grid, C
-channels of the latent, D width, V vocabulary, T tokens of the condition, P hosts.
+space before a single name or a starred one (`Int[Array, " B"]`), which else would be Python.
+Names: B batch, L tokens, K levels, N heads, H W c image (H also the dimension of a head), h w grid,
+C channels of the latent, D width, V vocabulary, T tokens of the condition, P hosts.
 """
 
 from __future__ import annotations

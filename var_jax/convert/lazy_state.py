@@ -7,6 +7,7 @@ that peak memory is near one tensor over what the result needs.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -170,3 +171,17 @@ def check_name(name: str, path: str) -> str:
             "control characters are refused); nothing was read."
         )
     return name
+
+
+def read_exactly(file: io.BufferedIOBase, start: int, count: int, path: str) -> np.ndarray:
+    """`count` bytes at `start` as a uint8 array, or ValueError where the file ends before."""
+    buffer = np.empty(count, np.uint8)
+    view = memoryview(buffer)
+    file.seek(start)
+    done = 0
+    while done < count:
+        got = file.readinto(view[done:])
+        if not got:
+            raise ValueError(f"{path} ends {count - done} bytes too early; copy it again.")
+        done += got
+    return buffer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
 
-_KINDS = {
+_KINDS: dict[str, tuple[Sequence[str], Callable[..., Any], Sequence[str]]] = {
     "tokenizer": (vqvae.SIGNATURE, vqvae.infer, vqvae.BUFFERS),
     "transformer": (var.SIGNATURE, var.infer, var.BUFFERS),
 }
@@ -135,7 +135,7 @@ def select(
 
 def _find(
     group: Mapping[str, LazyTensor], signature: Sequence[str]
-) -> dict[str, Mapping[str, LazyTensor]]:
+) -> dict[str, dict[str, LazyTensor]]:
     """The models in a dict of tensors: prefix of the names (often '') -> tensors without it."""
     first, found = signature[0], {}
     for name in group:

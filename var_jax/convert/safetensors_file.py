@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from var_jax.convert.lazy_state import LazyState, LazyTensor, check_name
+from var_jax.convert.lazy_state import LazyState, LazyTensor, check_name, read_exactly
 from var_jax.paths import replacing
 
 _MAX_HEADER_BYTES = 100 * 10**6  # the limit of the format's own library
@@ -89,7 +89,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _entry(
-    file: BinaryIO, name: str, entry: object, start: int, available: int, path: str
+    file: BinaryIO, name: str, entry: Any, start: int, available: int, path: str
 ) -> LazyTensor:
     try:
         dtype = _DTYPES[entry["dtype"]]
@@ -107,16 +107,7 @@ def _entry(
         )
 
     def load() -> np.ndarray:
-        array = np.empty(shape, dtype)
-        view = memoryview(array.reshape(-1).view(np.uint8))
-        file.seek(start + begin)
-        done = 0
-        while done < len(view):
-            got = file.readinto(view[done:])
-            if not got:
-                raise ValueError(f"{path} ends inside {name!r}; copy it again.")
-            done += got
-        return array
+        return read_exactly(file, start + begin, end - begin, path).view(dtype).reshape(shape)
 
     return LazyTensor(shape, dtype, load)
 

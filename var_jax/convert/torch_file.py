@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from var_jax.convert import safetensors_file, sharded, tensor_pickle
-from var_jax.convert.lazy_state import LazyState, LazyTensor
+from var_jax.convert.lazy_state import LazyState, LazyTensor, read_exactly
 from var_jax.convert.pickle_symbols import RefusedPickle
 
 _MAX_PICKLE_BYTES = 16 * 2**20
@@ -197,20 +197,6 @@ def _read_record(
     _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     start = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     return read_exactly(file, start + offset, count, path)
-
-
-def read_exactly(file: BinaryIO, start: int, count: int, path: str) -> np.ndarray:
-    """`count` bytes at `start` as a uint8 array, or ValueError where the file ends before."""
-    buffer = np.empty(count, np.uint8)
-    view = memoryview(buffer)
-    file.seek(start)
-    done = 0
-    while done < count:
-        got = file.readinto(view[done:])
-        if not got:
-            raise ValueError(f"{path} ends {count - done} bytes too early; copy it again.")
-        done += got
-    return buffer
 
 
 def _open_legacy(file: BinaryIO, size: int, path: str) -> LazyState:

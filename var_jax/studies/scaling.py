@@ -77,8 +77,8 @@ def check_runs(config: ConfigDict, workdir: str) -> None:
         if not path.exists():
             continue
         before = json.loads(path.read_text())
-        changed = build.changes(before, size_config(config, name), "transformer")
-        changed = [str(change) for change in changed if not change.changeable]
+        changes = build.changes(before, size_config(config, name), "transformer")
+        changed = [str(change) for change in changes if not change.changeable]
         if changed:
             raise ValueError(
                 f"The run in {path.parent} was started with another config ({', '.join(changed)}); "

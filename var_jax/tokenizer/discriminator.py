@@ -46,13 +46,13 @@ class _Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
+        kernel: jax.Array = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, *self.axes)),
             (4, 4, x.shape[-1], self.features),
             jnp.float32,
         )
-        bias = self.param(
+        bias: jax.Array = self.param(
             "bias",
             nn.with_logical_partitioning(nn.initializers.zeros, (self.axes[1],)),
             (self.features,),

@@ -13,6 +13,7 @@ Source: Dhariwal and Nichol 2021 (arXiv 2105.05233), `evaluations/` of guided-di
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -70,7 +71,8 @@ def read_reference(
         keep_features=keep_features,
         on_batch=lambda done: progress("reference", done, len(images)),
     )
-    return summary.replace(
+    return dataclasses.replace(
+        summary,
         pool=stored.get("2048", summary.pool),
         # Statistics of two different sets of images never stand side by side.
         spatial=stored.get("spatial") if stored else summary.spatial,
@@ -152,7 +154,7 @@ def origin(source: str, split: str, transform: ImageTransform) -> dict[str, Any]
     }
 
 
-def reference_size(path: str) -> tuple[int, int] | None:
+def reference_size(path: str) -> tuple[int, ...] | None:
     """Height and width of a reference's images, or None where it does not say."""
     if epath.Path(path).is_dir():
         return image_files.open_images(path).shape[1:3]

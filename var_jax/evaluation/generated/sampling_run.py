@@ -157,8 +157,8 @@ class SampleFiles:
         begun = self.folder / "settings.json"
         if not begun.exists() and self._process == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            record = {"settings_sha256": self.sha256, "part_size": part_size}
-            write_json(begun, {**record, "settings": self.settings})
+            identity = {"settings_sha256": self.sha256, "part_size": part_size}
+            write_json(begun, {**identity, "settings": self.settings})
         self.barrier("settings")
         record = read_json(begun)
         if record.get("settings_sha256") != self.sha256:

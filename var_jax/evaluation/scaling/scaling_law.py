@@ -185,7 +185,7 @@ def fit_frontier(
         best = frontier(compute, values)
         return compute[best], values[best]
 
-    x, y = _check(*points(curves), floor)
+    x, y = _check(*points(curves), floor=floor)
     law = _fit_many(x, y[None], floor)[0]
     laws, rng = [], np.random.default_rng(seed)
     for _ in range(resamples):

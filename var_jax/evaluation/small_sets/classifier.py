@@ -153,4 +153,5 @@ def train_classifier(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(module: SmallClassifier, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return module.apply({"params": params}, images)
+    result: tuple[jax.Array, jax.Array] = module.apply({"params": params}, images)
+    return result

@@ -7,6 +7,7 @@ scales differ only in their key intervals, which come from `context.key_segments
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from var_jax import kernels
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import cudnn, pallas_tpu, tiling, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "cudnn": cudnn.block_attention,
     "pallas_tpu": pallas_tpu.block_attention,
     "xla": xla.block_attention,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def _even_slice(x: jax.Array, start: int, stop: int) -> jax.Array:
     return lax.slice_in_dim(x, start, stop, axis=1)
 
 
-def _visible(group: tuple[KeySegment, ...], lo: int, hi: int, batch: int) -> dict[str, jax.Array]:
+def _visible(group: tuple[KeySegment, ...], lo: int, hi: int, batch: int) -> dict[str, Any]:
     """Arguments that say which keys of the even slice [lo, hi) the queries of a group see."""
     odd = (hi - lo) % 2
     if all((s.lo, s.hi) == (lo, hi) for s in group):

@@ -7,6 +7,7 @@ sum takes twelve: half the multiplications, for a few additions an element.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -47,7 +48,8 @@ _OUTPUT = (
 
 def _combine(weights: Sequence[int], arrays: Sequence[jax.Array]) -> jax.Array:
     """The sum of weights times arrays, without the terms that are zero."""
-    return sum(w * x for w, x in zip(weights, arrays, strict=True) if w)
+    terms = (w * x for w, x in zip(weights, arrays, strict=True) if w)
+    return functools.reduce(operator.add, terms)
 
 
 _direct = functools.partial(
