@@ -48,6 +48,8 @@ _COMPILATION_CACHE = define_path(
     "below ~/.cache/var_jax, at most 4 GiB; with several processes WORKDIR/.compiled.",
 )
 
+flags.disclaim_key_flags()  # What the functions here define is the command's, in its --help too.
+
 #: Flags in which the hosts of one run differ, or may.
 _PER_PROCESS = ("process_id", "coordinator", "num_processes", "single_host", "traceback")
 
@@ -269,15 +271,29 @@ def _user_errors() -> tuple[type[Exception], ...]:
     return (*_USER_ERRORS, CheckpointError, PreflightError, TrainingDiverged)
 
 
+def define_inception_flags() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
+    """--inception and --inception_sha256."""
+    return define_path("inception", None, "pt_inception weights (.pth)."), flags.DEFINE_string(
+        "inception_sha256", None, "Hash, or its first digits, that the weights must have."
+    )
+
+
+def define_allow_mismatched_reference() -> flags.FlagHolder[bool]:
+    """--allow_mismatched_reference."""
+    return flags.DEFINE_bool(
+        "allow_mismatched_reference", False, "Compare with a reference that does not fit."
+    )
+
+
 def define_sampling_flags() -> None:
     """--cfg, --cfg_schedule, --top_k, --top_p, --temperature, --smooth over a run's settings."""
-    flags.DEFINE_list("cfg", None, "Guidance: one number, or one weight a level.")
+    flags.DEFINE_list("cfg", None, "Guidance: one number, or one weight per level.")
     flags.DEFINE_enum(
         "cfg_schedule", None, ["linear", "constant"], "linear: cfg * k / (K - 1) at level k."
     )
-    flags.DEFINE_list("top_k", None, "Most likely tokens kept, 0 for all; or one number a level.")
-    flags.DEFINE_list("top_p", None, "Probability kept, 0 or 1 for all; or one number a level.")
-    flags.DEFINE_list("temperature", None, "Divides the logits; or one number a level.")
+    flags.DEFINE_list("top_k", None, "Most likely tokens kept, 0 for all; or one number per level.")
+    flags.DEFINE_list("top_p", None, "Probability kept, 0 or 1 for all; or one number per level.")
+    flags.DEFINE_list("temperature", None, "Divides the logits; or one number per level.")
     flags.DEFINE_bool("smooth", None, "Gumbel-softmax average of codes, for looks only.")
 
 

@@ -71,7 +71,7 @@ def make_plan(
       config: complete; its mesh is laid over the devices.
       devices: see `topology.devices`.
       what: 'train', 'train_tokenizer' or 'sample'.
-      batch_size: instead of the config's; 0 keeps it, or means 8 samples a device.
+      batch_size: instead of the config's; 0 keeps it, or means 8 samples per device.
       images: train from images, encoded in the step, instead of tokens.
       reference: see `programs.train_step`.
 
@@ -158,10 +158,10 @@ def describe(config: ConfigDict, plan, what: str) -> str:
             f"{chip.network_bandwidth / 1e9:.1f} GB/s"
         )
     lines += [
-        f"memory a device  {plan.argument_bytes / gib:.2f} GiB arguments + "
+        f"memory/device    {plan.argument_bytes / gib:.2f} GiB arguments + "
         f"{plan.temporary_bytes / gib:.2f} GiB temporaries, {plan.peak_bytes / gib:.2f} GiB at the "
         f"peak of {chip.hbm_bytes / gib:.0f} GiB: fits",
-        f"FLOPs a device   {plan.program_flops:.3e} in the program"
+        f"FLOPs/device     {plan.program_flops:.3e} in the program"
         + (f", {plan.model_flops:.3e} of the model" if plan.model_flops else ""),
         f"floor: compute   {1e3 * plan.compute_seconds:8.1f} ms at {chip.flops / 1e12:.0f} TFLOP/s",
         f"floor: memory    {1e3 * plan.memory_seconds:8.1f} ms for "

@@ -41,13 +41,8 @@ _REFERENCE_RANGE = flags.DEFINE_enum(
     cli.VALUE_RANGES,
     "What floating point images of --reference span.",
 )
-_ALLOW_MISMATCHED = flags.DEFINE_bool(
-    "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
-)
-_INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth).")
-_INCEPTION_SHA256 = flags.DEFINE_string(
-    "inception_sha256", None, "Hash, or its first digits, that the weights must have."
-)
+_ALLOW_MISMATCHED = cli.define_allow_mismatched_reference()
+_INCEPTION, _INCEPTION_SHA256 = cli.define_inception_flags()
 _JSON = cli.define_path("json", None, "File for the scores.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 50_000, "Generated images.", 1)
 _PRESET = flags.DEFINE_enum(
@@ -87,7 +82,7 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     from var_jax.checkpoint import fingerprint
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.generated import sampling_run, sweep
-    from var_jax.evaluation.generated.adm import Judge
+    from var_jax.evaluation.generated.adm import ReferenceScorer
     from var_jax.evaluation.generated.generation_scores import draw_and_score
     from var_jax.evaluation.generated.references import check_reference
     from var_jax.evaluation.inception.extractor import FeatureExtractor, MeshExtractor
@@ -100,13 +95,13 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
         if flags.FLAGS[name].value is not None:
             raise ValueError(f"--sweep already varies {name}; leave out --{name}.")
     mesh = sharding.make_mesh()
-    judge = extract = weights = None
+    scorer = extract = weights = None
     if _REFERENCE.value:
         # What is wrong with it is said before the weights are read, and both before drawing.
         check_reference(_REFERENCE.value, _REFERENCE_RANGE.value)
         weights = load_inception(_INCEPTION.value, sha256=_INCEPTION_SHA256.value)
         extract = MeshExtractor(weights, mesh)
-        judge = Judge(
+        scorer = ReferenceScorer(
             _REFERENCE.value,
             FeatureExtractor(weights),
             allow_mismatched=_ALLOW_MISMATCHED.value,
@@ -117,8 +112,8 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
         _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
     )
     module, pyramid = loaded.tokenizer.module, loaded.network.transformer.pyramid
-    if judge is not None:
-        judge.check(module.image_shape[:2], {}, "The checkpoint")
+    if scorer is not None:
+        scorer.check(module.image_shape[:2], {}, "The checkpoint")
     num_samples = _NUM_SAMPLES.value
     labels = sampling_run.balanced_labels(
         num_samples, loaded.network.transformer.num_classes, _SEED.value
@@ -182,7 +177,7 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
             files,
             draw_part,
             record,
-            judge,
+            scorer,
             keep_samples=_KEEP_SAMPLES.value,
             # Counted over all runs of a sweep: hosts agree on numbers that only grow.
             should_stop=lambda part: should_stop(next(parts_done)),

@@ -34,10 +34,7 @@ _RANGE = flags.DEFINE_enum(
     "value_range", None, cli.VALUE_RANGES, "What floating point images of --images span."
 )
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 0, "Images drawn from the data; 0 is all.", 0)
-_INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth), for rFID.")
-_INCEPTION_SHA256 = flags.DEFINE_string(
-    "inception_sha256", None, "Hash, or its first digits, that the weights must have."
-)
+_INCEPTION, _INCEPTION_SHA256 = cli.define_inception_flags()
 _LPIPS = cli.define_path("lpips", None, "Weights of torchvision's vgg16, for LPIPS.")
 _LPIPS_LINEAR = cli.define_path(
     "lpips_linear", None, "The LPIPS release's vgg.pth; by default in the file of --lpips."
@@ -45,9 +42,7 @@ _LPIPS_LINEAR = cli.define_path(
 _REFERENCE = cli.define_path(
     "reference", None, "Take rFID to this file, made by launch.make_reference."
 )
-_ALLOW_MISMATCHED = flags.DEFINE_bool(
-    "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
-)
+_ALLOW_MISMATCHED = cli.define_allow_mismatched_reference()
 _OUTPUT = cli.define_path("output", None, "Folder to write.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images at once, over all devices.", 1)
 _LEVEL_IMAGES = flags.DEFINE_integer("level_images", 256, "Images decoded level by level.", 1)

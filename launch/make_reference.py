@@ -18,10 +18,7 @@ from launch import cli
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Whose data is used.")
 _SPLIT = flags.DEFINE_string("split", "val", "Split of the data.")
 _OUTPUT = cli.define_path("output", None, "npz to make.")
-_INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth).")
-_INCEPTION_SHA256 = flags.DEFINE_string(
-    "inception_sha256", None, "Hash, or its first digits, that the weights must have."
-)
+_INCEPTION, _INCEPTION_SHA256 = cli.define_inception_flags()
 _KEPT = flags.DEFINE_integer("images", 10_000, "Images that are kept beside the statistics.", 2)
 _BATCH = flags.DEFINE_integer("batch_size", 100, "Images read at once.", 1)
 flags.mark_flags_as_required(["config", "output"])

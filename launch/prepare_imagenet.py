@@ -27,9 +27,9 @@ _VAL = cli.define_path(
 _VAL_LABELS = cli.define_path(
     "val_labels",
     None,
-    "Classes of validation images that are in no class folder: one a line in the order of the file "
-    "names, or file name and class (text, or Kaggle's LOC_val_solution.csv). ImageNet's own need "
-    "none.",
+    "Classes of validation images that are in no class folder: one per line in the order of the "
+    "file names, or file name and class (text, or Kaggle's LOC_val_solution.csv). ImageNet's own "
+    "need none.",
 )
 _OUTPUT = cli.define_path("output", None, "Directory to write, local or gs://.")
 _RESIZE = flags.DEFINE_integer("resize", 0, "Short side in pixels to store; 0 keeps the files.", 0)

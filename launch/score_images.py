@@ -26,16 +26,11 @@ _RANGE = flags.DEFINE_enum(
 _REFERENCE_RANGE = flags.DEFINE_enum(
     "reference_value_range", None, cli.VALUE_RANGES, "The same of --reference."
 )
-_ALLOW_MISMATCHED = flags.DEFINE_bool(
-    "allow_mismatched_reference", False, "Compare with a reference that does not fit all the same."
-)
-_INCEPTION = cli.define_path("inception", None, "pt_inception weights (.pth).")
-_INCEPTION_SHA256 = flags.DEFINE_string(
-    "inception_sha256", None, "Hash, or its first digits, that the weights must have."
-)
+_ALLOW_MISMATCHED = cli.define_allow_mismatched_reference()
+_INCEPTION, _INCEPTION_SHA256 = cli.define_inception_flags()
 _JSON = cli.define_path("json", None, "File for the scores.")
 _BATCH = flags.DEFINE_integer(
-    "batch_size", None, "Images at once; by default 32 a device, on CPUs 8 in all.", 1
+    "batch_size", None, "Images at once; by default 32 per device, on CPUs 8 in all.", 1
 )
 flags.mark_flags_as_required(["samples", "reference", "inception"])
 

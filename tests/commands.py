@@ -14,14 +14,10 @@ def import_command(name: str) -> types.ModuleType:
     """
     if name in sys.modules:
         return sys.modules[name]
-    cli = importlib.import_module("launch.cli")
+    importlib.import_module("launch.cli")
     before = set(flags.FLAGS)
     module = importlib.import_module(name)
-    shared = {
-        f.name
-        for f in flags.FLAGS.flags_by_module_dict().get("launch.cli", [])
-        if not isinstance(f.parser, cli._PathParser)  # of `define_path`, which each command calls
-    }
+    shared = {flag.name for flag in flags.FLAGS.flags_by_module_dict().get("launch.cli", [])}
     for flag in set(flags.FLAGS) - before - shared:
         delattr(flags.FLAGS, flag)
     return module

@@ -97,3 +97,11 @@ def test_what_gcsfs_raises_is_not_printed_as_well():
         return cli._is_worth_reading(record)
 
     assert kept(None) and not kept(OSError("no route"))
+
+
+def test_help_has_the_flags_that_commands_share():
+    run = subprocess.run(
+        [sys.executable, "-m", "launch.evaluate", "--help"], capture_output=True, text=True
+    )
+    for name in ("--checkpoint", "--cfg", "--inception", "--[no]allow_mismatched_reference"):
+        assert f"  {name}:" in run.stdout
