@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -24,7 +25,20 @@ pre { background: #f4f4f4; padding: 1rem; overflow: auto; font-size: .8rem }
 """
 
 
-def encode_png(image: np.ndarray) -> bytes:
+def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]], align: str = "---") -> str:
+    """A table in Markdown, floats with four digits.
+
+    Args:
+      header: names of the columns.
+      rows: their cells.
+      align: of all columns; '---:' is to the right.
+    """
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    lines = [map(str, header), [align] * len(header), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def encode_png(image: UInt8[np.ndarray, "H W c"]) -> bytes:
     """Picture uint8 [H, W, c] with c 1 or 3 -> PNG."""
     from PIL import Image
 
@@ -183,9 +197,7 @@ class MarkdownReport:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table."""
-        cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-        lines = [header, ["---"] * len(header), *cells]
-        self._parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        self._parts.append(markdown_table(header, rows))
 
     def preformatted(self, text: str) -> None:
         """Text as it stands."""

@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from var_jax.evaluation.report import line_plots
+from var_jax.evaluation.report import line_plots, markdown_table
 from var_jax.paths import write_bytes, write_json, write_text
 
 #: What can be swept, and of which kind its values are.
@@ -115,17 +115,10 @@ def run_sweep(
 
 
 def table(terms: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row a combination, the lowest FID marked."""
+    """Markdown: a row per combination, the lowest FID marked."""
     shown = [c for c in COLUMNS if any(r["scores"].get(c) is not None for r in rows)]
     fids = [r["scores"]["fid"] for r in rows if r["scores"].get("fid") is not None]
-    lines = [
-        f"# Sweep over {', '.join(terms)}",
-        "",
-        _sentence(rows),
-        "",
-        f"| {' | '.join([*terms, *(COLUMNS[c] for c in shown)])} |",
-        f"|{' ---: |' * (len(terms) + len(shown))}",
-    ]
+    lines = []
     for row in rows:
         cells = [_text(row["settings"][name]) for name in terms]
         for column in shown:
@@ -133,8 +126,10 @@ def table(terms: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]])
             text = "" if value is None else f"{value:.4g}"
             best = column == "fid" and value == min(fids)
             cells.append(f"**{text}**" if best else text)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n![Curves](sweep.png)\n"
+        lines.append(cells)
+    scores = markdown_table([*terms, *(COLUMNS[c] for c in shown)], lines, "---:")
+    title = f"# Sweep over {', '.join(terms)}"
+    return "\n\n".join([title, _sentence(rows), scores, "![Curves](sweep.png)\n"])
 
 
 def picture(terms: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -157,7 +152,7 @@ def picture(terms: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]
 def _sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     scores = rows[0]["scores"]
     return (
-        f"{scores.get('num_samples', 0)} samples a row, against {scores.get('reference', '')}; "
+        f"{scores.get('num_samples', 0)} samples per row, against {scores.get('reference', '')}; "
         f"{scores.get('evaluator', '')}. Every row has its manifest.json in the folder of its "
         "settings."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from var_jax.evaluation.report import markdown_table
 from var_jax.evaluation.scaling.scaling_law import QUANTITIES, Curve, frontier, law_from_dict
 
 TITLES = {
@@ -73,7 +74,7 @@ def draw(curves: Sequence[Curve], fits: Mapping[str, Any], x_name: str = "parame
         above.set_xlabel(x_name)
     axes[1, 0].legend(frameon=False, fontsize=8)
     for row in axes:
-        row[0].set_ylabel("nats a token")
+        row[0].set_ylabel("nats per token")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -102,7 +103,7 @@ def tables(values: Mapping[str, Any]) -> str:
         ]
         for size in values["sizes"]
     ]
-    lines += _table(header, rows)
+    lines.append(markdown_table(header, rows))
     for axis, title in (("parameters", "parameters"), ("compute", "training compute")):
         header = ["quantity", "law", "a", "x0", "L_inf", "r", "relative error", "points"]
         rows = []
@@ -127,16 +128,11 @@ def tables(values: Mapping[str, Any]) -> str:
                         found["num_points"],
                     ]
                 )
-        lines += ["", f"## In {title}", "", *_table(header, rows)]
+        lines += ["", f"## In {title}", "", markdown_table(header, rows)]
     falls = values["fits"]["monotone"]
     rows = [[TITLES[name], "yes" if falls[name] else "no"] for name in QUANTITIES]
-    lines += ["", "## Falls from size to size", "", *_table(["quantity", "always"], rows)]
+    lines += ["", "## Falls from size to size", "", markdown_table(["quantity", "always"], rows)]
     return "\n".join(lines) + "\n"
-
-
-def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
