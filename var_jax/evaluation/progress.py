@@ -55,7 +55,7 @@ class Progress:
 
 
 class ScoringProgress:
-    """The same for `Judge`: one line of progress each for the reference and the samples."""
+    """The same for `ReferenceScorer`: one line each for the reference and the samples."""
 
     def __init__(self) -> None:
         self._parts: dict[str, Progress] = {}

@@ -5,7 +5,7 @@ import pytest
 from stub_extractor import StubExtractor
 
 from var_jax.decoding.next_scale import NextScale
-from var_jax.evaluation.generated.adm import Judge
+from var_jax.evaluation.generated.adm import ReferenceScorer
 from var_jax.evaluation.generated.generation_scores import draw_and_score
 from var_jax.evaluation.generated.npz_images import as_rgb
 from var_jax.evaluation.generated.sampling_run import SampleFiles, balanced_labels, describe_decoder
@@ -44,7 +44,9 @@ def files(folder, **changes):
 def test_scores_manifest_and_a_second_run_that_does_nothing(tmp_path, reference):
     out = tmp_path / "out"
     extractor = StubExtractor()
-    scores = draw_and_score(files(out), draw_part, {"preset": "paper"}, Judge(reference, extractor))
+    scores = draw_and_score(
+        files(out), draw_part, {"preset": "paper"}, ReferenceScorer(reference, extractor)
+    )
     assert scores["fid"] > 0 and 0 <= scores["precision"] <= 1 and scores["num_samples"] == 40
     assert json.loads((out / "scores.json").read_text()) == scores
     manifest = json.loads((out / "manifest.json").read_text())
@@ -57,15 +59,17 @@ def test_scores_manifest_and_a_second_run_that_does_nothing(tmp_path, reference)
     assert not (np.diff(np.load(out / "samples.npz")["labels"]) >= 0).all()
 
     seen = extractor.seen
-    again = draw_and_score(files(out), None, {}, Judge(reference, extractor))
+    again = draw_and_score(files(out), None, {}, ReferenceScorer(reference, extractor))
     assert again == scores and extractor.seen == seen
 
 
 def test_features_that_came_with_the_samples_are_not_extracted_again(tmp_path, reference):
-    plain = draw_and_score(files(tmp_path / "a"), draw_part, {}, Judge(reference, StubExtractor()))
+    plain = draw_and_score(
+        files(tmp_path / "a"), draw_part, {}, ReferenceScorer(reference, StubExtractor())
+    )
     extractor = StubExtractor()
     found = draw_and_score(
-        files(tmp_path / "b"), draw_with_features, {}, Judge(reference, extractor)
+        files(tmp_path / "b"), draw_with_features, {}, ReferenceScorer(reference, extractor)
     )
     assert extractor.seen == 50  # Those of the reference.
     assert not (tmp_path / "b" / "parts").exists()
@@ -75,14 +79,14 @@ def test_features_that_came_with_the_samples_are_not_extracted_again(tmp_path, r
 
 def test_the_samples_may_go_once_they_are_scored(tmp_path, reference):
     out, extractor = tmp_path / "out", StubExtractor()
-    judge = Judge(reference, extractor)
-    scores = draw_and_score(files(out), draw_part, {}, judge, keep_samples=False)
+    scorer = ReferenceScorer(reference, extractor)
+    scores = draw_and_score(files(out), draw_part, {}, scorer, keep_samples=False)
     assert not (out / "samples.npz").exists() and not (out / "parts").exists()
-    assert draw_and_score(files(out), None, {}, judge) == scores
+    assert draw_and_score(files(out), None, {}, scorer) == scores
     # Scores against another reference are other scores.
     images = np.random.default_rng(8).integers(0, 256, (50, 8, 8, 3), np.uint8)
     np.savez(reference, images)
-    other = draw_and_score(files(out), draw_part, {}, Judge(reference, extractor))
+    other = draw_and_score(files(out), draw_part, {}, ReferenceScorer(reference, extractor))
     assert other["fid"] != scores["fid"]
 
 
@@ -96,7 +100,7 @@ def test_without_a_judge_it_only_draws_and_a_stopped_run_has_no_scores(tmp_path)
 
 
 def test_images_of_another_size_than_the_reference_are_refused(tmp_path, reference):
-    judge = Judge(reference, StubExtractor())
+    scorer = ReferenceScorer(reference, StubExtractor())
     with pytest.raises(ValueError, match="16x16 px, but the reference .* is of 8x8 px"):
-        judge.check((16, 16), {}, "The checkpoint")
-    Judge(reference, StubExtractor(), allow_mismatched=True).check((16, 16), {}, "x")
+        scorer.check((16, 16), {}, "The checkpoint")
+    ReferenceScorer(reference, StubExtractor(), allow_mismatched=True).check((16, 16), {}, "x")

@@ -63,5 +63,5 @@ def test_table_picture_and_json_grow_and_a_stopped_sweep_keeps_what_it_has(tmp_p
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert lines[0] == "| cfg | top_p | FID | IS | precision | recall |" and len(lines) == 8
     assert [line for line in lines if "**" in line] == [lines[5]] and "| **3** |" in lines[5]
-    assert "50 samples a row, against ref.npz; stub." in table
+    assert "50 samples per row, against ref.npz; stub." in table
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")

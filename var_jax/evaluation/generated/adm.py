@@ -39,7 +39,7 @@ from var_jax.evaluation.inception.weights import InceptionWeights, load_inceptio
 
 __all__ = [
     "EVALUATOR",
-    "Judge",
+    "ReferenceScorer",
     "Scores",
     "Summary",
     "compare",
@@ -58,7 +58,7 @@ SORTED = (
 )
 
 
-class Judge:
+class ReferenceScorer:
     """Scores files of images against one reference, whose features are computed once.
 
     Args:
@@ -206,8 +206,8 @@ def evaluate_npz(
       samples_path: images in a file or a folder; see open_images.
       reference_path: the same, or an ADM reference file.
       inception: weights, or the path of their file.
-      batch_size: images a step, over all devices; see FeatureExtractor.
-      allow_mismatched: see Judge.
+      batch_size: images per step, over all devices; see FeatureExtractor.
+      allow_mismatched: see ReferenceScorer.
       progress: called with 'reference' or 'samples', images done, images in all.
 
     Raises:
@@ -218,8 +218,10 @@ def evaluate_npz(
     if not isinstance(inception, InceptionWeights):
         inception = load_inception(inception)
     extractor = FeatureExtractor(inception, batch_size=batch_size)
-    judge = Judge(reference_path, extractor, allow_mismatched=allow_mismatched, progress=progress)
-    scores, messages = judge.compare(samples)
+    scorer = ReferenceScorer(
+        reference_path, extractor, allow_mismatched=allow_mismatched, progress=progress
+    )
+    scores, messages = scorer.compare(samples)
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return scores
@@ -238,7 +240,7 @@ def score_files(
     reference_value_range: str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """`evaluate_npz` with a record of what was compared with what; see `Judge.score`.
+    """`evaluate_npz` with a record of what was compared with what; see `ReferenceScorer.score`.
 
     Args:
       value_range, reference_value_range: of floating point images; see open_images.
@@ -252,11 +254,11 @@ def score_files(
     if not allow_mismatched:
         check_comparable(samples.shape[1:3], read_note(samples_path), reference_path, samples.path)
     weights = load_inception(inception_path, sha256=inception_sha256, cache=inception_cache)
-    judge = Judge(
+    scorer = ReferenceScorer(
         reference_path,
         FeatureExtractor(weights, batch_size=batch_size),
         allow_mismatched=allow_mismatched,
         value_range=reference_value_range,
         progress=progress,
     )
-    return judge.score(samples_path, value_range)
+    return scorer.score(samples_path, value_range)

@@ -13,7 +13,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from var_jax.checkpoint.files import package_versions
-from var_jax.evaluation.generated.adm import Judge
+from var_jax.evaluation.generated.adm import ReferenceScorer
 from var_jax.evaluation.generated.sampling_run import (
     DrawPart,
     SampleFiles,
@@ -30,7 +30,7 @@ def draw_and_score(
     files: SampleFiles,
     draw_part: DrawPart,
     record: dict[str, Any],
-    judge: Judge | None,
+    scorer: ReferenceScorer | None,
     *,
     keep_samples: bool = True,
     should_stop: Callable[[int], bool] = lambda part: False,
@@ -41,22 +41,22 @@ def draw_and_score(
       files: the samples.
       draw_part: see SampleFiles.draw.
       record: what the manifest says beside the settings, ready for JSON.
-      judge: of the samples, used on process 0; None only draws.
+      scorer: of the samples, used on process 0; None only draws.
       keep_samples: leave samples.npz there once it is scored.
       should_stop: see SampleFiles.draw.
 
     Returns:
-      the scores (empty without a judge, and on other processes than 0), or None where it was
+      the scores (empty without a scorer, and on other processes than 0), or None where it was
       stopped.
 
     Raises:
       ValueError: the samples cannot be compared with the reference.
     """
     first = jax.process_index() == 0
-    identity = judge.identity() if judge is not None and first else {}
+    identity = scorer.identity() if scorer is not None and first else {}
     scores_file, manifest_file = (files.folder / f for f in ("scores.json", "manifest.json"))
     finished = False
-    if first and scores_file.exists() and judge is not None:
+    if first and scores_file.exists() and scorer is not None:
         scores = read_json(scores_file)
         finished = scores.get("settings_sha256") == files.sha256 and all(
             scores.get(name) == identity[name] for name in _IDENTITY
@@ -89,9 +89,9 @@ def draw_and_score(
             "evaluation": identity or None,
         }
         write_json(manifest_file, manifest)
-        if judge is not None:
-            features = files.features(judge.extractor.sizes)
-            found = judge.score(str(path), features=features, sha256=sha256)
+        if scorer is not None:
+            features = files.features(scorer.extractor.sizes)
+            found = scorer.score(str(path), features=features, sha256=sha256)
             scores = {**found, "settings_sha256": files.sha256}
             # Last, so that its presence says that all is there.
             write_json(scores_file, scores)

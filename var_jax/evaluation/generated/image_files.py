@@ -282,7 +282,7 @@ def _decode(file: epath.Path) -> np.ndarray:
     """A picture, uint8 [H, W, 1 or 3].
 
     Raises:
-      ValueError: it cannot be read, moves, is transparent, or has no 8 or 16 bits a channel.
+      ValueError: it cannot be read, moves, is transparent, or has no 8 or 16 bits per channel.
     """
     try:
         with file.open("rb") as stream, Image.open(stream) as image:
@@ -297,13 +297,13 @@ def _decode(file: epath.Path) -> np.ndarray:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits a pixel, in 16 or 32
+    if image.mode.startswith("I"):  # 16 bits per pixel, in 16 or 32
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("it has more than 16 bits a channel")
+            raise ValueError("it has more than 16 bits per channel")
         return ((wide + 128) // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
-        raise ValueError("it holds floating point numbers; write it with 8 bits a channel")
+        raise ValueError("it holds floating point numbers; write it with 8 bits per channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Num, UInt8
 
 from var_jax import paths
 from var_jax.evaluation import array_files
 
 
-def as_rgb(images: np.ndarray) -> np.ndarray:
+def as_rgb(images: Num[np.ndarray, "n H W c"]) -> Num[np.ndarray, "n H W 3"]:
     """Images [N, H, W, c] with c 1 or 3 -> [N, H, W, 3]; grey ones three times."""
     return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
 
@@ -62,7 +63,7 @@ class ImageSpool:
             self._file.close()
         self._raw.unlink(missing_ok=True)
 
-    def append(self, images: np.ndarray) -> None:
+    def append(self, images: UInt8[np.ndarray, "n H W c"]) -> None:
         """Adds uint8 [n, H, W, c]."""
         if self._shape is None:
             self._shape = images.shape[1:]

@@ -30,7 +30,7 @@ class Extractor(Protocol):
 
     Attributes:
       sizes: length of each feature by name: '2048', and maybe 'spatial' and 'logits_unbiased'.
-      batch_size: images a step.
+      batch_size: images per step.
     """
 
     sizes: dict[str, int]
@@ -97,7 +97,7 @@ class SummaryBuilder:
 
     Args:
       sizes: length of each feature by name; see Extractor.
-      keep_features: keep the 2048 features too (8 kB an image), for precision, recall and KID.
+      keep_features: keep the 2048 features too (8 kB per image), for precision, recall and KID.
     """
 
     def __init__(self, sizes: dict[str, int], keep_features: bool = True) -> None:
