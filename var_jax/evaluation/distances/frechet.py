@@ -1,8 +1,7 @@
 """Frechet distance and inception score from streamed features.
 
 Means and covariances are accumulated in float64 around the running mean, so that they do not
-depend on the order or the size of the batches beyond rounding, and parts that several hosts
-collected can be merged.
+depend on the order or the size of the batches beyond rounding.
 
 Sources: Heusel et al. 2017 (arXiv 1706.08500); Salimans et al. 2016 (arXiv 1606.03498).
 """
@@ -48,12 +47,6 @@ class GaussianAccumulator:
         self._pending.append(features)
         if sum(map(len, self._pending)) >= _ROWS:
             self._flush()
-
-    def merge(self, other: GaussianAccumulator) -> None:
-        """Adds what another accumulator has seen."""
-        other._flush()
-        self._flush()
-        self._combine(other.count, other.mean, other.scatter)
 
     def statistics(self) -> GaussianStatistics:
         """Mean and covariance of everything so far.

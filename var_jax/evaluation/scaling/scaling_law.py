@@ -4,7 +4,8 @@ L(x) = (x / x0)^a and L(x) = L_inf + (x / x0)^a are fitted to a family of traine
 parameters, and along the frontier of least compute, which a family's training curves leave below
 them. The first is a straight line through log x and log L. The second minimises relative errors:
 for a given exponent the best L_inf and x0 follow in closed form, so only the exponent is searched
-for, and there are no local minima to fall into.
+for, and there are no local minima to fall into. scipy's searches would take the bootstrap's samples
+one by one; here all are searched at once.
 
 Source: Tian et al. 2024 (arXiv 2404.02905), sections 4.2 and 5.2, figures 5 and 6.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Int, Num
 
 #: What is fitted: mean over all levels and of the last level; error is 1 - accuracy.
 QUANTITIES = ("loss_mean", "loss_last", "error_mean", "error_last")
@@ -109,24 +111,14 @@ class Curve:
     values: Mapping[str, np.ndarray]
 
 
-def fit_power_law(x: np.ndarray, y: np.ndarray, floor: bool = False) -> PowerLaw:
-    """The law through points.
-
-    Args:
-      x, y: positive, float [n].
-      floor: fit L_inf too.
-
-    Raises:
-      ValueError: too few different points, or values that are not positive.
-    """
-    x, y = _check(x, y, floor)
-    return _fit_many(x, y[None], floor)[0]
-
-
 def fit(
-    x: np.ndarray, y: np.ndarray, floor: bool = False, resamples: int = 1000, seed: int = 0
+    x: Num[np.ndarray, " n"],
+    y: Num[np.ndarray, " n"],
+    floor: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Fit:
-    """`fit_power_law` with intervals from resampled residuals.
+    """The law through points, with intervals from resampled residuals.
 
     The log residuals are drawn with replacement: sizes are chosen, not drawn, so the points
     themselves stay. With p fitted numbers they are scaled by (n / (n - p))^(1/2), and by the ratio
@@ -134,9 +126,12 @@ def fit(
     too narrow.
 
     Args:
-      x, y, floor: see `fit_power_law`.
-      resamples: of the bootstrap.
-      seed: of the bootstrap.
+      x, y: positive.
+      floor: fit L_inf too.
+      resamples, seed: of the bootstrap.
+
+    Raises:
+      ValueError: too few different points, or values that are not positive.
     """
     x, y = _check(x, y, floor)
     law = _fit_many(x, y[None], floor)[0]
@@ -149,7 +144,9 @@ def fit(
     return _summarise(x, y, law, _fit_many(x, law(x) * np.exp(drawn), floor))
 
 
-def frontier(compute: np.ndarray, values: np.ndarray) -> np.ndarray:
+def frontier(
+    compute: Num[np.ndarray, " n"], values: Num[np.ndarray, " n"]
+) -> Int[np.ndarray, " best"]:
     """Indices of the points than which none is as good for as little compute, by compute.
 
     Args:
@@ -202,7 +199,7 @@ def analyse(
     """All fits of a family, ready for JSON.
 
     Args:
-      curves: one a size; the last evaluation of each is the size's result.
+      curves: one per size; the last evaluation of each is the size's result.
       resamples: of the bootstrap.
       frontier_start: evaluations in the first part of a run, as a fraction of its compute, stay
         out of the frontier: while the learning rate warms up nothing follows a law.
