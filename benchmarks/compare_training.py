@@ -177,7 +177,7 @@ def draw(path: str, ours: np.ndarray, theirs: np.ndarray) -> None:
     )
     above.plot(theirs, lw=4, alpha=0.4, label="official PyTorch trainer")
     above.plot(ours, lw=1, color="black", label="var_jax")
-    above.set_ylabel("loss (nats a token)")
+    above.set_ylabel("loss (nats per token)")
     above.legend()
     worst = np.abs(ours - theirs).max()
     above.set_title(f"Same weights, batches and schedule: largest difference {worst:.1e}")

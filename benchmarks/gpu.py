@@ -138,7 +138,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def describe(results: dict[str, dict[str, Any]]) -> str:
-    """One line a process of the part models."""
+    """One line per process of the part models."""
     import numpy as np
 
     lines = []

@@ -18,6 +18,14 @@ if _FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
 cli.prefer_fast_cpu_convolutions()
 
 
+@pytest.fixture
+def unchecked():
+    """No check of shapes: what functions say by themselves, as users see it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def bucket():
     """gs://bucket on localhost, for this process and for commands that inherit its environment."""

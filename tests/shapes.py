@@ -1,7 +1,7 @@
 """The shapes that var_jax's annotations tell, checked at each call.
 
 conftest.py installs the check. An annotation is jaxtyping's: `Float[Array, "B H W c"]`, with one
-space before a single name or a starred one (`Int[Array, " B"]`), which else would be Python.
+space before what else would be Python (`Int[Array, " B"]`, `Shaped[Array, " B *shape"]`).
 Names: B batch, L tokens, K levels, N heads, H W c image (H also the dimension of a head), h w grid,
 C channels of the latent, D width, V vocabulary, T tokens of the condition, P hosts.
 """

@@ -5,17 +5,17 @@ Both functions take NumPy and JAX arrays, inside jit too, and return the same ki
 
 from __future__ import annotations
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float, Num, UInt8
 
 
-def to_float(images: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+def to_float(images: Num[Array | np.ndarray, " *shape"]) -> Float[Array | np.ndarray, " *shape"]:
     """uint8 -> float32 in [-1, 1]; floating point is taken to be there already."""
     floats = images.astype(np.float32)
     return floats / 127.5 - 1 if images.dtype == np.uint8 else floats
 
 
-def to_uint8(images: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+def to_uint8(images: Float[Array | np.ndarray, " *shape"]) -> UInt8[Array | np.ndarray, " *shape"]:
     """Floating point in [-1, 1] -> uint8, rounded to the nearest value.
 
     That is floor(255 (x + 1) / 2 + 0.5), clipped. Rounding matters to scores: truncation

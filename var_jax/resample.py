@@ -12,10 +12,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 @functools.cache
-def area_matrix(size_in: int, size_out: int) -> np.ndarray:
+def area_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
     """Adaptive average pooling, PyTorch's `mode='area'`.
 
     Output cell i is the mean of the inputs from floor(i * in / out) to
@@ -34,7 +35,7 @@ def area_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 
 @functools.cache
-def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
+def bicubic_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
     """Cubic convolution with a = -0.75, half-pixel centres, clamped borders, no antialiasing.
 
     PyTorch's `mode='bicubic', align_corners=False` (Keys 1981 with a = -0.75).
@@ -65,7 +66,9 @@ def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
 _METHODS = {"area": area_matrix, "bicubic": bicubic_matrix}
 
 
-def resize(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
+def resize(
+    x: Float[Array, "B h w C"], shape: tuple[int, int], method: str
+) -> Float[Array, "B H W C"]:
     """Resizes the two spatial axes of a feature map.
 
     Args:
@@ -88,7 +91,11 @@ def resize(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
     return apply_matrices(x, matrix(h, shape[0]), matrix(w, shape[1]))
 
 
-def apply_matrices(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def apply_matrices(
+    x: Float[Array, "B h w C"],
+    rows: Float[Array | np.ndarray, "H h"],
+    columns: Float[Array | np.ndarray, "W w"],
+) -> Float[Array, "B H W C"]:
     """One matrix product for each of the two spatial axes.
 
     Args:

@@ -64,7 +64,7 @@ def test_the_released_tokenizer_maps_completely_both_ways(size):
     mapping.check(state, official.tokenizer_slots(tokenizer), vqvae.BUFFERS, "file")
     params = official.abstract_tokenizer(tokenizer)
     exported = shapes(official.tokenizer_tensors(tokenizer, params))
-    # The counts of codebook usage have a row a level, whatever the file's number of levels.
+    # The counts of codebook usage have a row per level, whatever the file's number of levels.
     usage = exported.pop("quantize.ema_vocab_hit_SV")
     assert usage == (len(PATCH_NUMS[size]), 4096)
     assert exported == {k: v for k, v in shapes(state).items() if "ema_vocab" not in k}

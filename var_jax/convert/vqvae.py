@@ -158,7 +158,7 @@ def infer(
         count = sum(bool(re.fullmatch(r"quantize\.quant_resi\.\d+\.weight", n)) for n in state)
         if count != len(patch_nums):
             raise ValueError(
-                f"{what} has {count} phi convolutions, one a level, but patch_nums has "
+                f"{what} has {count} phi convolutions, one per level, but patch_nums has "
                 f"{len(patch_nums)} levels."
             )
     return TokenizerShape(

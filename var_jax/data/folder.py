@@ -30,7 +30,7 @@ class FolderSource:
     class folders) is counted in `left_out` and said in one warning.
 
     Args:
-      root: folder (local or gs://) with one folder a class, or with pictures and no folder
+      root: folder (local or gs://) with one folder per class, or with pictures and no folder
         at all, which makes one class 'all' (unconditional training).
       class_names: the class table; by default the sorted folder names. A folder that it lacks
         is an error; one that it has and `root` lacks is an error unless `allow_missing`.
@@ -64,7 +64,7 @@ class FolderSource:
         if not epath.Path(self.root).is_dir():
             raise FileNotFoundError(
                 f"The image folder {printable(self.root)} does not exist or is not a folder; give "
-                "the folder that holds one folder a class."
+                "the folder that holds one folder per class."
             )
         if class_names is not None:
             class_names = [same_name(name) for name in class_names]

@@ -27,8 +27,8 @@ from var_jax.data.decode import (
 )
 from var_jax.paths import write_json
 
-#: At most so many shards a split: a reader keeps each one open, and the usual limit is 1,024 open
-#: files a process.
+#: At most so many shards per split: a reader keeps each one open, and the usual limit is 1,024 open
+#: files per process.
 MAX_SHARDS = 256
 
 #: (picture, label, name); None for a picture that cannot be read.
@@ -43,7 +43,7 @@ class Pictures:
 
     Attributes:
       class_names: in label order.
-      jobs: one a shard.
+      jobs: one per shard.
       identity: of which pictures these are: the same for the same names and labels, and in an
         archive sizes.
     """

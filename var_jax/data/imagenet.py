@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 from etils import epath
+from jaxtyping import Int
 
 from var_jax.data import reading
 from var_jax.data.archives import PACKED, Archive, read_archive, read_member
@@ -160,7 +161,7 @@ def val_pictures_from_tar(
 
 def official_val_labels(
     names: Sequence[str], where: epath.PathLike, wnids: Sequence[str]
-) -> np.ndarray:
+) -> Int[np.ndarray, " n"]:
     """Labels of ImageNet's 50,000 validation pictures, by their official names.
 
     Args:
@@ -208,7 +209,7 @@ def pictures_from_folder(
     """The pictures of class folders (unpacked ImageNet, or any data set).
 
     Args:
-      path: folder with one folder a class.
+      path: folder with one folder per class.
       class_names: the training split's classes, in label order, for a validation folder; it may
         also be ImageNet's, unpacked into one folder.
       labels: the classes of a validation folder's pictures; see `picture_labels.read_labels`.
@@ -256,8 +257,8 @@ def prepare(
 
     Args:
       output: directory, local or gs://.
-      train: ILSVRC2012_img_train.tar, or a folder with one folder a class.
-      val: ILSVRC2012_img_val.tar, or a folder with one folder a class; None: no such split.
+      train: ILSVRC2012_img_train.tar, or a folder with one folder per class.
+      val: ILSVRC2012_img_val.tar, or a folder with one folder per class; None: no such split.
       val_labels: see `picture_labels.read_labels`.
       resize, num_threads, report: see `image_writer.write_split`.
 

@@ -9,23 +9,24 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 _HELP = (
-    "give one class a line in the order of the file names, or lines of file name and class (text "
+    "give one class per line in the order of the file names, or lines of file name and class (text "
     "or csv, such as Kaggle's LOC_val_solution.csv)"
 )
 
 
 def read_labels(
     path: epath.PathLike, pictures: Sequence[str], class_names: Sequence[str]
-) -> np.ndarray:
+) -> Int[np.ndarray, " n"]:
     """The label of each picture, from a list that someone else has made.
 
-    Known forms: one class a line, in the order of the sorted file names; or a file name (with or
-    without folder and ending) and its class a line, separated by a comma, tab or space, where the
-    class is the second column's first word if the whole column is no class. A heading is passed
-    over. A class is one of `class_names`; numbers are taken as labels only if 0 is among them,
-    since lists that count from 1 (ImageNet's development kit) are in another order.
+    Known forms: one class per line, in the order of the sorted file names; or a file name (with or
+    without folder and ending) and its class, one pair per line, separated by a comma, tab or
+    space, where the class is the second column's first word if the whole column is no class. A
+    heading is passed over. A class is one of `class_names`; numbers are taken as labels only if 0
+    is among them, since lists that count from 1 (ImageNet's development kit) are in another order.
 
     Args:
       path: local or gs:// text file.
@@ -98,7 +99,7 @@ def _by_order(
     if order != natural or len(set(names)) != len(names):
         first = next((i for i, j in zip(order, natural, strict=True) if i != j), 0)
         raise ValueError(
-            f"{path} has one class a line and no file names, but the pictures have no order that "
+            f"{path} has one class per line and no file names, but the pictures have no order that "
             f"is certain ({names[first]!r} has two places, by its letters and by its number); give "
             "lines of file name and class."
         )

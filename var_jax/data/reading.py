@@ -25,7 +25,7 @@ class UnreadableRecord(Exception):
 
 
 def allowed(num_records: int) -> int:
-    """So many different unreadable records a run of `num_records` puts up with.
+    """So many different unreadable records that a run of `num_records` puts up with.
 
     A hundredth, or ten where that is less; never more than half.
     """

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 SPLITS = ("train", "val")
 
@@ -46,7 +47,7 @@ class Source(Protocol):
         ...
 
 
-def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+def check_labels(labels: Int[np.ndarray, " n"], num_classes: int, where: str) -> None:
     """Raises ValueError, naming the first one, if a label lies outside [0, num_classes)."""
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if bad.size:
@@ -62,7 +63,9 @@ def check_split(split: str, where: str) -> None:
         raise ValueError(f"{where} has the splits {' and '.join(SPLITS)}, got {split!r}.")
 
 
-def split_per_class(labels: np.ndarray, held_out: int, split: str, where: str) -> np.ndarray:
+def split_per_class(
+    labels: Int[np.ndarray, " n"], held_out: int, split: str, where: str
+) -> Int[np.ndarray, " kept"]:
     """Deterministic class-balanced split: `held_out` records of every class go to 'val'.
 
     The choice depends on the labels and their order only, never on a seed of the run.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import UInt8
 
 
-def grid(images: np.ndarray, columns: int, padding: int = 2, background: int = 255) -> np.ndarray:
+def grid(
+    images: UInt8[np.ndarray, "n H W c"], columns: int, padding: int = 2, background: int = 255
+) -> UInt8[np.ndarray, "h w c"]:
     """Lays images out in rows, left to right.
 
     Args:
       images: uint8 [N, H, W, c].
-      columns: images a row.
+      columns: images per row.
       padding: pixels between images and around them.
       background: grey value of the padding.
 

@@ -1,4 +1,4 @@
-"""Kernels: one folder an operation, each with a reference and one file a backend."""
+"""Kernels: one folder per operation, each with a reference and one file per backend."""
 
 import jax
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
+from jaxtyping import Array, Int, Int64, Shaped
 
 
-def process_rows(sharding: Sharding, size: int) -> np.ndarray:
+def process_rows(sharding: Sharding, size: int) -> Int64[np.ndarray, " n"]:
     """int64 [n]: which rows of an axis 0 of `size` this process's devices hold, ascending.
 
     Processes that hold parts of the same examples (a tensor axis over hosts) hold the same rows.
@@ -24,7 +25,9 @@ def process_rows(sharding: Sharding, size: int) -> np.ndarray:
     return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
 
-def global_rows(local: np.ndarray, sharding: Sharding, size: int) -> jax.Array:
+def global_rows(
+    local: Shaped[np.ndarray, " n *shape"], sharding: Sharding, size: int
+) -> Shaped[Array, " size *shape"]:
     """The array [size, ...] of which this process gives the rows `process_rows`.
 
     Raises:
@@ -73,7 +76,9 @@ def put_host_arrays(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(lambda x: _place(x, sharding) if isinstance(x, np.ndarray) else x, tree)
 
 
-def own_rows(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+def own_rows(
+    x: Shaped[Array, " size *shape"],
+) -> tuple[Int64[np.ndarray, " n"], Shaped[np.ndarray, " n *shape"]]:
     """The rows of axis 0 that this process answers for: each row has one such process.
 
     Args:
@@ -93,7 +98,9 @@ def own_rows(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.concatenate(values)
 
 
-def gather_rows(numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def gather_rows(
+    numbers: Int[np.ndarray, " n"], rows: Shaped[np.ndarray, " n *shape"]
+) -> Shaped[np.ndarray, " size *shape"]:
     """The rows of all processes, in the order of their numbers; every process must call it.
 
     Args:
@@ -125,7 +132,7 @@ def from_process_0(value: int) -> int:
     return int(high) * 2**31 + int(low)
 
 
-def to_host(x: jax.Array) -> np.ndarray:
+def to_host(x: Shaped[Array, " *shape"]) -> Shaped[np.ndarray, " *shape"]:
     """A global array as numpy, whole on every process; every process must call it."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)

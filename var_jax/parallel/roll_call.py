@@ -203,7 +203,7 @@ def _listen(port: int) -> socket.socket:
 
 
 class _Line:
-    """JSON objects, one a line, over a socket."""
+    """JSON objects, one per line, over a socket."""
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         connection.settimeout(timeout)

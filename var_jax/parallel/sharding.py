@@ -355,7 +355,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
     By default XLA for TPU computes products with an operand of 256 MiB or more in parts, one for
     each part of a cut matrix, and adds them up in memory in the type of the result. Gathering the
-    matrix first halves the memory traffic of a step (d16, 96 images a chip of v4:2x2x2: 403 GB
+    matrix first halves the memory traffic of a step (d16, 96 images per chip of v4:2x2x2: 403 GB
     instead of 892) and does not round sums to bfloat16.
     """
     if mesh.devices.flat[0].platform != "tpu":

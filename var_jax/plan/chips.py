@@ -15,12 +15,12 @@ class Chip:
 
     Attributes:
       name: as in a topology's name.
-      flops: bfloat16 matrix operations a second.
+      flops: bfloat16 matrix operations per second.
       hbm_bytes: memory; a program gets a little less.
-      hbm_bandwidth: bytes a second.
-      link_bandwidth: bytes a second that it sends over all its inter-chip links; half of the
+      hbm_bandwidth: bytes per second.
+      link_bandwidth: bytes per second that it sends over all its inter-chip links; half of the
         bandwidth that is published for both directions together.
-      network_bandwidth: bytes a second that it sends to other slices: its part of its host's
+      network_bandwidth: bytes per second that it sends to other slices: its part of its host's
         network card.
       per_chip: devices that are one chip.
     """

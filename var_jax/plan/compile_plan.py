@@ -38,11 +38,11 @@ class Plan:
       peak_bytes: most that is in use at once, by the compiler, arguments included; gaps between
         buffers come on top. If it did not compile, what it would need.
       beside_bytes: of what lies on the device while it runs and is not passed to it.
-      model_flops: useful operations a device, by the model's formula.
-      program_flops: operations a device that the program does, rematerialisation included.
-      memory_traffic: bytes to and from main memory a device.
-      link_traffic: bytes a device sends to others of its slice, by kind of collective.
-      network_traffic: bytes a device sends to other slices.
+      model_flops: useful operations per device, by the model's formula.
+      program_flops: operations per device that the program does, rematerialisation included.
+      memory_traffic: bytes to and from main memory per device.
+      link_traffic: bytes that a device sends to others of its slice, by kind of collective.
+      network_traffic: bytes that a device sends to other slices.
       compile_seconds: on this machine.
     """
 

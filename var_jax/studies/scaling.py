@@ -98,7 +98,7 @@ def write_results(config: ConfigDict, settings: build.ScalingSettings, workdir: 
     fits = analyse(curves, settings.resamples, settings.frontier_start)
     where = {"held_out": "the held-out split", "train": "the training batches since the last log"}
     notes = [
-        f"Loss (nats a token) and token error on {where[settings.on]}, at the end of each run.",
+        f"Loss (nats per token) and token error on {where[settings.on]}, at the end of each run.",
         "N counts the parameters of the transformer's blocks (for VAR's own sizes 73,728 depth^3), "
         "not embeddings, tables and head. C is 3 times the matrix products of a forward pass, "
         "head included, times the images seen (about 6 N tokens).",

@@ -43,7 +43,7 @@ def write_report(workdir: pathlib.Path) -> None:
     by_class = np.concatenate([generated[labels == c][:10] for c in classes])
     samples = encode_png(grid(by_class, columns=10))
     paths.write_bytes(workdir / "samples.png", samples)
-    report.heading("Samples, one row a class")
+    report.heading("Samples, one row per class")
     report.picture(samples, "Drawn at random, not selected.", width=700)
 
     levels = pictures["levels"]
@@ -82,7 +82,7 @@ def write_report(workdir: pathlib.Path) -> None:
         curves(
             {"transformer": transformer},
             {"loss_mean": "all levels", "loss_last": "last level", "eval/loss_mean": "held out"},
-            "nats a token",
+            "nats per token",
         ),
         "Transformer: cross entropy.",
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 
 def _color(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -58,7 +59,9 @@ def check_policies(policies: Sequence[str]) -> None:
             )
 
 
-def augment(keys: jax.Array, images: jax.Array, policies: Sequence[str]) -> jax.Array:
+def augment(
+    keys: Key[Array, " B"], images: Float[Array, "B H W c"], policies: Sequence[str]
+) -> Float[Array, "B H W c"]:
     """Augments each image by its own key; differentiable in the images.
 
     Args:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from var_jax.tokenizer.layers import GroupNorm
 
 _NORMS = ("group", "instance", "none")
 
 
-def spectral_norm(kernel: jax.Array, iterations: int = 8) -> jax.Array:
+def spectral_norm(kernel: Float[Array, "*shape out"], iterations: int = 8) -> Float[Array, ""]:
     """Largest singular value of a kernel seen as a matrix [..., out], by power iteration.
 
     It starts from the same vector each time, so that there is no state to keep and to
@@ -45,7 +46,7 @@ class _Conv(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
         kernel: jax.Array = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, *self.axes)),
@@ -71,7 +72,7 @@ class _Conv(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of an image: one logit a patch.
+    """Judges overlapping patches of an image: one logit per patch.
 
     No layer mixes examples, so a sharded batch needs no synchronisation.
 
@@ -90,7 +91,7 @@ class PatchDiscriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "B H W c"]) -> Float32[Array, "B h w"]:
         """Images float [B, H, W, c] in [-1, 1] -> logits float32 [B, H', W'].
 
         Raises:
@@ -118,6 +119,6 @@ class PatchDiscriminator(nn.Module):
         return h[..., 0]
 
 
-def hinge_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
+def hinge_loss(real: Float[Array, " *real"], fake: Float[Array, " *fake"]) -> Float[Array, ""]:
     """The discriminator's loss: logits of real and generated images, float [...] -> scalar."""
     return 0.5 * (jnp.mean(nn.relu(1 - real)) + jnp.mean(nn.relu(1 + fake)))

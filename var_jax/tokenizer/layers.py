@@ -93,7 +93,7 @@ class GroupNorm(nn.Module):
 
         mean = group_mean(x)
         inverse = jax.lax.rsqrt(group_mean(jnp.square(x - to_channels(mean))) + 1e-6)
-        # One multiplication and one addition an element: fold the affine map into the statistics.
+        # One multiplication and one addition per element: fold the affine map into the statistics.
         factor = to_channels(inverse, members * scale)
         shift = bias - to_channels(mean * inverse, members * scale)
         return (x * factor + shift).astype(self.dtype)

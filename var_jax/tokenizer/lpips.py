@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from var_jax.kernels.convolution import conv_general_dilated
 
@@ -38,7 +39,9 @@ class LPIPS(nn.Module):
     precision: jax.lax.Precision | None = jax.lax.Precision.HIGHEST
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]
+    ) -> Float32[Array, " B"]:
         """Distances.
 
         Args:
@@ -49,8 +52,8 @@ class LPIPS(nn.Module):
         """
         if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < MIN_SIZE:
             raise ValueError(
-                f"LPIPS compares two [B, H, W, 3] arrays of at least {MIN_SIZE} pixels a side, not "
-                f"{x.shape} and {y.shape}."
+                f"LPIPS compares two [B, H, W, 3] arrays of at least {MIN_SIZE} pixels per side, "
+                f"not {x.shape} and {y.shape}."
             )
         batch = x.shape[0]
         images = jnp.concatenate([x, y]).astype(jnp.float32)
@@ -77,7 +80,7 @@ class LPIPS(nn.Module):
         return distance
 
 
-def normalise(features: jax.Array) -> jax.Array:
+def normalise(features: Float[Array, "*shape C"]) -> Float[Array, "*shape C"]:
     """Unit vectors over the last axis, as LPIPS takes them; zero where every entry is."""
     squares = jnp.sum(features**2, -1, keepdims=True)
     # The square root's gradient at an all-zero pixel would be infinite.

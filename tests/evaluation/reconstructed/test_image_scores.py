@@ -87,7 +87,7 @@ def test_high_frequency_energy_agrees_with_the_full_spectrum(pair):
     np.testing.assert_allclose(ratio, energy(y) / energy(x), rtol=1e-4)
 
 
-def test_shapes_are_checked(pair):
+def test_shapes_are_checked(unchecked, pair):
     with pytest.raises(ValueError, match="same"):
         psnr(pair[0], pair[1][:, :-1])
     with pytest.raises(ValueError, match="at least 11"):

@@ -122,7 +122,7 @@ def test_explicit_implementation_never_falls_back():
         block_attention(q, q, q, segments, implementation="flash")
 
 
-def test_arguments_that_do_not_fit():
+def test_arguments_that_do_not_fit(unchecked):
     q = jnp.zeros((1, 4, 2, 8))
     with pytest.raises(ValueError, match="describe 3 queries"):
         block_attention(q, q, q, (KeySegment(3, 0, 4),))

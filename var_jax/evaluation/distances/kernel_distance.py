@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from flax import struct
+from jaxtyping import Float
 
 
 @struct.dataclass
@@ -25,8 +26,8 @@ class KernelDistance:
 
 
 def kernel_distance(
-    real: np.ndarray,
-    fake: np.ndarray,
+    real: Float[np.ndarray, "n D"],
+    fake: Float[np.ndarray, "m D"],
     *,
     subsets: int = 100,
     subset_size: int = 1000,
@@ -55,7 +56,7 @@ def kernel_distance(
     return KernelDistance(float(values.mean()), float(values.std()), size)
 
 
-def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
+def squared_mmd(x: Float[np.ndarray, "n D"], y: Float[np.ndarray, "m D"]) -> float:
     """Unbiased estimate from two sets of features [n, D] and [m, D]."""
     n, m = len(x), len(y)
     xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float, Float32, Int64
 
 
 @struct.dataclass
@@ -34,8 +35,8 @@ class ManifoldScores:
 
 
 def manifold_scores(
-    real: np.ndarray,
-    fake: np.ndarray,
+    real: Float[np.ndarray, "n D"],
+    fake: Float[np.ndarray, "m D"],
     *,
     k: int = 3,
     density_k: int = 5,
@@ -93,7 +94,9 @@ class _Blocks:
         longest = max(map(len, features))
         return min(self.block, -(-longest // devices) * devices)
 
-    def radii(self, features: np.ndarray, neighbours: tuple[int, ...]) -> np.ndarray:
+    def radii(
+        self, features: Float[np.ndarray, "n D"], neighbours: tuple[int, ...]
+    ) -> Float32[np.ndarray, "n k"]:
         """Squared distance of each sample to its k-th neighbour, float32 [N, len(neighbours)]."""
         count, size = len(features), self._size(features)
         keep = max(neighbours) + 1  # the sample itself is the nearest
@@ -109,8 +112,12 @@ class _Blocks:
         return result
 
     def cross(
-        self, real: np.ndarray, real_radii: np.ndarray, fake: np.ndarray, fake_radii: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self,
+        real: Float[np.ndarray, "n D"],
+        real_radii: Float32[np.ndarray, "n 2"],
+        fake: Float[np.ndarray, "m D"],
+        fake_radii: Float32[np.ndarray, " m"],
+    ) -> tuple[Int64[np.ndarray, "m 2"], Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
         """Comparisons of every generated with every real sample.
 
         Returns:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Num
 
 from var_jax.evaluation.inception.network import FEATURE_SIZES, Inception
 from var_jax.evaluation.inception.weights import InceptionWeights
@@ -87,8 +88,8 @@ class FeatureExtractor:
     Attributes:
       weights: the network's parameters and the hash of their file.
       features: names of the features (see Inception); `sizes` has their lengths.
-      batch_size: images a step, over all devices; by default 32 a device, on CPUs 8 in all (which
-        keeps memory under 2 GB).
+      batch_size: images per step, over all devices; by default 32 per device, on CPUs 8 in all
+        (which keeps memory under 2 GB).
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class FeatureExtractor:
         self._params = jax.device_put(weights.params, whole)
         self._apply = jit_features(self.features, self._images)
 
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, images: Num[np.ndarray, "B H W 3"]) -> dict[str, np.ndarray]:
         """Features of images that are at hand.
 
         Args:

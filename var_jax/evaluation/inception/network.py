@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Num
 
 IMAGE_SIZE = 299
 CLASSES = 1008
@@ -34,7 +35,7 @@ FEATURE_SIZES = {
 
 
 @functools.cache
-def tf1_bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
+def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
     """TensorFlow 1's `resize_bilinear` (align_corners=False) along one axis.
 
     Output i lies at i * in / out, without the half-pixel shift of later versions; the scale is
@@ -55,7 +56,7 @@ def tf1_bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
-def preprocess(images: jax.Array) -> jax.Array:
+def preprocess(images: Num[Array, "B H W 3"]) -> Float32[Array, "B 299 299 3"]:
     """uint8 [B, H, W, 3] -> float32 [B, 299, 299, 3] in [-1, 1)."""
     height, width = images.shape[1:3]
     rows = tf1_bilinear_matrix(height, IMAGE_SIZE)
@@ -76,7 +77,7 @@ class ConvRelu(nn.Module):
     padding: tuple[int, int] = (0, 0)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -91,12 +92,14 @@ class ConvRelu(nn.Module):
         return nn.relu(x + bias)
 
 
-def max_pool(x: jax.Array, stride: int = 2, padding: int = 0) -> jax.Array:
+def max_pool(
+    x: Float[Array, "B H W C"], stride: int = 2, padding: int = 0
+) -> Float[Array, "B h w C"]:
     """3x3 maximum."""
     return nn.max_pool(x, (3, 3), (stride, stride), [(padding, padding)] * 2)
 
 
-def average_pool(x: jax.Array) -> jax.Array:
+def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     """3x3 mean of the pixels inside the picture, as TensorFlow pools."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
@@ -124,7 +127,7 @@ class BlockA(nn.Module):
     pool_features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
         one = conv1(64, "branch1x1")(x)
         five = conv1(48, "branch5x5_1")(x)
         five = ConvRelu(64, (5, 5), padding=(2, 2), name="branch5x5_2")(five)
@@ -139,7 +142,7 @@ class BlockB(nn.Module):
     """35x35 -> 17x17."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         three = conv3(384, "branch3x3", stride=2)(x)
         double = conv1(64, "branch3x3dbl_1")(x)
         double = conv3(96, "branch3x3dbl_2")(double)
@@ -153,7 +156,9 @@ class BlockC(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B H W D"], Float[Array, "B H W E"]]:
         c = self.width
         one = conv1(192, "branch1x1")(x)
         seven = conv1(c, "branch7x7_1")(x)
@@ -172,7 +177,7 @@ class BlockD(nn.Module):
     """17x17 -> 8x8."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         three = conv1(192, "branch3x3_1")(x)
         three = conv3(320, "branch3x3_2", stride=2)(three)
         seven = conv1(192, "branch7x7x3_1")(x)
@@ -188,7 +193,7 @@ class BlockE(nn.Module):
     pool_by_maximum: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
         one = conv1(320, "branch1x1")(x)
         three = conv1(384, "branch3x3_1")(x)
         three = [row(384, 3, "branch3x3_2a")(three), column(384, 3, "branch3x3_2b")(three)]
@@ -204,8 +209,8 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, features: Sequence[str] = ("2048",)
-    ) -> dict[str, jax.Array]:
+        self, images: Num[Array, "B H W 3"], features: Sequence[str] = ("2048",)
+    ) -> dict[str, Float32[Array, "B features"]]:
         """Features of images.
 
         Args:

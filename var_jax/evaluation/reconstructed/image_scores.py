@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float32, Num
 
 WINDOW = 11
 SIGMA = 1.5
 _HIGHEST = jax.lax.Precision.HIGHEST
+#: uint8, or floating point in [-1, 1].
+Images = Num[Array | np.ndarray, "B H W c"]
 
 
 @struct.dataclass
 class ImageScores:
-    """Scores of B reconstructions, each float32 [B].
+    """Scores of reconstructions.
 
     Attributes:
       psnr: decibels; infinite for equal pictures.
@@ -33,19 +36,19 @@ class ImageScores:
         1 the reconstruction is smoother than the picture, above 1 noisier.
     """
 
-    psnr: jax.Array
-    ssim: jax.Array
-    edge_error: jax.Array
-    high_frequency_error: jax.Array
-    high_frequency_ratio: jax.Array
+    psnr: Float32[Array, " B"]
+    ssim: Float32[Array, " B"]
+    edge_error: Float32[Array, " B"]
+    high_frequency_error: Float32[Array, " B"]
+    high_frequency_ratio: Float32[Array, " B"]
 
 
 @jax.jit
-def image_scores(images: jax.Array, reconstructions: jax.Array) -> ImageScores:
+def image_scores(images: Images, reconstructions: Images) -> ImageScores:
     """All scores at once.
 
     Args:
-      images, reconstructions: [B, H, W, C], uint8 or floating point in [-1, 1]; H, W >= 11.
+      images, reconstructions: H and W at least 11.
     """
     edge = edge_error(images, reconstructions)
     error, ratio = high_frequency(images, reconstructions)
@@ -54,22 +57,24 @@ def image_scores(images: jax.Array, reconstructions: jax.Array) -> ImageScores:
     )
 
 
-def unit_range(images: jax.Array) -> jax.Array:
+def unit_range(
+    images: Num[Array | np.ndarray, " *shape"],
+) -> Float32[Array | np.ndarray, " *shape"]:
     """uint8, or floating point in [-1, 1], to float32 in [0, 1]."""
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255.0
     return (images.astype(jnp.float32) + 1.0) / 2.0
 
 
-def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio, float32 [B], in decibels; the peak is the whole range."""
+def psnr(images: Images, reconstructions: Images) -> Float32[Array, " B"]:
+    """Peak signal-to-noise ratio in decibels; the peak is the whole range."""
     _check(images, reconstructions)
     difference = unit_range(images) - unit_range(reconstructions)
     return -10.0 * jnp.log10(jnp.mean(difference**2, axis=(1, 2, 3)))
 
 
-def ssim(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Structural similarity, float32 [B]: the mean over windows inside the picture, and channels.
+def ssim(images: Images, reconstructions: Images) -> Float32[Array, " B"]:
+    """Structural similarity: the mean over windows inside the picture, and channels.
 
     Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03 (Wang et al. 2004).
     """
@@ -96,20 +101,22 @@ def ssim(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
     return jnp.mean(similarity, axis=(1, 2, 3))
 
 
-def edge_error(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Relative error of the Sobel magnitude of the mean of the channels, float32 [B]."""
+def edge_error(images: Images, reconstructions: Images) -> Float32[Array, " B"]:
+    """Relative error of the Sobel magnitude of the mean of the channels."""
     _check(images, reconstructions)
     x, y = _sobel(unit_range(images)), _sobel(unit_range(reconstructions))
     return jnp.mean(jnp.abs(x - y), axis=(1, 2)) / jnp.maximum(jnp.mean(x, axis=(1, 2)), 1e-8)
 
 
 def high_frequency(
-    images: jax.Array, reconstructions: jax.Array, cutoff: float = 0.5
-) -> tuple[jax.Array, jax.Array]:
+    images: Images,
+    reconstructions: Images,
+    cutoff: float = 0.5,
+) -> tuple[Float32[Array, " B"], Float32[Array, " B"]]:
     """Error and energy of what lies above `cutoff` times the Nyquist frequency on either axis.
 
     Returns:
-      relative error and energy ratio, float32 [B] each; see ImageScores.
+      relative error and energy ratio; see ImageScores.
     """
     _check(images, reconstructions)
     x, y = unit_range(images), unit_range(reconstructions)
@@ -151,7 +158,7 @@ def _sobel(images: jax.Array) -> jax.Array:
 
 
 def _check(images: jax.Array, reconstructions: jax.Array) -> None:
-    if images.shape != reconstructions.shape or images.ndim != 4:
+    if images.shape != reconstructions.shape:
         raise ValueError(
             f"Reconstructions {list(reconstructions.shape)} are compared with pictures "
             f"{list(images.shape)}; both must be the same [B, H, W, C]."

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num
 
 from var_jax.evaluation.reconstructed.image_scores import edge_error, psnr
 
@@ -134,7 +135,7 @@ def render(
     )
 
 
-def read_letters(images: np.ndarray, pictures: TextPictures) -> np.ndarray:
+def read_letters(images: Num[np.ndarray, "n H W c"], pictures: TextPictures) -> np.ndarray:
     """What the nearest glyph reads at the place of each letter, int [M] in ALPHABET.
 
     Args:

@@ -170,7 +170,7 @@ def score_tokenizer(
       batches: uint8 [n, H, W, c], cropped as the tokenizer's own evaluation wants them.
       extractor: for rFID; None for none.
       reference: to take the distance to; None takes the originals that went in.
-      num_level_images: so many are decoded level by level too (K decodings an image).
+      num_level_images: so many are decoded level by level too (K decodings per image).
       num_examples: pictures for the report, of the first batches.
       on_batch: called with each batch and its reconstructions.
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jaxtyping import Array, Float, Float32, Int, Num
 
 from var_jax.evaluation.distances.frechet import GaussianStatistics, frechet_distance, statistics
 from var_jax.pixels import to_float
@@ -37,7 +38,9 @@ class SmallClassifier(nn.Module):
     width: int = 32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, images: Float[Array, "B H W c"]
+    ) -> tuple[Float32[Array, "B classes"], Float32[Array, "B features"]]:
         """Logits and features.
 
         Args:
@@ -66,7 +69,9 @@ class Classifier:
     num_classes: int = struct.field(pytree_node=False)
     width: int = struct.field(pytree_node=False)
 
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(
+        self, images: Num[np.ndarray, "n H W c"]
+    ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n features"]]:
         """Logits [N, num_classes] and features [N, 64] of images (uint8, or float in [-1, 1])."""
         logits, features = [], []
         module = SmallClassifier(self.num_classes, self.width)
@@ -78,22 +83,24 @@ class Classifier:
             features.append(found[1][: len(part)])
         return np.concatenate(logits), np.concatenate(features)
 
-    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
+    def accuracy(self, images: Num[np.ndarray, "n H W c"], labels: Int[np.ndarray, " n"]) -> float:
         """Share of images that the classifier takes for their labels."""
         return float(np.mean(self.predict(images)[0].argmax(-1) == np.asarray(labels)))
 
-    def statistics(self, images: np.ndarray) -> GaussianStatistics:
+    def statistics(self, images: Num[np.ndarray, "n H W c"]) -> GaussianStatistics:
         """Mean and covariance of the features of images."""
         return statistics(self.predict(images)[1])
 
-    def frechet_distance(self, real: np.ndarray, fake: np.ndarray) -> float:
+    def frechet_distance(
+        self, real: Num[np.ndarray, "n H W c"], fake: Num[np.ndarray, "m H W c"]
+    ) -> float:
         """Frechet distance of two sets of images in the classifier's features."""
         return frechet_distance(self.statistics(real), self.statistics(fake))
 
 
 def train_classifier(
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: Num[np.ndarray, "n H W c"],
+    labels: Int[np.ndarray, " n"],
     *,
     num_classes: int,
     steps: int = 800,
@@ -110,7 +117,7 @@ def train_classifier(
       labels: int [N] in [0, num_classes).
       num_classes: classes.
       steps: updates.
-      batch_size: images an update.
+      batch_size: images per update.
       learning_rate: peak.
       shift: largest shift in pixels on either axis; edges repeat.
       width: channels of the first stage.

@@ -11,6 +11,7 @@ from typing import Any
 import flax
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from var_jax.evaluation.distances.frechet import frechet_distance
 from var_jax.evaluation.reconstructed.image_scores import psnr, ssim
@@ -71,7 +72,7 @@ def within_class_deviation(data: LabelledImages) -> float:
 
 
 def code_statistics(
-    tokens: np.ndarray, pyramid: ScalePyramid, vocab_size: int
+    tokens: Int[np.ndarray, "n L"], pyramid: ScalePyramid, vocab_size: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Usage and perplexity of each level.
 
@@ -89,7 +90,7 @@ def code_statistics(
     )
 
 
-def level_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def level_statistics(counts: Int[np.ndarray, "K V"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The same from how often each level uses each code, int [K, V]."""
     usage, perplexity = [], []
     for level in counts:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
 
 from var_jax import kernels
 from var_jax.context import KeySegment
@@ -63,15 +64,15 @@ def _spec(batch: int, num_heads: int) -> PartitionSpec | None:
 
 
 def block_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B Lk N H"],
+    v: Float[Array, "B Lk N H"],
     segments: tuple[KeySegment, ...],
     *,
     scale: float = 1.0,
-    log_scale: jax.Array | None = None,
+    log_scale: Float[Array, " N"] | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "B Lq N H"]:
     """softmax(logits) v, where a query sees only the keys of its segment.
 
     Under a mesh (`jax.set_mesh` or `use_abstract_mesh`) with the axes data, fsdp and tensor,

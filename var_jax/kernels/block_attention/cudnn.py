@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from var_jax.context import KeySegment, dense_mask
 from var_jax.kernels.block_attention import reference, xla
@@ -17,15 +18,15 @@ MIN_ROWS = 256
 
 
 def block_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B Lk N H"],
+    v: Float[Array, "B Lk N H"],
     segments: tuple[KeySegment, ...],
     *,
     scale: float = 1.0,
-    log_scale: jax.Array | None = None,
+    log_scale: Float[Array, " N"] | None = None,
     min_rows: int = MIN_ROWS,
-) -> jax.Array:
+) -> Float[Array, "B Lq N H"]:
     """A large level needs no mask over its slice of the keys; the small ones share a call.
 
     Args, Returns: as for var_jax.kernels.block_attention.block_attention.

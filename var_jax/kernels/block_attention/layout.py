@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
 
 from var_jax.kernels.block_attention import tiling
 
@@ -60,7 +61,7 @@ class Layout:
             preferred_element_type=jnp.float32,
         )
 
-    def lanes_of(self, head: int, x: jax.Array) -> jax.Array:
+    def lanes_of(self, head: int, x: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
         """[rows, width] -> the same with the lanes of all other heads set to zero."""
         if self.heads == 1:
             return x
@@ -68,14 +69,14 @@ class Layout:
         mine = (lane >= head * self.head_dim) & (lane < (head + 1) * self.head_dim)
         return jnp.where(mine, x, 0)
 
-    def real_lanes(self, x: jax.Array) -> jax.Array:
+    def real_lanes(self, x: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
         """Zeroes the lanes beyond the last head, which a partial block leaves undefined."""
         if self.num_heads % self.heads == 0:
             return x
         left = (self.num_heads - pl.program_id(1) * self.heads) * self.head_dim
         return jnp.where(lax.broadcasted_iota(jnp.int32, x.shape, 1) < left, x, 0)
 
-    def head_sums(self, x: jax.Array) -> jax.Array:
+    def head_sums(self, x: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
         """[rows, width] -> the sum over each head's lanes, broadcast to those lanes.
 
         Computed on the matrix unit, whose result is broadcast already. The operand is rounded
@@ -93,17 +94,17 @@ class Layout:
         ones = jnp.where(same, 1.0, 0.0).astype(self.dtype)
         return self.dot(x.astype(self.dtype), ones, (1, 0))
 
-    def row_sums(self, head: int, x: jax.Array) -> jax.Array:
+    def row_sums(self, head: int, x: Float[Array, "rows width"]) -> Float[Array, "1 rows"]:
         """f32 [rows, width] -> [1, rows]: the sum over one head's lanes, rows now in lanes."""
         ones = self.lanes_of(head, jnp.ones((tiling.SUBLANES, self.width), jnp.float32))
         exact = lax.Precision.HIGHEST
         return lax.dot_general(ones, x, (((1,), (1,)), ((), ())), precision=exact)[:1]
 
-    def inverse_norms(self, x: jax.Array) -> jax.Array:
+    def inverse_norms(self, x: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
         """f32 [rows, width] -> 1 / L2 norm of each head's lanes."""
         return lax.rsqrt(jnp.maximum(self.head_sums(x * x), MIN_SQUARE))
 
-    def scale_row(self, scale_ref) -> jax.Array:
+    def scale_row(self, scale_ref) -> Float[Array, "1 width"]:
         """f32 [1, width]: the logit scale of each lane's head."""
         lane = lax.broadcasted_iota(jnp.int32, (1, self.width), 1)
         first = pl.program_id(1) * self.heads

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import reference, streaming, tiling, whole_row
 from var_jax.kernels.block_attention.layout import LOG2_E, Layout
 
-#: VMEM a core of the smallest supported TPU (v4) has.
+#: VMEM of a core of the smallest supported TPU (v4).
 SMALLEST_VMEM = 16 * 2**20
 #: (query, key) pairs beyond which equal tiles become a loop instead of being unrolled.
 MAX_UNROLLED = 256 * 1024
@@ -144,16 +145,16 @@ def _padded_head_dim(head_dim: int) -> int:
 
 
 def block_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B Lk N H"],
+    v: Float[Array, "B Lk N H"],
     segments: tuple[KeySegment, ...],
     *,
     scale: float = 1.0,
-    log_scale: jax.Array | None = None,
+    log_scale: Float[Array, " N"] | None = None,
     max_rows: int | None = None,
     interpret: Any = False,
-) -> jax.Array:
+) -> Float[Array, "B Lq N H"]:
     """Attention by the Mosaic kernels; forward and backward.
 
     [B, L, N, H] is read as [B, L, N * H], 128 lanes at a time: in a model whose projections

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
 from var_jax.context import KeySegment, dense_mask
 
@@ -16,12 +17,12 @@ MAX_SCALE = 100.0
 MIN_NORM = 1e-12
 
 
-def head_scales(log_scale: jax.Array) -> jax.Array:
+def head_scales(log_scale: Float[Array, " N"]) -> Float32[Array, " N"]:
     """f32 [N]: exp(min(log_scale, ln 100))."""
     return jnp.exp(jnp.minimum(log_scale.astype(jnp.float32), math.log(MAX_SCALE)))
 
 
-def normalize(x: jax.Array) -> jax.Array:
+def normalize(x: Float[Array, "*shape H"]) -> Float[Array, "*shape H"]:
     """x / max(L2 norm, 1e-12) over the last axis, in float32 or wider."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, -1, keepdims=True)
@@ -29,8 +30,11 @@ def normalize(x: jax.Array) -> jax.Array:
 
 
 def scaled_operands(
-    q: jax.Array, k: jax.Array, scale: float, log_scale: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B Lk N H"],
+    scale: float,
+    log_scale: Float[Array, " N"] | None,
+) -> tuple[Float[Array, "B Lq N H"], Float[Array, "B Lk N H"]]:
     """q and k such that the logits are q . k, still in float32 or wider.
 
     Args: as for `block_attention`.
@@ -42,14 +46,14 @@ def scaled_operands(
 
 
 def block_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B Lk N H"],
+    v: Float[Array, "B Lk N H"],
     segments: tuple[KeySegment, ...],
     *,
     scale: float = 1.0,
-    log_scale: jax.Array | None = None,
-) -> jax.Array:
+    log_scale: Float[Array, " N"] | None = None,
+) -> Float[Array, "B Lq N H"]:
     """Attention with the whole [B, N, Lq, Lk] score matrix in float32 (float64 if q is).
 
     Args, Returns: as for var_jax.kernels.block_attention.block_attention.

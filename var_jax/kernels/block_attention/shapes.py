@@ -46,7 +46,7 @@ def decoding(image_size: int, level: int, batch: int, num_heads: int) -> Shape:
     return Shape(batch, num_heads, (KeySegment(pyramid.sizes[level], 0, num_keys),), num_keys)
 
 
-#: d16 at 256 px, 8 images a chip (L = 680); 512 px (L = 2240); 1024 px (L = 9451).
+#: d16 at 256 px, 8 images per chip (L = 680); 512 px (L = 2240); 1024 px (L = 9451).
 SHAPES = {
     "train_256": training(256, 8, 16),
     "train_512": training(512, 2, 16),

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Int32
 
 from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import tiling
@@ -55,7 +56,7 @@ class Grid:
         """Number of key tiles."""
         return -(-self.num_keys // self.block_k)
 
-    def bounds(self) -> np.ndarray:
+    def bounds(self) -> Int32[np.ndarray, "tiles 2 block"]:
         """int32 [tiles_q, 2, block_q]: (lo, hi) of each query; everything for padding."""
         found = np.zeros((2, self.tiles_q * self.block_q), np.int32)
         found[1] = self.num_keys
@@ -63,7 +64,7 @@ class Grid:
             found[0, start:end], found[1, start:end] = lo, hi
         return found.reshape(2, self.tiles_q, self.block_q).swapaxes(0, 1).copy()
 
-    def pairs(self, keys_outer: bool) -> np.ndarray:
+    def pairs(self, keys_outer: bool) -> Int32[np.ndarray, "4 pairs"]:
         """int32 [4, pairs]: query tile, key tile, first and last pair of its outer tile.
 
         A key tile that no query sees still gets one pair, so that its gradient is written.
@@ -83,7 +84,7 @@ class Grid:
         first, last = np.r_[True, change], np.r_[change, True]
         return np.stack([q, k, first, last]).astype(np.int32)
 
-    def num_scores(self, pairs: np.ndarray) -> int:
+    def num_scores(self, pairs: Int32[np.ndarray, "4 pairs"]) -> int:
         """(query, key) pairs computed for one head."""
         return pairs.shape[1] * self.block_q * self.block_k
 
@@ -288,7 +289,7 @@ def forward(q, k, v, layout: Layout, grid: Grid, params, interpret=False):
 def backward(q, k, v, o, lse, do, layout: Layout, grid: Grid, params, interpret=False):
     """Gradients of `forward` with respect to q, k and v, in one kernel.
 
-    dq of a whole row is summed in VMEM, which bounds Lq: 4 bytes a query and lane, 4.6 MiB
+    dq of a whole row is summed in VMEM, which bounds Lq: 4 bytes per query and lane, 4.6 MiB
     for L = 9451.
 
     Args: as for `forward`; o and lse are its results, do is the gradient of o.

@@ -20,12 +20,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from var_jax.kernels.block_attention import tiling
 from var_jax.kernels.block_attention.layout import LN_2, LOG2_E, MASKED, Layout, cost, pipeline
 
 
-def mask_scores(scores: jax.Array, tile: tiling.RowTile) -> jax.Array:
+def mask_scores(
+    scores: Float[Array, "keys rows"], tile: tiling.RowTile
+) -> Float[Array, "keys rows"]:
     """[hi - lo, rows] -> the same with MASKED where a query does not see a key.
 
     Only the keys outside of [full_lo, full_hi) are looked at.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from var_jax.context import KeySegment, dense_mask
 from var_jax.kernels.block_attention import reference
@@ -29,14 +30,14 @@ def row_groups(segments: tuple[KeySegment, ...], min_rows: int = MIN_ROWS):
 
 
 def block_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B Lk N H"],
+    v: Float[Array, "B Lk N H"],
     segments: tuple[KeySegment, ...],
     *,
     scale: float = 1.0,
-    log_scale: jax.Array | None = None,
-) -> jax.Array:
+    log_scale: Float[Array, " N"] | None = None,
+) -> Float[Array, "B Lq N H"]:
     """Attention one level after another, each over a static slice of the keys.
 
     A level's queries all see the same keys, so that no mask is needed and the empty part of

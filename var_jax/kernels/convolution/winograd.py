@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-#: Output rows a tile; the image's height must be a multiple of it.
+#: Output rows per tile; the image's height must be a multiple of it.
 ROWS = 4
 # Interpolation at 0, 1, -1, 2, -2 and infinity: six kernel rows from three, six combinations of
 # the six input rows that a tile reads, and its four output rows from the six products.
