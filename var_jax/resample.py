@@ -1,6 +1,6 @@
 """Resizing feature maps by constant matrices that agree with PyTorch's `F.interpolate`.
 
-A separable resize is two matrix products, one an axis: exact to rounding, differentiable,
+A separable resize is two matrix products, one per axis: exact to rounding, differentiable,
 and a good fit for the matrix unit. `jax.image.resize` computes other functions: its cubic
 kernel has a = -0.5 and it antialiases when it shrinks.
 """
@@ -20,10 +20,7 @@ def area_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
     """Adaptive average pooling, PyTorch's `mode='area'`.
 
     Output cell i is the mean of the inputs from floor(i * in / out) to
-    ceil((i + 1) * in / out) - 1.
-
-    Returns:
-      float64 [size_out, size_in]; each row sums to 1.
+    ceil((i + 1) * in / out) - 1. Each row sums to 1.
     """
     matrix = np.zeros((size_out, size_in))
     for i in range(size_out):
@@ -38,10 +35,8 @@ def area_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
 def bicubic_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
     """Cubic convolution with a = -0.75, half-pixel centres, clamped borders, no antialiasing.
 
-    PyTorch's `mode='bicubic', align_corners=False` (Keys 1981 with a = -0.75).
-
-    Returns:
-      float64 [size_out, size_in]; each row sums to 1.
+    PyTorch's `mode='bicubic', align_corners=False` (Keys 1981 with a = -0.75). Each row
+    sums to 1.
     """
     a = -0.75
 
@@ -72,12 +67,12 @@ def resize(
     """Resizes the two spatial axes of a feature map.
 
     Args:
-      x: float [B, h, w, C].
+      x: the map.
       shape: (H, W) to resize to.
       method: 'area' or 'bicubic'.
 
     Returns:
-      [B, H, W, C] in x's dtype; x itself if the shape is the same.
+      the map in x's dtype; x itself if the shape is the same.
 
     Raises:
       ValueError: unknown method.
@@ -96,16 +91,7 @@ def apply_matrices(
     rows: Float[Array | np.ndarray, "H h"],
     columns: Float[Array | np.ndarray, "W w"],
 ) -> Float[Array, "B H W C"]:
-    """One matrix product for each of the two spatial axes.
-
-    Args:
-      x: float [B, h, w, C].
-      rows: [H, h].
-      columns: [W, w].
-
-    Returns:
-      [B, H, W, C] in x's dtype.
-    """
+    """One matrix product for each of the two spatial axes, in x's dtype."""
     rows, columns = jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype)
     # Token choices depend on these sums, so they must not run in bfloat16 on TPU.
     highest = jax.lax.Precision.HIGHEST

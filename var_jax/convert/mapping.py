@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from var_jax.convert.lazy_state import LazyTensor
 
@@ -70,7 +71,7 @@ class Slot:
         return np.ascontiguousarray(part.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
-def expand(rows: Sequence[Row], abstract: Any) -> dict[str, Slot]:
+def expand(rows: Sequence[Row], abstract: PyTree) -> dict[str, Slot]:
     """Their names and where each belongs.
 
     Args:
@@ -144,9 +145,9 @@ def check(
 def read(
     state: Mapping[str, LazyTensor],
     slots: Mapping[str, Slot],
-    abstract: Any,
+    abstract: PyTree,
     what: str = "The file",
-) -> Any:
+) -> PyTree:
     """Our parameters from a checked file, one tensor at a time.
 
     Raises:
@@ -175,7 +176,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return buffer[start : start + nbytes].view(np.float32).reshape(shape)
 
 
-def tensors(params: Any, slots: Mapping[str, Slot]) -> dict[str, LazyTensor]:
+def tensors(params: PyTree, slots: Mapping[str, Slot]) -> dict[str, LazyTensor]:
     """Their tensors from our parameters (nested dicts of numpy arrays), made when read."""
     arrays = flatten(params)
 
@@ -208,7 +209,7 @@ def shape_of(state: Mapping[str, LazyTensor], name: str, rank: int, what: str) -
     return shape
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: PyTree) -> dict[str, Any]:
     """Leaves by their path, names joined by '/'."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jaxtyping import PyTree
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
@@ -72,12 +73,12 @@ def build_network(shape: var.TransformerShape) -> Network:
     return Network(transformer, CategoricalHead(shape.vocab_size, shape.width))
 
 
-def abstract_tokenizer(tokenizer: VQVAE) -> Any:
+def abstract_tokenizer(tokenizer: VQVAE) -> PyTree:
     """Shapes of the tokenizer's parameters, nested dicts."""
     return nn.unbox(jax.eval_shape(tokenizer.init_params, jax.random.key(0)))
 
 
-def abstract_network(network: Network) -> Any:
+def abstract_network(network: Network) -> PyTree:
     """Shapes of {'transformer': ..., 'head': ...}, nested dicts."""
     return nn.unbox(jax.eval_shape(network.init_params, jax.random.key(0)))
 
@@ -229,7 +230,7 @@ def read_network(
         return network, mapping.read(chosen, slots, abstract_network(network), path)
 
 
-def tokenizer_tensors(tokenizer: VQVAE, params: Any) -> dict[str, LazyTensor]:
+def tokenizer_tensors(tokenizer: VQVAE, params: PyTree) -> dict[str, LazyTensor]:
     """The official state dict of a tokenizer, buffers included; tensors are made when read.
 
     Args:
@@ -252,7 +253,7 @@ def tokenizer_tensors(tokenizer: VQVAE, params: Any) -> dict[str, LazyTensor]:
     return {**mapping.tensors(rest, slots), **codec}
 
 
-def codec_tensors(codec: ResidualVQ, params: Any) -> dict[str, LazyTensor]:
+def codec_tensors(codec: ResidualVQ, params: PyTree) -> dict[str, LazyTensor]:
     """The part of the tokenizer's official state dict below 'quantize.', as above."""
     params = {"codec": params}
     slots = mapping.expand(vqvae.rows(codec.phi_sharing), params)
@@ -260,7 +261,7 @@ def codec_tensors(codec: ResidualVQ, params: Any) -> dict[str, LazyTensor]:
     return {**mapping.tensors(params, slots), **extra}
 
 
-def network_tensors(network: Network, params: Any) -> dict[str, LazyTensor]:
+def network_tensors(network: Network, params: PyTree) -> dict[str, LazyTensor]:
     """The official state dict of a transformer, buffers included; tensors are made when read.
 
     Args:

@@ -33,9 +33,6 @@ def read_labels(
       pictures: paths of the pictures, sorted by their base names where the list has no names.
       class_names: in label order.
 
-    Returns:
-      int64 [len(pictures)].
-
     Raises:
       FileNotFoundError: no such file.
       ValueError: another form, another number of lines, a class or a picture that is not there,

@@ -71,13 +71,13 @@ def split_per_class(
     The choice depends on the labels and their order only, never on a seed of the run.
 
     Args:
-      labels: int [N].
+      labels: of all records.
       held_out: records of each class in 'val'.
       split: 'train' or 'val'.
       where: the data set's name, for the error message.
 
     Returns:
-      int64 [n]: ascending record numbers of the split.
+      ascending record numbers of the split.
 
     Raises:
       ValueError: unknown split, or a class with no more than `held_out` records.

@@ -12,13 +12,10 @@ def grid(
     """Lays images out in rows, left to right.
 
     Args:
-      images: uint8 [N, H, W, c].
+      images: all of one size.
       columns: images per row.
       padding: pixels between images and around them.
       background: grey value of the padding.
-
-    Returns:
-      uint8 [rows * (H + padding) + padding, columns * (W + padding) + padding, c].
     """
     count, height, width, channels = images.shape
     rows = -(-count // columns)

@@ -39,7 +39,7 @@ def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]], align: 
 
 
 def encode_png(image: UInt8[np.ndarray, "H W c"]) -> bytes:
-    """Picture uint8 [H, W, c] with c 1 or 3 -> PNG."""
+    """A picture with one or three channels as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

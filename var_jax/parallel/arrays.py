@@ -6,17 +6,15 @@ arrays become parts on each device; a process gets back the rows that its own de
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from jaxtyping import Array, Int, Int64, Shaped
+from jaxtyping import Array, Int, Int64, PyTree, Shaped
 
 
 def process_rows(sharding: Sharding, size: int) -> Int64[np.ndarray, " n"]:
-    """int64 [n]: which rows of an axis 0 of `size` this process's devices hold, ascending.
+    """Which rows of an axis 0 of `size` this process's devices hold, ascending.
 
     Processes that hold parts of the same examples (a tensor axis over hosts) hold the same rows.
     """
@@ -48,7 +46,7 @@ def global_rows(
     return jax.make_array_from_callback((size, *local.shape[1:]), sharding, part)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Arrays laid out by `shardings`, each device getting its own part only.
 
     Args:
@@ -61,7 +59,7 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_place, tree, shardings)
 
 
-def _place(x: Any, sharding: Sharding) -> jax.Array:
+def _place(x: jax.typing.ArrayLike, sharding: Sharding) -> jax.Array:
     if isinstance(x, jax.Array):
         if x.sharding.is_equivalent_to(sharding, x.ndim):
             return x
@@ -71,7 +69,7 @@ def _place(x: Any, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def put_host_arrays(tree: Any, sharding: Sharding) -> Any:
+def put_host_arrays(tree: PyTree, sharding: Sharding) -> PyTree:
     """The tree with its NumPy arrays placed by `sharding`; what is on devices stays there."""
     return jax.tree.map(lambda x: _place(x, sharding) if isinstance(x, np.ndarray) else x, tree)
 
@@ -85,7 +83,7 @@ def own_rows(
       x: cut along axis 0 at most.
 
     Returns:
-      (which rows int64 [n], ascending; the rows).
+      which rows, ascending, and the rows.
     """
     parts = {}
     for shard in x.addressable_shards:
@@ -104,8 +102,8 @@ def gather_rows(
     """The rows of all processes, in the order of their numbers; every process must call it.
 
     Args:
-      numbers: int [n], of this process's rows; n may differ between processes.
-      rows: [n, ...].
+      numbers: of this process's rows; n may differ between processes.
+      rows: this process's.
     """
     if jax.process_count() == 1:
         return rows[np.argsort(numbers, kind="stable")]

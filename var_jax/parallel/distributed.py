@@ -336,7 +336,7 @@ class StopSignal:
             self._previous = {s: signal.signal(s, self._handle) for s in self._signals}
         return self
 
-    def __exit__(self, *unused: Any) -> None:
+    def __exit__(self, *unused: object) -> None:
         self._restore()
 
     def requested(self, step: int) -> bool:
@@ -345,7 +345,7 @@ class StopSignal:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._received is not None
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         self._received = signal.Signals(number)
         logging.warning("%s: stopping after this step.", self._received.name)
         self._restore()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 #: data: whole copies of the parameters; fsdp: parameters and batch cut together (ZeRO-3);
 #: tensor: heads, hidden units and vocabulary of one example cut.
@@ -116,7 +116,7 @@ def make_mesh(
     data: int = -1,
     fsdp: int = 1,
     tensor: int = 1,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
     *,
     max_fsdp: int = 0,
     dcn_data: int | None = None,
@@ -190,7 +190,7 @@ def _fill_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
     return tuple(num_devices // fixed if size == -1 else size for size in sizes.values())
 
 
-def abstract_shardings(boxed: Any, mesh: Mesh, preset: str | Rules) -> Any:
+def abstract_shardings(boxed: PyTree, mesh: Mesh, preset: str | Rules) -> PyTree:
     """The sharding of each leaf of a tree with logical axis names, checked strictly.
 
     Args:
@@ -224,14 +224,14 @@ def abstract_shardings(boxed: Any, mesh: Mesh, preset: str | Rules) -> Any:
 
 
 def _leaf_spec(
-    path: str, box: Any, mesh: Mesh, rules: dict[str, MeshAxes], problems: dict[tuple, str]
+    path: str, box: nn.Partitioned, mesh: Mesh, rules: dict[str, MeshAxes], problems: dict
 ) -> PartitionSpec:
     names, shape = tuple(box.names), tuple(box.value.shape)
     if len(names) != len(shape):
         problems.setdefault(
             (path,),
             f"Parameter {path} has shape {shape} but {len(names)} logical axis names {names}; give "
-            "one name (or None) a dimension.",
+            "one name (or None) per dimension.",
         )
         return PartitionSpec()
     axes: list[MeshAxes] = []
@@ -272,7 +272,7 @@ def _leaf_spec(
     return PartitionSpec(*axes)
 
 
-def unbox(tree: Any) -> Any:
+def unbox(tree: PyTree) -> PyTree:
     """The tree without the boxes that hold logical axis names.
 
     Unlike nn.unbox it applies no sharding constraint, so it also takes abstract trees while
@@ -285,7 +285,7 @@ def unbox(tree: Any) -> Any:
     )
 
 
-def abstract_state(boxed: Any, mesh: Mesh, preset: str | Rules) -> Any:
+def abstract_state(boxed: PyTree, mesh: Mesh, preset: str | Rules) -> PyTree:
     """ShapeDtypeStructs with shardings, without boxes: what restore and compilation ask for.
 
     Args and Raises as for abstract_shardings.
@@ -299,8 +299,8 @@ def abstract_state(boxed: Any, mesh: Mesh, preset: str | Rules) -> Any:
 
 
 def init_sharded(
-    init_fn: Callable[..., Any], *args: Any, mesh: Mesh, preset: str | Rules
-) -> tuple[Any, Any]:
+    init_fn: Callable[..., PyTree], *args: PyTree, mesh: Mesh, preset: str | Rules
+) -> tuple[PyTree, PyTree]:
     """Runs an initialiser so that each device only ever holds its part of the result.
 
     Args:
@@ -390,7 +390,7 @@ def is_concrete(mesh: Mesh) -> bool:
         return False
 
 
-def _is_box(leaf: Any) -> bool:
+def _is_box(leaf: object) -> bool:
     return isinstance(leaf, nn.meta.AxisMetadata)
 
 

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import re
 import time
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from var_jax.parallel import sharding
 from var_jax.plan import chips
@@ -195,7 +195,7 @@ def make_plan(program: Program) -> Plan:
     )
 
 
-def device_bytes(tree: Any) -> float:
+def device_bytes(tree: PyTree) -> float:
     """Bytes that each device holds of a tree of arrays or ShapeDtypeStructs with shardings."""
     return float(
         sum(

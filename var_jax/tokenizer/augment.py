@@ -65,12 +65,12 @@ def augment(
     """Augments each image by its own key; differentiable in the images.
 
     Args:
-      keys: PRNG keys [B].
-      images: float32 [B, H, W, c] in [-1, 1].
+      keys: PRNG keys.
+      images: in [-1, 1].
       policies: any of 'color', 'translation', 'cutout', applied in this order.
 
     Returns:
-      float32 [B, H, W, c]; 'color' may leave [-1, 1].
+      images; 'color' may leave [-1, 1].
 
     Raises:
       ValueError: unknown policy.

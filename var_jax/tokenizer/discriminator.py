@@ -16,14 +16,8 @@ def spectral_norm(kernel: Float[Array, "*shape out"], iterations: int = 8) -> Fl
     """Largest singular value of a kernel seen as a matrix [..., out], by power iteration.
 
     It starts from the same vector each time, so that there is no state to keep and to
-    synchronise; the gradient takes the singular vectors as given (arXiv 1802.05957).
-
-    Args:
-      kernel: float32 [..., out].
-      iterations: of the power method.
-
-    Returns:
-      float32 scalar, at most the true value.
+    synchronise; the gradient takes the singular vectors as given (arXiv 1802.05957). The result is
+    at most the true value.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
     fixed = jax.lax.stop_gradient(matrix)
@@ -92,7 +86,7 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W c"]) -> Float32[Array, "B h w"]:
-        """Images float [B, H, W, c] in [-1, 1] -> logits float32 [B, H', W'].
+        """Logits of the patches of images in [-1, 1].
 
         Raises:
           ValueError: unknown norm, or the images are too small for so many layers.

@@ -50,6 +50,9 @@ def conv(
 class GroupNorm(nn.Module):
     """Group normalisation with float32 statistics (eps 1e-6, learned scale and bias).
 
+    Not flax's, which repeats a group's statistics for its channels: XLA on CPUs computes them anew
+    for every element.
+
     Attributes:
       num_groups: must divide the channels.
       dtype: of the output.
@@ -75,8 +78,7 @@ class GroupNorm(nn.Module):
         scale, bias = affine("scale", nn.initializers.ones), affine("bias", nn.initializers.zeros)
         x = x.astype(jnp.float32)
 
-        # [groups, C]: 1 where a channel is the group's. On CPUs XLA computes jnp.repeat, and what
-        # follows from it, anew for every element; a product it computes once.
+        # [groups, C]: 1 where a channel is the group's; a product is computed once.
         members = np.repeat(
             np.eye(self.num_groups, dtype=np.float32), channels // self.num_groups, axis=1
         )

@@ -8,8 +8,6 @@ Source: Zhang et al. 2018 (arXiv 1801.03924).
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,21 +33,14 @@ class LPIPS(nn.Module):
         six passes; DEFAULT, for training, takes one.
     """
 
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     precision: jax.lax.Precision | None = jax.lax.Precision.HIGHEST
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]
     ) -> Float32[Array, " B"]:
-        """Distances.
-
-        Args:
-          x, y: float [B, H, W, 3] in [-1, 1]; H and W at least 16.
-
-        Returns:
-          float32 [B], 0 for equal images.
-        """
+        """Distances of images in [-1, 1], H and W at least 16; 0 for equal ones."""
         if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < MIN_SIZE:
             raise ValueError(
                 f"LPIPS compares two [B, H, W, 3] arrays of at least {MIN_SIZE} pixels per side, "

@@ -36,7 +36,7 @@ def kernel_distance(
     """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
 
     Args:
-      real, fake: features float32 [N, D] and [M, D].
+      real, fake: features.
       subsets: random subsets to average over.
       subset_size: their size; the smaller set's where that is smaller.
       seed: of the subsets.

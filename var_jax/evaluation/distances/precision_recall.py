@@ -46,7 +46,7 @@ def manifold_scores(
     """Precision and recall with k neighbours, density and coverage with density_k.
 
     Args:
-      real, fake: features float32 [N, D] and [M, D].
+      real, fake: features.
       k, density_k: neighbours, the sample itself not counted.
       block: rows and columns of a block of distances (memory: 4 block^2 bytes).
       devices: all local ones by default.
@@ -97,7 +97,7 @@ class _Blocks:
     def radii(
         self, features: Float[np.ndarray, "n D"], neighbours: tuple[int, ...]
     ) -> Float32[np.ndarray, "n k"]:
-        """Squared distance of each sample to its k-th neighbour, float32 [N, len(neighbours)]."""
+        """Squared distance of each sample to its k-th neighbours."""
         count, size = len(features), self._size(features)
         keep = max(neighbours) + 1  # the sample itself is the nearest
         result = np.empty((count, len(neighbours)), np.float32)
@@ -121,9 +121,9 @@ class _Blocks:
         """Comparisons of every generated with every real sample.
 
         Returns:
-          int64 [M, 2]: real balls around each generated sample, for both columns of real_radii.
-          float32 [N]: squared distance of each real sample to the nearest generated one.
-          bool [N]: whether each real sample is inside a generated one's ball.
+          real balls around each generated sample, for both columns of real_radii.
+          squared distance of each real sample to the nearest generated one.
+          whether each real sample is inside a generated one's ball.
         """
         size = self._size(real, fake)
         counts = np.zeros((len(fake), 2), np.int64)

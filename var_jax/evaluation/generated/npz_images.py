@@ -64,7 +64,7 @@ class ImageSpool:
         self._raw.unlink(missing_ok=True)
 
     def append(self, images: UInt8[np.ndarray, "n H W c"]) -> None:
-        """Adds uint8 [n, H, W, c]."""
+        """Adds images."""
         if self._shape is None:
             self._shape = images.shape[1:]
         if images.dtype != np.uint8 or images.shape[1:] != self._shape:

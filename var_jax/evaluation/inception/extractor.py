@@ -118,14 +118,7 @@ class FeatureExtractor:
         self._apply = jit_features(self.features, self._images)
 
     def __call__(self, images: Num[np.ndarray, "B H W 3"]) -> dict[str, np.ndarray]:
-        """Features of images that are at hand.
-
-        Args:
-          images: uint8 [N, H, W, 3].
-
-        Returns:
-          float32 [N, size] for each feature.
-        """
+        """Features of images that are at hand, float32 [N, size] each."""
         parts = list(self.stream([images]))
         if not parts:
             return {name: np.zeros((0, FEATURE_SIZES[name]), np.float32) for name in self.features}

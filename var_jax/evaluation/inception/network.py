@@ -39,10 +39,7 @@ def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]
     """TensorFlow 1's `resize_bilinear` (align_corners=False) along one axis.
 
     Output i lies at i * in / out, without the half-pixel shift of later versions; the scale is
-    rounded to float32 first, as there. No antialiasing.
-
-    Returns:
-      float32 [size_out, size_in]; each row sums to 1.
+    rounded to float32 first, as there. No antialiasing. Each row sums to 1.
     """
     position = np.arange(size_out, dtype=np.float32) * np.float32(size_in / size_out)
     low = np.minimum(position.astype(np.int64), size_in - 1)
@@ -57,7 +54,7 @@ def tf1_bilinear_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]
 
 
 def preprocess(images: Num[Array, "B H W 3"]) -> Float32[Array, "B 299 299 3"]:
-    """uint8 [B, H, W, 3] -> float32 [B, 299, 299, 3] in [-1, 1)."""
+    """uint8 -> [-1, 1) at 299 x 299."""
     height, width = images.shape[1:3]
     rows = tf1_bilinear_matrix(height, IMAGE_SIZE)
     columns = tf1_bilinear_matrix(width, IMAGE_SIZE)

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 from flax import struct, traverse_util
+from jaxtyping import PyTree
 
 from var_jax import paths
 from var_jax.convert.torch_file import open_state
@@ -41,7 +42,7 @@ class InceptionWeights:
       published: whether that is the published file, whose scores can be compared with papers.
     """
 
-    params: Any
+    params: PyTree
     sha256: str = struct.field(pytree_node=False)
 
     @property
@@ -170,7 +171,7 @@ def _load_npz(path: str) -> InceptionWeights:
     return InceptionWeights(traverse_util.unflatten_dict(params), sha256)
 
 
-def abstract_params() -> Any:
+def abstract_params() -> PyTree:
     """Shapes and types of `InceptionWeights.params`."""
     images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.uint8)
     return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]

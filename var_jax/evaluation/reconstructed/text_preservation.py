@@ -139,7 +139,7 @@ def read_letters(images: Num[np.ndarray, "n H W c"], pictures: TextPictures) -> 
     """What the nearest glyph reads at the place of each letter, int [M] in ALPHABET.
 
     Args:
-      images: uint8 [N, H, W, c], the pictures or reconstructions of them.
+      images: the pictures or reconstructions of them.
       pictures: where the letters stand.
     """
     grey = images.mean(-1) / 255.0

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from var_jax.evaluation.distances.frechet import frechet_distance
 from var_jax.evaluation.generated.npz_images import as_rgb
@@ -89,9 +89,9 @@ class TokenizerRunner:
     def __init__(
         self,
         tokenizer: VQVAE,
-        params: Any,
+        params: PyTree,
         batch_size: int,
-        lpips_params: Any = None,
+        lpips_params: PyTree = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         mesh = mesh if mesh is not None else sharding.make_mesh(devices=jax.local_devices()[:1])

@@ -147,11 +147,7 @@ def fit(
 def frontier(
     compute: Num[np.ndarray, " n"], values: Num[np.ndarray, " n"]
 ) -> Int[np.ndarray, " best"]:
-    """Indices of the points than which none is as good for as little compute, by compute.
-
-    Args:
-      compute, values: float [n].
-    """
+    """Indices of the points than which none is as good for as little compute, by compute."""
     order = np.lexsort((values, compute))
     best = np.minimum.accumulate(values[order])
     keep = np.ones(len(order), bool)

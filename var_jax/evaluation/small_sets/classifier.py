@@ -9,7 +9,6 @@ the classifier's accuracy on real held-out images stands beside them.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Float32, Int, Num
+from jaxtyping import Array, Float, Float32, Int, Num, PyTree
 
 from var_jax.evaluation.distances.frechet import GaussianStatistics, frechet_distance, statistics
 from var_jax.pixels import to_float
@@ -41,14 +40,7 @@ class SmallClassifier(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W c"]
     ) -> tuple[Float32[Array, "B classes"], Float32[Array, "B features"]]:
-        """Logits and features.
-
-        Args:
-          images: float32 [B, H, W, C] in [-1, 1].
-
-        Returns:
-          float32 [B, num_classes] and [B, 64].
-        """
+        """Logits and features of images in [-1, 1]."""
         x = nn.relu(nn.Conv(self.width, (5, 5), (2, 2), name="conv0")(images))
         x = nn.relu(nn.Conv(2 * self.width, (3, 3), (2, 2), name="conv1")(x))
         x = nn.relu(nn.Conv(2 * self.width, (3, 3), (2, 2), name="conv2")(x))
@@ -65,14 +57,14 @@ class Classifier:
       num_classes, width: its fields.
     """
 
-    params: Any
+    params: PyTree
     num_classes: int = struct.field(pytree_node=False)
     width: int = struct.field(pytree_node=False)
 
     def predict(
         self, images: Num[np.ndarray, "n H W c"]
     ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n features"]]:
-        """Logits [N, num_classes] and features [N, 64] of images (uint8, or float in [-1, 1])."""
+        """Logits and features of images (uint8, or floating point in [-1, 1])."""
         logits, features = [], []
         module = SmallClassifier(self.num_classes, self.width)
         for start in range(0, len(images), _BATCH):
@@ -113,8 +105,8 @@ def train_classifier(
     """Trains a classifier with Adam, a cosine schedule and random shifts.
 
     Args:
-      images: [N, H, W, C], uint8 or floating point in [-1, 1]: the training split only.
-      labels: int [N] in [0, num_classes).
+      images: uint8, or floating point in [-1, 1]: the training split only.
+      labels: in [0, num_classes).
       num_classes: classes.
       steps: updates.
       batch_size: images per update.
@@ -159,6 +151,8 @@ def train_classifier(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(module: SmallClassifier, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _apply(
+    module: SmallClassifier, params: PyTree, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     result: tuple[jax.Array, jax.Array] = module.apply({"params": params}, images)
     return result

@@ -76,11 +76,6 @@ def code_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Usage and perplexity of each level.
 
-    Args:
-      tokens: int [N, L].
-      pyramid: of the tokens.
-      vocab_size: V.
-
     Returns:
       K shares of the V codes that occur, and K perplexities in [1, V].
     """
@@ -91,7 +86,7 @@ def code_statistics(
 
 
 def level_statistics(counts: Int[np.ndarray, "K V"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The same from how often each level uses each code, int [K, V]."""
+    """The same from how often each level uses each code."""
     usage, perplexity = [], []
     for level in counts:
         shares = level[level > 0] / level.sum()

@@ -1,7 +1,8 @@
 """Attention of each query over one static interval of keys.
 
 The one attention of this project: block-causal (VAR), own-scale (HMAR, MVAR) and previous
-scales differ only in their key intervals, which come from `context.key_segments`.
+scales differ only in their key intervals, which come from `context.key_segments`. JAX's
+own kernels, splash and flash attention, take twice as long or longer by docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -81,18 +82,17 @@ def block_attention(
     shard_map the arguments are the device's share already.
 
     Args:
-      q: [B, Lq, N, H].
-      k, v: [B, Lk, N, H].
+      q, k, v: queries, keys and values.
       segments: static; consecutive queries and the keys [lo, hi) they see. Rows sum to Lq.
       scale: logits = scale * q . k; ignored if log_scale is given.
-      log_scale: f32 [N]. If given, q and k are L2-normalised over H in float32 (norms below
+      log_scale: if given, q and k are L2-normalised over H in float32 (norms below
         1e-12 count as 1e-12) and logits = exp(min(log_scale, ln 100)) * q . k.
       implementation: "pallas_tpu" (bfloat16 or float32), "cudnn" (NVIDIA GPU; bfloat16 or
         float16), "xla" (anywhere), or None for the best on the backend. A named one never
         falls back to another.
 
     Returns:
-      [B, Lq, N, H] in v's dtype; logits and softmax are float32 inside.
+      in v's dtype; logits and softmax are float32 inside.
 
     Raises:
       ValueError: unknown implementation; shapes or segments that do not fit together; a

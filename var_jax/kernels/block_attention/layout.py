@@ -38,7 +38,7 @@ class Layout:
     heads: int
     num_heads: int
     normalize: bool
-    dtype: Any
+    dtype: jnp.dtype
 
     @property
     def width(self) -> int:

@@ -1,7 +1,7 @@
 """3x3 convolution by minimal filtering over rows, F(4, 3) (Lavin and Gray, arXiv 1509.09308).
 
 Four rows of the output are made from six products of one row of kernels each, where the direct
-sum takes twelve: half the multiplications, for a few additions an element.
+sum takes twelve: half the multiplications, for a few additions per element.
 """
 
 from __future__ import annotations
