@@ -207,7 +207,7 @@ class Inception(nn.Module):
     @nn.compact
     def __call__(
         self, images: Num[Array, "B H W 3"], features: Sequence[str] = ("2048",)
-    ) -> dict[str, Float32[Array, "B features"]]:
+    ) -> dict[str, Float32[Array, "B _"]]:
         """Features of images.
 
         Args:
