@@ -115,9 +115,8 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     if scorer is not None:
         scorer.check(module.image_shape[:2], {}, "The checkpoint")
     num_samples = _NUM_SAMPLES.value
-    labels = sampling_run.balanced_labels(
-        num_samples, loaded.network.transformer.num_classes, _SEED.value
-    )
+    num_classes = loaded.network.transformer.num_classes
+    labels = sampling_run.balanced_labels(num_samples, num_classes, _SEED.value)
     batch = sharding.padded_batch(_BATCH.value, mesh)
     config = loaded.config.copy_and_resolve_references()
     if _PRESET.value == "paper":
