@@ -31,7 +31,7 @@ def test_single_process_checks(tmp_path, monkeypatch):
 
 
 def test_clusters_are_read_from_the_environment(monkeypatch):
-    monkeypatch.setattr(distributed, "_has_tpu_chips", lambda: True)
+    monkeypatch.setattr(distributed, "has_tpu_chips", lambda: True)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
     monkeypatch.setenv("TPU_WORKER_ID", "2")
     cluster = distributed.detect_cluster()
@@ -53,8 +53,23 @@ def test_clusters_are_read_from_the_environment(monkeypatch):
     }
     monkeypatch.setattr(distributed, "_instance_attribute", answers.get)
     assert distributed.detect_cluster() == Cluster("10.0.0.1:8482", 2, 1, ("10.0.0.1", "10.0.0.2"))
-    monkeypatch.setattr(distributed, "_has_tpu_chips", lambda: False)
+    monkeypatch.setattr(distributed, "has_tpu_chips", lambda: False)
     assert distributed.detect_cluster() is None
+
+
+def test_chips_are_not_taken_from_the_disks_and_network_cards_of_their_maker(tmp_path):
+    def add(name, vendor, kind):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+
+    add("0000:00:03.0", "0x1ae0", "0x020000")
+    add("0000:00:04.0", "0x1ae0", "0x010802")
+    add("0000:00:05.0", "0x10de", "0x120000")
+    assert not distributed.has_tpu_chips(str(tmp_path))
+    add("0000:00:06.0", "0x1ae0", "0x120000")
+    assert distributed.has_tpu_chips(str(tmp_path))
+    assert not distributed.has_tpu_chips(str(tmp_path / "no_bus"))
 
 
 def test_a_command_for_one_host_does_not_wait_for_others(monkeypatch):
