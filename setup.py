@@ -18,7 +18,7 @@ setup(
     version="0.1.0",
     description="Visual autoregressive modeling (next-scale prediction) in JAX for TPU pods",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["var_jax", "var_jax.*", "launch"]),
     package_data={"var_jax.data": ["imagenet_classes.txt"]},
     install_requires=[
