@@ -30,6 +30,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3.11,<0.4",
         "ml-collections",
         "ml_dtypes",
         "numpy>=2.4,<2.6",
