@@ -64,9 +64,9 @@ _CPU_LIBRARY_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def prefer_fast_cpu_convolutions() -> None:
-    """On CPUs, XLA's own convolutions in place of YNNPACK's, the default: with jaxlib 0.10 these, and
-    above all their gradients, take up to 2.7 times as long; with 0.12 as long, but they are less
-    exact. Call it before JAX compiles anything.
+    """On CPUs, XLA's own convolutions in place of YNNPACK's, the default. With jaxlib 0.10 these,
+    and above all their gradients, take up to 2.7 times as long; with 0.12 as long, but they are
+    less exact. Call it before JAX compiles anything.
 
     The two round differently. The choice hangs on the machine and not on what is installed there,
     so that the packages for the tests change no number of a run.
