@@ -4,11 +4,14 @@
 extras="$(IFS=,; echo "$*")"
 VENV="${VENV:-.venv}"
 if [ ! -x "$VENV/bin/python" ]; then
-  "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "var_jax needs Python 3.11 or newer; set PYTHON to one." >&2
+  source launch/python.sh
+  PYTHON="${PYTHON:-$(find_python newest || true)}"
+  if [ -z "$PYTHON" ] ||
+    ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
+    echo "var_jax needs Python 3.11, 3.12 or 3.13; set PYTHON to one." >&2
     exit 1
-  }
-  "${PYTHON:-python3}" -m venv "$VENV"
+  fi
+  "$PYTHON" -m venv "$VENV"
 fi
 # shellcheck disable=SC1091
 source "$VENV/bin/activate"

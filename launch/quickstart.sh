@@ -3,7 +3,7 @@
 # report.html: minutes on two CPU cores. Options are passed on, e.g. --num_samples=200.
 #   WORKDIR  where the results go (default runs/quickstart)
 #   VENV     virtual environment, made if it is not there (default .venv)
-#   PYTHON   interpreter that makes it (default python3)
+#   PYTHON   interpreter that makes it (default: the newest of 3.11 to 3.13 that is there)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh demo

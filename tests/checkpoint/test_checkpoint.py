@@ -225,6 +225,15 @@ def test_no_readable_step_stops_the_run(tmp_path):
             read(tmp_path)
 
 
+def test_reading_a_good_checkpoint_warns_of_nothing(tmp_path, caplog):
+    save_steps(tmp_path, [1, 2])
+    caplog.clear()
+    with Checkpointer(tmp_path, read_only=True) as reader:
+        reader.restore(abstract(mesh_of()))
+        reader.restore_params("params", as_numpy=True)
+    assert not caplog.text
+
+
 def test_foreign_files_stay(tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / "notes").mkdir(parents=True)

@@ -7,21 +7,21 @@ import sys
 
 import pytest
 from commands import import_command
-from jaxlib import version
 
 from var_jax.evaluation.generated import image_files
+from var_jax.parallel import distributed
 
 cli = import_command("launch.cli")
 
+CHOSEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
-@pytest.mark.skipif(version.__version_info__[:2] != (0, 10), reason="other jaxlib")
+
 def test_cpu_convolutions_are_chosen_once_and_never_over_the_users_choice(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_FLAGS", "--a=1")
     cli.prefer_fast_cpu_convolutions()
     cli.prefer_fast_cpu_convolutions()
-    chosen = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-    assert os.environ["XLA_FLAGS"] == f"--a=1 {chosen}"
+    assert os.environ["XLA_FLAGS"] == f"--a=1 {CHOSEN}"
 
     mine = "--xla_cpu_experimental_ynn_fusion_type="
     monkeypatch.setenv("XLA_FLAGS", mine)
@@ -69,12 +69,14 @@ def test_ranges_are_those_of_image_files():
     assert tuple(image_files.RANGES) == cli.VALUE_RANGES
 
 
-def test_no_flag_where_an_accelerator_may_read_it(monkeypatch):
+@pytest.mark.parametrize("chips", [True, False])
+def test_no_flag_where_a_tpu_may_read_it(monkeypatch, chips):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(distributed, "has_tpu_chips", lambda: chips)
     cli.prefer_fast_cpu_convolutions()
-    assert os.environ["XLA_FLAGS"] == ""
+    assert os.environ["XLA_FLAGS"] == ("" if chips else CHOSEN)
 
 
 def test_a_library_in_a_clone_of_the_packages_name_is_not_taken_for_ours(monkeypatch):

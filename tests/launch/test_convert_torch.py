@@ -290,7 +290,7 @@ def test_import_needs_little_more_memory_than_the_file(tmp_path):
     environment.pop("XLA_FLAGS", None)
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(path), str(tmp_path / "out")],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     # Above the parameters: one tensor, what is being written, and what tracing takes, whatever

@@ -17,7 +17,6 @@ def run(module, *arguments, **options):
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         **options,
     )

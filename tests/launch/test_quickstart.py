@@ -30,7 +30,7 @@ def start(workdir):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
@@ -68,9 +68,7 @@ def test_killed_and_run_again_it_ends_with_the_same_scores(undisturbed, tmp_path
     # In the middle of each training, when its first checkpoint is there.
     for sign in ("tokenizer/checkpoints", "transformer/checkpoints"):
         process = start(tmp_path)
-        deadline = time.monotonic() + 300
         while not list((tmp_path / sign).glob("[0-9]*")) and process.poll() is None:
-            assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()

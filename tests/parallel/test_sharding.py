@@ -1,6 +1,7 @@
 """Meshes, rules and their checks; constraints that are in force in the compiled program."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -67,8 +68,8 @@ class Stack(nn.Module):
         return blocks(self.width, name="blocks")(x, None)[0]
 
 
-def init_params(key):
-    return Stack().init(key, jnp.zeros((1, 4, 16)))["params"]
+def init_params(key, width=16):
+    return Stack(width).init(key, jnp.zeros((1, 4, width)))["params"]
 
 
 @pytest.mark.parametrize(
@@ -167,16 +168,18 @@ def test_all_problems_are_reported_once():
 
 
 def test_state_is_born_sharded_and_equal_on_every_mesh():
-    reference = sharding.unbox(jax.jit(init_params)(jax.random.key(3)))
+    # Wide enough that a device's rows fill the vectors of a CPU, 8 numbers, as those of every
+    # model do: in rows of 4 the compiler of jax 0.12 fuses other products and sums of the normal
+    # distribution's inverse than in longer ones, which changes the last two bits.
+    init = functools.partial(init_params, width=32)
+    reference = sharding.unbox(jax.jit(init)(jax.random.key(3)))
     for axes, preset in MESHES:
         mesh = tiny_mesh(**axes)
-        state, shardings = sharding.init_sharded(
-            init_params, jax.random.key(3), mesh=mesh, preset=preset
-        )
+        state, shardings = sharding.init_sharded(init, jax.random.key(3), mesh=mesh, preset=preset)
         jax.tree.map(np.testing.assert_array_equal, reference, state)
         assert jax.tree.map(lambda x: x.sharding, state) == shardings
     shard = state["blocks"]["up"].addressable_shards[0].data
-    assert shard.shape == (2, 8, 16)
+    assert shard.shape == (2, 16, 16)
 
 
 def test_unbox_takes_abstract_trees_while_a_mesh_is_active():

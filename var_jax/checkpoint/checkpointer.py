@@ -5,6 +5,12 @@ the step's files and their sizes. What is restored, in order: the step asked for
 newest step that can be read. A step that cannot be read is passed over with a warning, and a
 run that may write moves it aside as `<step>.unreadable`. A step appears whole: by the rename of
 its folder, or in a bucket, where folders have none, by a file `commit_success.txt` written last.
+
+Orbax's interface v1 was tried at 0.12.8: it reads these checkpoints, whole or in part, in another
+type and sharding, and saves in the background beside the best step; but there it is a shell around
+the manager used here that cannot be opened to read only, takes the metadata for arrays unless told,
+and names their file otherwise, so that no release before could read what it writes. With Orbax 1.0,
+where it becomes the top level, the move is due.
 """
 
 from __future__ import annotations
@@ -62,24 +68,25 @@ class Checkpointer:
             raise ValueError(f"best_mode must be 'min' or 'max', got {best_mode!r}.")
         self.directory, self._only_step = files.locate(path)
         self._best_metric, self._best_mode = best_metric, best_mode
-        self._read_only = read_only or self._only_step is not None
+        read_only = read_only or self._only_step is not None
         self._pending: int | None = None
-        if not self._read_only:
+        if not read_only:
             files.probe_writable(self.directory)
         self._best = files.read_best(self.directory, best_metric) if best_metric else None
         keep = [managers.LatestN(max_to_keep), _Steps(lambda: self._best and self._best[0])]
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(
-                save_interval_steps=0 if self._read_only else 1,
-                preservation_policy=managers.AnyPreservationPolicy(keep),
-                read_only=self._read_only,
-                create=not self._read_only,
-                async_options=ocp.options.AsyncOptions(
-                    post_finalization_callback=self._record_files
+        self._manager = (
+            None
+            if read_only
+            else ocp.CheckpointManager(
+                self.directory,
+                item_names=_ITEMS,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=managers.AnyPreservationPolicy(keep),
+                    async_options=ocp.options.AsyncOptions(
+                        post_finalization_callback=self._record_files
+                    ),
                 ),
-            ),
+            )
         )
 
     def __enter__(self) -> Checkpointer:
@@ -160,6 +167,8 @@ class Checkpointer:
         Raises:
           CheckpointError: it could not be written.
         """
+        if self._manager is None:
+            return
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -172,7 +181,8 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """The complete steps, oldest first."""
@@ -208,8 +218,11 @@ class Checkpointer:
         def read(candidate: int) -> Any:
             saved = files.saved_arrays(self.directory / str(candidate))
             files.check_same_arrays(saved, target, f"{self.directory}/{candidate}", exact=True)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(_placed(target)))
-            return self._manager.restore(candidate, args=args)["state"]
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                return reader.restore(
+                    self.directory / str(candidate) / "state",
+                    args=ocp.args.StandardRestore(_placed(target)),
+                )
 
         return self._restore(read, step)
 
@@ -300,7 +313,7 @@ class Checkpointer:
         raise files.none_readable(self.directory, problems)
 
     def _set_aside(self, step: int) -> None:
-        if self._read_only:
+        if self._manager is None:
             return
         if jax.process_index() == 0:
             folder = self.directory / str(step)

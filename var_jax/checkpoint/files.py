@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -187,8 +188,9 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
 
 def saved_arrays(folder: epath.Path) -> Any:
     """ShapeDtypeStructs of a step's state: nested dicts, lists for tuples, None for no leaf."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder / "state").item_metadata.tree
+    # The handler itself: Orbax's Checkpointer warns that beside the arrays no metadata lie.
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder / "state").tree
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), np.dtype(x.dtype)), tree)
 
 

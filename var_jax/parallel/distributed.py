@@ -163,7 +163,7 @@ def _join_by_jax(deadline_seconds: float) -> None:
 
 def detect_cluster() -> Cluster | None:
     """The hosts of the Cloud TPU that this process runs on; None elsewhere."""
-    if not _has_tpu_chips():
+    if not has_tpu_chips():
         return None
     hostnames = os.environ.get("TPU_WORKER_HOSTNAMES")
     if hostnames is not None and "TPU_WORKER_ID" in os.environ:
@@ -198,11 +198,19 @@ def _cluster_of_slices(hosts: Sequence[str], worker: int, variables: Any) -> Clu
     )
 
 
-def _has_tpu_chips() -> bool:
+def has_tpu_chips(bus: str = "/sys/bus/pci/devices") -> bool:
+    """Whether this machine has TPU chips, installed software aside.
+
+    Args:
+      bus: the folder in which Linux lists what is on the PCI bus.
+    """
     google = "0x1ae0"
-    for file in glob.glob("/sys/bus/pci/devices/*/vendor"):
+    # Disks and network cards of Google's virtual machines come from the same maker.
+    storage, network = "0x01", "0x02"
+    for device in pathlib.Path(bus).glob("*"):
         with contextlib.suppress(OSError):
-            if pathlib.Path(file).read_text().strip() == google:
+            maker = (device / "vendor").read_text().strip()
+            if maker == google and (device / "class").read_text()[:4] not in (storage, network):
                 return True
     return False
 
@@ -267,7 +275,7 @@ def _check_devices(cluster: Cluster | None, deadline_seconds: float) -> None:
                 f"The devices of {socket.gethostname()} cannot be used: {one_line(error)}; "
                 f"{_holders_sentence()}"
             ) from error
-    if _has_tpu_chips() and devices[0].platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
+    if has_tpu_chips() and devices[0].platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         raise PreflightError(
             f"{socket.gethostname()} has TPU chips but JAX runs on its CPU; install jax[tpu], or "
             f"set JAX_PLATFORMS=cpu if that is meant; {_holders_sentence()}"
