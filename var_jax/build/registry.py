@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.tokenizer.codec: `codecs.base.Codec`.
     "codec": {
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
+        "latent": "var_jax.codecs.latent:Latent",
     },
     # config.model.context: `context.Context`.
     "context": {
