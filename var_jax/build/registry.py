@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.head: `heads.base.Head`.
     "head": {
         "categorical": "var_jax.heads.categorical:CategoricalHead",
+        "flow": "var_jax.heads.flow:FlowHead",
     },
     # config.train.objective: `objectives.base.NetworkObjective`.
     "objective": {
