@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.conditioner: `transformer.condition.Conditioner`.
     "conditioner": {
         "class_labels": "var_jax.transformer.condition:ClassLabels",
+        "class_names": "var_jax.transformer.class_names:ClassNames",
     },
     # config.model.positions: `transformer.positions.Positions`.
     "positions": {
