@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.tokenizer.codec: `codecs.base.Codec`.
     "codec": {
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
+        "latent": "var_jax.codecs.latent:Latent",
     },
     # config.model.context: `context.Context`.
     "context": {
@@ -30,6 +31,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.conditioner: `transformer.condition.Conditioner`.
     "conditioner": {
         "class_labels": "var_jax.transformer.condition:ClassLabels",
+        "class_names": "var_jax.transformer.class_names:ClassNames",
     },
     # config.model.positions: `transformer.positions.Positions`.
     "positions": {
@@ -38,6 +40,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.head: `heads.base.Head`.
     "head": {
         "categorical": "var_jax.heads.categorical:CategoricalHead",
+        "flow": "var_jax.heads.flow:FlowHead",
     },
     # config.train.objective: `objectives.base.NetworkObjective`.
     "objective": {

@@ -1,0 +1,218 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from var_jax.fields import Field
+from var_jax.heads.flow import FlowHead, FlowSampling, constant_noise, euler
+from var_jax.heads.velocity import rotary_angles, rotate
+from var_jax.parallel import sharding
+from var_jax.plan.flops import program_flops
+from var_jax.pyramid import ScalePyramid
+
+PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
+WIDTH, CHANNELS = 8, 3
+
+
+def make_head(**changes):
+    settings = dict(pyramid=PYRAMID, width=WIDTH, net_width=16, net_depth=2, net_heads=2)
+    target = Field("latents", (CHANNELS,), "float32")
+    return FlowHead(target=target, **{**settings, **changes})
+
+
+@functools.cache
+def params_of(cross=False):
+    """Parameters that differ from zero everywhere."""
+    hidden = jnp.zeros((1, PYRAMID.length, WIDTH))
+    shapes = jax.eval_shape(make_head(cross=cross).init, jax.random.key(0), hidden)["params"]
+    rng = np.random.default_rng(0)
+    fill = functools.partial(rng.normal, 0, 0.3)
+    return jax.tree.map(lambda x: fill(x.shape).astype("f4"), sharding.unbox(shapes))
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def keys(batch, seed=0):
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+
+
+@functools.partial(jax.jit, static_argnames="cross")
+def loss(hidden, target, keys, cross=False):
+    head, params = make_head(cross=cross), params_of(cross)
+    return head.apply({"params": params}, hidden, target, keys, PYRAMID, method="loss")[0]
+
+
+@functools.partial(jax.jit, static_argnames=("weights", "settings"))
+def sample(hiddens, weights, keys, settings):
+    params = {"params": params_of()}
+    return make_head().apply(params, hiddens, weights, keys, settings, method="sample")[0]
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_the_true_velocity_leads_to_the_data(uniform):
+    data, noise = normal(0, 2, 4, CHANNELS), normal(1, 2, 4, CHANNELS)
+
+    def true(x, time, hiddens, weights):
+        return (x - data) / time
+
+    for steps in (2, 7):
+        settings = FlowSampling(steps, uniform=uniform).at(1, PYRAMID)
+        found = euler(true, noise, (data,), (1.0,), settings)
+        np.testing.assert_allclose(found, data, atol=1e-5)
+
+
+def test_times_lead_from_noise_to_data():
+    for uniform in (True, False):
+        times = FlowSampling(25, uniform=uniform).at(0, PYRAMID).times
+        assert times[0] == 1 and times[-1] == 0 and (np.diff(times) < 0).all()
+        assert len(times) == (26 if uniform else 25)
+
+
+def test_weights_that_do_not_guide_are_no_guidance():
+    settings = FlowSampling(6).at(1, PYRAMID)
+    asked, null = normal(0, 2, 4, WIDTH), normal(1, 2, 4, WIDTH)
+    plain = sample((asked,), (1.0,), keys(2), settings)
+    np.testing.assert_allclose(sample((asked, null), (1.0, 0.0), keys(2), settings), plain, 1e-5)
+    # Two equal states, mixed in any way.
+    np.testing.assert_allclose(
+        sample((asked, asked), (2.5, -1.5), keys(2), settings), plain, rtol=1e-3, atol=1e-4
+    )
+    assert np.abs(sample((asked, null), (2.5, -1.5), keys(2), settings) - plain).max() > 1e-2
+
+
+def test_guidance_counts_inside_its_interval_only():
+    hiddens = normal(0, 2, 4, WIDTH), normal(1, 2, 4, WIDTH)
+    never = FlowSampling(6, guidance_interval=-1.0).at(1, PYRAMID)
+    late = FlowSampling(6, guidance_interval=0.5).at(1, PYRAMID)
+    weights = (2.0, -1.0)
+    plain = sample(hiddens[:1], (1.0,), keys(2), never)
+    np.testing.assert_array_equal(sample(hiddens, weights, keys(2), never), plain)
+    seen = []
+
+    def velocity(x, time, hiddens, weights):
+        jax.debug.callback(lambda t: seen.append((float(t), len(weights))), time)
+        return x
+
+    euler(velocity, normal(2, 1, 4, CHANNELS), hiddens, weights, late)
+    jax.effects_barrier()
+    assert len(seen) == 6
+    assert all((time <= 0.5) == (count == 2) for time, count in seen)
+
+
+def test_a_sample_does_not_hang_on_its_batch():
+    settings = FlowSampling(4).at(2, PYRAMID)
+    hidden = normal(0, 3, 9, WIDTH)
+    whole = sample((hidden,), (1.0,), keys(3), settings)
+    alone = sample((hidden[1:2],), (1.0,), keys(3)[1:2], settings)
+    np.testing.assert_allclose(alone[0], whole[1], rtol=1e-3, atol=1e-3)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_token_sees_its_level_and_no_other(cross):
+    hidden, target = normal(0, 2, PYRAMID.length, WIDTH), normal(1, 2, PYRAMID.length, CHANNELS)
+    whole = loss(hidden, target, keys(2), cross)
+    changed = loss(hidden.at[:, 2].add(1.0), target, keys(2), cross)
+    part = np.abs(changed - whole).max(0) > 1e-6
+    # Without cross-attention too, a state is read through the noisy tokens' attention.
+    assert part[PYRAMID.level(1)].all()
+    assert not part[PYRAMID.level(0)].any() and not part[PYRAMID.level(2)].any()
+
+
+def test_training_draws_by_the_example_and_evaluation_nothing():
+    hidden, target = normal(0, 2, PYRAMID.length, WIDTH), normal(1, 2, PYRAMID.length, CHANNELS)
+    drawn = loss(hidden, target, keys(2))
+    np.testing.assert_allclose(loss(hidden[1:], target[1:], keys(2)[1:])[0], drawn[1], rtol=1e-4)
+    assert np.abs(loss(hidden, target, keys(2, 1)) - drawn).max() > 1e-2
+    fixed = loss(hidden, target, None)
+    np.testing.assert_allclose(loss(hidden[1:], target[1:], None)[0], fixed[1], rtol=1e-4)
+    noise = constant_noise(0, (PYRAMID.length, CHANNELS))
+    np.testing.assert_array_equal(constant_noise(0, (5, CHANNELS)), noise[:5])
+    assert np.abs(constant_noise(1, noise.shape) - noise).min() > 0
+
+
+def test_at_initialisation_the_loss_is_that_of_no_velocity():
+    hidden, target = normal(0, 2, PYRAMID.length, WIDTH), normal(1, 2, PYRAMID.length, CHANNELS)
+    head = make_head(evaluation_times=1)
+
+    @jax.jit
+    def initial(key):
+        params = head.init(key, hidden)
+        return head.apply(params, hidden, target, None, PYRAMID, method="loss")[0]
+
+    noise = constant_noise(0, target.shape[1:])
+    np.testing.assert_allclose(
+        initial(jax.random.key(0)), np.square(noise - target).mean(-1), rtol=1e-4
+    )
+
+
+def test_training_lowers_the_loss_and_samples_come_near_the_data():
+    head, count = make_head(), 8
+    hidden = normal(0, 2, PYRAMID.length, WIDTH)
+    target = jnp.sign(normal(1, 2, PYRAMID.length, CHANNELS))
+    optimizer = optax.adam(1e-2)
+
+    def value(params, keys):
+        return head.apply(
+            params,
+            jnp.tile(hidden, (count, 1, 1)),
+            jnp.tile(target, (count, 1, 1)),
+            keys,
+            PYRAMID,
+            method="loss",
+        )[0].mean()
+
+    @jax.jit
+    def train():
+        params = sharding.unbox(head.init(jax.random.key(0), hidden))
+
+        def step(carry, i):
+            params, state = carry
+            found, gradient = jax.value_and_grad(value)(params, keys(2 * count, i))
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(params, updates), state), found
+
+        carry, losses = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(300))
+        level = PYRAMID.level(2)
+        settings = FlowSampling(8).at(2, PYRAMID)
+        args = ((hidden[:, level],), (1.0,), keys(2), settings)
+        return losses, head.apply(carry[0], *args, method="sample")[0]
+
+    losses, drawn = train()
+    assert losses[-20:].mean() < 0.5 * losses[:5].mean()
+    assert np.square(drawn - target[:, PYRAMID.level(2)]).mean() < 0.5
+
+
+def test_rotary_positions_are_relative_and_keep_lengths():
+    angles = rotary_angles(((4, 4),), 8)
+    q, k = (jnp.tile(normal(seed, 1, 1, 1, 8), (1, 16, 1, 1)) for seed in (0, 1))
+    turned = rotate(q, angles)
+    np.testing.assert_allclose(np.square(turned).sum(-1), np.square(q).sum(-1), rtol=1e-5)
+    dots = np.einsum("bqnh,bknh->qk", turned, rotate(k, angles)).reshape(4, 4, 4, 4)
+    np.testing.assert_allclose(dots[0, 0, 1, 2], dots[2, 1, 3, 3], rtol=1e-4)
+    assert abs(dots[0, 0, 1, 2] - dots[0, 0, 2, 1]) > 1e-3
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_operations_are_those_of_the_program(cross):
+    # One level: implementations of the attention may compute what they then mask.
+    head = make_head(cross=cross, pyramid=ScalePyramid(((3, 4),)))
+    hidden = jnp.zeros((1, 12, WIDTH))
+    traced = jax.jit(head.apply).trace({"params": params_of(cross)}, hidden)
+    assert head.flops(12) == pytest.approx(program_flops(traced.jaxpr), rel=1e-6)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="continuous"):
+        make_head().clone(target=Field("tokens", (), num_values=4))
+    with pytest.raises(ValueError, match="not divisible"):
+        jax.eval_shape(make_head(net_heads=3).init, jax.random.key(0), jnp.zeros((1, 14, WIDTH)))
+    with pytest.raises(ValueError, match="num_steps of level 1"):
+        FlowSampling((4, 1, 4)).at(1, PYRAMID)
+    with pytest.raises(ValueError, match="num_steps has 2"):
+        FlowSampling((4, 4)).at(1, PYRAMID)

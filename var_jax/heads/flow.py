@@ -1,0 +1,239 @@
+"""Flow matching on the latents of a level, all its tokens together (FlowAR, arXiv 2412.15205).
+
+Data x and noise eps are joined by x_t = (1 - t) x + t eps; what is learned is the velocity
+eps - x, and sampling integrates it from noise (t = 1) to data (t = 0).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from var_jax.fields import Field
+from var_jax.heads.base import at_level, mixed
+from var_jax.heads.velocity import VelocityNet
+from var_jax.pyramid import ScalePyramid
+
+#: Width of an attention head where no number of heads is given.
+_HEAD_DIM = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelFlow:
+    """How one level is integrated; see `FlowSampling`."""
+
+    level: int
+    pyramid: ScalePyramid
+    num_steps: int
+    guidance_interval: float
+    uniform: bool
+
+    @property
+    def times(self) -> np.ndarray:
+        """float64, decreasing from 1 to 0: the ends of the steps."""
+        if self.uniform:
+            return np.linspace(1, 0, self.num_steps + 1)
+        half = self.num_steps // 2
+        return np.concatenate([np.linspace(1, 0.3, half), np.linspace(0.25, 0, half + 1)])
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSampling:
+    """Euler steps from noise to latents. A tuple gives one value for each level.
+
+    Attributes:
+      num_steps: of a level.
+      guidance_interval: guidance counts at times up to this one; 1 is always. At noisier times the
+        first hidden state alone counts.
+      uniform: steps of equal size. Otherwise, as officially but for 50 steps, half of the steps
+        lead from 1 to 0.25 and half from there to 0; an odd number counts as one less.
+    """
+
+    num_steps: int | tuple[int, ...] = 25
+    guidance_interval: float | tuple[float, ...] = 0.9
+    uniform: bool | tuple[bool, ...] = False
+
+    def at(self, level: int, pyramid: ScalePyramid) -> LevelFlow:
+        """The settings of one level.
+
+        Raises:
+          ValueError: a tuple of another length than K, or too few steps.
+        """
+        steps = at_level(self.num_steps, "num_steps", level, pyramid)
+        interval = at_level(self.guidance_interval, "guidance_interval", level, pyramid)
+        uniform = at_level(self.uniform, "uniform", level, pyramid)
+        least = 1 if uniform else 2
+        if steps < least:
+            raise ValueError(
+                f"num_steps of level {level} is {steps}, but with uniform={uniform} there must be "
+                f"{least} at least."
+            )
+        return LevelFlow(level, pyramid, steps, interval, uniform)
+
+
+class FlowHead(nn.Module):
+    """A velocity network over the tokens of one level, given the transformer's hidden states.
+
+    The loss of a token is the squared error of its velocity, averaged over channels. In training
+    each level of each example has one time, uniform in [0, 1]. In evaluation nothing is drawn: the
+    loss is the mean over `evaluation_times` times, the midpoints of equal parts of [0, 1], and the
+    noise of a token is a constant of its position and the time, the same for all examples.
+
+    Attributes:
+      pyramid: of the tokens.
+      target: a vector of floats.
+      width: C, of the hidden states.
+      net_width, net_depth, cross: see `VelocityNet`.
+      net_heads: None is one for each 64 of its width.
+      evaluation_times: see above.
+      dtype: type of the network's computation; states and velocities are float32.
+    """
+
+    sampling: ClassVar[type] = FlowSampling
+
+    pyramid: ScalePyramid
+    target: Field
+    width: int
+    net_width: int
+    net_depth: int
+    net_heads: int | None = None
+    cross: bool = False
+    evaluation_times: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.target.shape) != 1 or self.target.num_values:
+            raise ValueError(
+                f"A flow head predicts a vector of floats for each token, not {self.target.name} "
+                f"of shape {self.target.shape}; choose a codec with continuous targets: 'latent'."
+            )
+
+    def setup(self) -> None:
+        self.velocity = self._network()
+
+    @nn.nowrap
+    def _network(self, **parent) -> VelocityNet:
+        heads = self.net_heads or max(1, self.net_width // _HEAD_DIM)
+        (channels,) = self.target.shape
+        return VelocityNet(
+            channels, self.net_width, self.net_depth, heads, self.cross, self.dtype, **parent
+        )
+
+    def __call__(self, hidden: Float[jax.Array, "B L C"]) -> Float[jax.Array, "B L c"]:
+        """The velocity of no noise at time 1, for all tokens of the pyramid."""
+        latents = jnp.zeros((*hidden.shape[:2], *self.target.shape))
+        times = jnp.ones((hidden.shape[0], self.pyramid.num_levels))
+        return self.velocity(latents, times, hidden, self.pyramid.shapes)
+
+    def loss(
+        self,
+        hidden: Float[jax.Array, "B n C"],
+        target: Float[jax.Array, "B n c"],
+        keys: jax.Array | None,
+        pyramid: ScalePyramid,
+    ) -> tuple[Float[jax.Array, "B n"], dict[str, Float[jax.Array, "B n"]]]:
+        """See `Head` and the class; 'loss' is what is minimised."""
+        batch, count = target.shape[0], pyramid.num_levels
+        if keys is not None:
+
+            def draw(key):
+                time_key, noise_key = jax.random.split(key)
+                noise = jax.random.normal(noise_key, target.shape[1:])
+                return jax.random.uniform(time_key, (count,)), noise
+
+            times, noise = jax.vmap(draw)(keys)
+            loss = self.error(hidden, target, times, noise, pyramid)
+        else:
+            losses = []
+            for i in range(self.evaluation_times):
+                times = jnp.full((batch, count), (i + 0.5) / self.evaluation_times)
+                noise = jnp.broadcast_to(constant_noise(i, target.shape[1:]), target.shape)
+                losses.append(self.error(hidden, target, times, noise, pyramid))
+            loss = sum(losses) / self.evaluation_times
+        return loss, {"loss": loss}
+
+    def error(
+        self,
+        hidden: Float[jax.Array, "B n C"],
+        target: Float[jax.Array, "B n c"],
+        times: Float[jax.Array, "B K"],
+        noise: Float[jax.Array, "B n c"],
+        pyramid: ScalePyramid,
+    ) -> Float[jax.Array, "B n"]:
+        """Squared error of the velocity at given times of the levels and given noise."""
+        t = jnp.repeat(times, np.array(pyramid.sizes), axis=1)[..., None]
+        noisy = (1 - t) * target + t * noise
+        velocity = self.velocity(noisy, times, hidden, pyramid.shapes)
+        return jnp.square(velocity - (noise - target)).mean(-1)
+
+    def sample(
+        self,
+        hiddens: tuple[Float[jax.Array, "B n C"], ...],
+        weights: tuple[float, ...],
+        keys: jax.Array,
+        settings: LevelFlow,
+    ) -> tuple[Float[jax.Array, "B n c"], Float[jax.Array, "B n c"]]:
+        """Draws one level; guidance mixes velocities: (1 + t) cond - t uncond."""
+        shape = (settings.pyramid.sizes[settings.level], *self.target.shape)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        latents = self.integrate(noise, hiddens, weights, settings)
+        return latents, latents
+
+    def integrate(
+        self,
+        noise: Float[jax.Array, "B n c"],
+        hiddens: tuple[Float[jax.Array, "B n C"], ...],
+        weights: tuple[float, ...],
+        settings: LevelFlow,
+    ) -> Float[jax.Array, "B n c"]:
+        """Euler steps from noise to latents; see `sample`."""
+        net, variables = self.velocity.unbind()
+        shapes = (settings.pyramid.shapes[settings.level],)
+
+        def velocity(x, time, hiddens, weights):
+            times = jnp.full((x.shape[0], 1), time)
+            found = tuple(net.apply(variables, x, times, hidden, shapes) for hidden in hiddens)
+            return mixed(found, weights)
+
+        return euler(velocity, noise, hiddens, weights, settings)
+
+    @nn.nowrap
+    def flops(self, tokens: int) -> float:
+        """See `Head`: of the whole pyramid's tokens, or a part in proportion."""
+        whole = self._network(parent=None).flops(self.pyramid.shapes, self.width)
+        return whole * tokens / self.pyramid.length
+
+
+def euler(velocity, noise, hiddens, weights, settings: LevelFlow) -> jax.Array:
+    """Integrates (x, time, hiddens, weights) -> velocity over the times of a level."""
+    times = settings.times
+    steps = np.stack([times[:-1], np.diff(times)], 1).astype(np.float32)
+    # Times decrease, so the steps that guidance counts in are the last ones.
+    guided = int((times[:-1] <= settings.guidance_interval).sum()) if len(weights) > 1 else 0
+
+    def run(x, steps, hiddens, weights):
+        if not len(steps):
+            return x
+
+        def step(x, time_and_size):
+            time, size = time_and_size
+            return x + size * velocity(x, time, hiddens, weights), None
+
+        return jax.lax.scan(step, x, jnp.asarray(steps))[0]
+
+    x = run(noise, steps[: len(steps) - guided], hiddens[:1], (1.0,))
+    return run(x, steps[len(steps) - guided :], hiddens, weights)
+
+
+def constant_noise(number: int, shape: tuple[int, int]) -> Float[jax.Array, "n c"]:
+    """Normal noise for the tokens at positions 0 .. n - 1, the same in a longer pyramid."""
+    key = jax.random.fold_in(jax.random.key(0), number)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
+    return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
