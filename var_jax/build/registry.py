@@ -20,6 +20,7 @@ from var_jax.build.sections import ConfigError, Section, call, opened, read
 METHODS: dict[str, dict[str, str]] = {
     # config.tokenizer.codec: `codecs.base.Codec`.
     "codec": {
+        "bitwise": "var_jax.codecs.bitwise:Bitwise",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
     },
     # config.model.context: `context.Context`.
@@ -34,9 +35,11 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.positions: `transformer.positions.Positions`.
     "positions": {
         "learned": "var_jax.transformer.positions:LearnedPositions",
+        "rotary_2d": "var_jax.transformer.rotary:Rotary2D",
     },
     # config.model.head: `heads.base.Head`.
     "head": {
+        "bitwise": "var_jax.heads.bitwise:BitwiseHead",
         "categorical": "var_jax.heads.categorical:CategoricalHead",
     },
     # config.train.objective: `objectives.base.NetworkObjective`.
@@ -45,6 +48,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
+        "sqrt_area": "var_jax.objectives.level_weights:AreaWeights",
         "uniform": "var_jax.objectives.level_weights:UniformWeights",
     },
     # config.train.curriculum: `objectives.curriculum.Curriculum`.
