@@ -46,9 +46,8 @@ def test_cached_levels_equal_the_teacher_forced_pass(settings):
 def test_only_level_embeddings_are_parameters():
     assert "level" not in make()[1] and "position" not in make()[1]
     assert make(num_levels=3)[1]["level"].shape == (3, WIDTH)
-    var, params, inputs, labels = make(num_levels=2)
     with pytest.raises(ValueError, match="embeddings of 2 levels, but the pyramid has 3"):
-        apply(var, params, inputs, labels)
+        make(num_levels=2)
 
 
 def test_positions_matter_and_serve_any_pyramid():
