@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from recipes import load
 
 import var_jax
@@ -36,10 +35,8 @@ def cache(config, directory):
         writer.close()
 
 
-@pytest.mark.parametrize("flip_levels", [3, 0])
-def test_from_images_to_images(tmp_path, flip_levels):
+def test_from_images_to_images(tmp_path):
     config = load("family/infinity", "smallest")
-    config.tokenizer.codec.flip_levels = flip_levels
     workdir = tmp_path / "tokenizer"
     loop.train(build.tokenizer_experiment(config), workdir)
     config.tokenizer_checkpoint, config.token_cache = str(workdir), str(tmp_path / "tokens")
@@ -49,7 +46,6 @@ def test_from_images_to_images(tmp_path, flip_levels):
     model = var_jax.load(tmp_path / "transformer")
     images = model.sample([3, 1, 4])
     assert images.shape == (3, 32, 32, 1) and images.dtype == np.uint8
-    np.testing.assert_array_equal(model.sample([4]), images[2:])
     bits = model.encode(images)
     assert bits.shape == (3, 37, 6) and set(np.unique(bits)) <= {0, 1}
     assert model.decode(bits).shape == images.shape
