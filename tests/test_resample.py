@@ -1,10 +1,11 @@
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.resample import area_matrix, bicubic_matrix, resize
+from var_jax.resample import area_matrix, bicubic_matrix, bilinear_matrix, resize
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "interpolation.npz"
 
@@ -20,10 +21,17 @@ def test_matrices_agree_with_pytorch_for_all_published_pyramids():
             np.testing.assert_allclose(ours, expected[name], atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("matrix", [area_matrix, bicubic_matrix])
+@pytest.mark.parametrize("matrix", [area_matrix, bicubic_matrix, bilinear_matrix])
 def test_a_constant_stays_a_constant(matrix):
     for size_in, size_out in [(1, 7), (3, 16), (16, 5), (10, 13)]:
         np.testing.assert_allclose(matrix(size_in, size_out).sum(1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("size_in, size_out", [(1, 6), (4, 6), (6, 4), (16, 13), (5, 16)])
+def test_bilinear_is_the_linear_kernel_without_antialiasing(size_in, size_out):
+    eye = jnp.eye(size_in)
+    expected = jax.image.resize(eye, (size_out, size_in), "linear", antialias=False)
+    np.testing.assert_allclose(bilinear_matrix(size_in, size_out), expected, atol=1e-6)
 
 
 def test_resize_treats_rows_and_columns_apart():

@@ -58,7 +58,26 @@ def bicubic_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
     return matrix
 
 
-_METHODS = {"area": area_matrix, "bicubic": bicubic_matrix}
+@functools.cache
+def bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """The two nearest inputs by distance: half-pixel centres, clamped borders, no antialiasing.
+
+    PyTorch's `mode='bilinear', align_corners=False`, and its 'trilinear' over a single frame.
+
+    Returns:
+      float64 [size_out, size_in]; each row sums to 1.
+    """
+    matrix = np.zeros((size_out, size_in))
+    for i in range(size_out):
+        centre = (i + 0.5) * size_in / size_out - 0.5
+        left = int(np.floor(centre))
+        for tap in (left, left + 1):
+            matrix[i, min(max(tap, 0), size_in - 1)] += 1 - abs(centre - tap)
+    matrix.flags.writeable = False
+    return matrix
+
+
+_METHODS = {"area": area_matrix, "bicubic": bicubic_matrix, "bilinear": bilinear_matrix}
 
 
 def resize(
@@ -69,7 +88,7 @@ def resize(
     Args:
       x: the map.
       shape: (H, W) to resize to.
-      method: 'area' or 'bicubic'.
+      method: 'area', 'bicubic' or 'bilinear'.
 
     Returns:
       the map in x's dtype; x itself if the shape is the same.

@@ -10,6 +10,7 @@ from etils import epath
 
 from var_jax.data import Pipeline, make_source, shards
 from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter, token_field
+from var_jax.fields import Field
 
 LENGTH = 1 + 4
 
@@ -197,3 +198,21 @@ def test_wrong_kind_of_directory(tmp_path):
     make_cache(tmp_path / "train")
     with pytest.raises(ValueError, match="holds tokens, not images"):
         make_source("array_record", "train", path=tmp_path)
+
+
+def test_features_and_bits_come_back_as_they_are_stored(tmp_path):
+    rng = np.random.default_rng(0)
+    for field, values in (
+        (Field("features", (2, 2, 3), "float16"), rng.normal(size=(4, 2, 2, 3))),
+        (Field("packed_bits", (7,), "uint8", num_values=256), rng.integers(0, 256, (4, 7))),
+    ):
+        folder = tmp_path / field.name
+        writer = TokenCacheWriter(folder, settings(field=field, num_images=4, crops=1))
+        values = values.astype(field.dtype)
+        writer.write(values, np.zeros(4, int), np.arange(4))
+        writer.close()
+        cache = TokenCache(folder)
+        assert cache.settings.field == field
+        np.testing.assert_array_equal(
+            [r[field.name] for r in cache.__getitems__([0, 3])], values[[0, 3]]
+        )

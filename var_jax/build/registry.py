@@ -20,6 +20,7 @@ from var_jax.build.sections import ConfigError, Section, call, opened, read
 METHODS: dict[str, dict[str, str]] = {
     # config.tokenizer.codec: `codecs.base.Codec`.
     "codec": {
+        "bitwise": "var_jax.codecs.bitwise:Bitwise",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
         "latent": "var_jax.codecs.latent:Latent",
     },
@@ -36,9 +37,11 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.positions: `transformer.positions.Positions`.
     "positions": {
         "learned": "var_jax.transformer.positions:LearnedPositions",
+        "rotary_2d": "var_jax.transformer.rotary:Rotary2D",
     },
     # config.model.head: `heads.base.Head`.
     "head": {
+        "bitwise": "var_jax.heads.bitwise:BitwiseHead",
         "categorical": "var_jax.heads.categorical:CategoricalHead",
         "flow": "var_jax.heads.flow:FlowHead",
     },
@@ -48,6 +51,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
+        "sqrt_area": "var_jax.objectives.level_weights:AreaWeights",
         "uniform": "var_jax.objectives.level_weights:UniformWeights",
     },
     # config.train.curriculum: `objectives.curriculum.Curriculum`.

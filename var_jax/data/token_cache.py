@@ -84,8 +84,8 @@ class TokenCacheSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings with JSON's types only."""
-        values = dataclasses.asdict(self)
-        if self.field == token_field(self.shapes, self.field.num_values):
+        values, count = dataclasses.asdict(self), self.field.num_values
+        if count and self.field == token_field(self.shapes, count):
             # As caches said it when they held nothing but tokens.
             values["vocab_size"] = values.pop("field")["num_values"]
         return json.loads(json.dumps(values))

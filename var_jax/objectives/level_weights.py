@@ -23,3 +23,16 @@ class UniformWeights:
 
     def weights(self, pyramid: ScalePyramid) -> np.ndarray:
         return np.full(pyramid.length, 1 / pyramid.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class AreaWeights:
+    """A token counts as the side of its cell, 1 / sqrt(h w) of its level; they sum to 1.
+
+    So coarse levels, which decide what an image shows, do not drown in the many fine tokens
+    (Infinity, arXiv 2412.04431).
+    """
+
+    def weights(self, pyramid: ScalePyramid) -> np.ndarray:
+        side = np.sqrt(np.asarray(pyramid.sizes, np.float64))[pyramid.level_ids]
+        return (1 / side) / (1 / side).sum()
