@@ -83,6 +83,11 @@ def score(
     mesh = sharding.make_mesh()
     loaded = build.load_transformer(checkpoint, tokenizer_path, mesh=mesh)
     config, tokenizer = loaded.config, loaded.tokenizer
+    if not loaded.network.head.has_likelihood:
+        raise ValueError(
+            f"The transformer in {checkpoint} has no likelihood, its head draws without one; its "
+            "training reports held-out losses as eval/loss_mean."
+        )
     cached = bool(token_cache)
     config.token_cache = token_cache
     source = build.training_source(config, split, tokenizer.fingerprint)

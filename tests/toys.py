@@ -151,6 +151,7 @@ class Coins(nn.Module):
     """Independent bits."""
 
     sampling: ClassVar[type] = CoinSampling
+    has_likelihood: ClassVar[bool] = True
 
     width: int
     target: Field

@@ -221,6 +221,8 @@ class Model:
         Raises:
           ValueError: as for `encode`, or a label out of range.
         """
+        if not self._need_transformer().network.head.has_likelihood:
+            raise ValueError("This model's head draws, but has no likelihood to score with.")
         labels = np.asarray(labels, np.int32).reshape(-1)
         if labels.size and not 0 <= labels.min() <= labels.max() <= self.num_classes:
             raise ValueError(

@@ -14,6 +14,7 @@ from var_jax.build.sections import ConfigError, Section, call, read, read_sectio
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
 from var_jax.data.token_cache import TokenCacheSettings
+from var_jax.fields import Field
 from var_jax.parallel import arrays, sharding
 from var_jax.paths import resolve
 from var_jax.settings import Changeable
@@ -100,17 +101,32 @@ def source(config: ConfigDict, split: str) -> sources.Source:
     return sources.make_source(data_settings(config).source, split, **data.get("options", {}))
 
 
-def training_source(config: ConfigDict, split: str, fingerprint: str) -> sources.Source:
+def training_source(
+    config: ConfigDict, split: str, fingerprint: str, field: Field | None = None
+) -> sources.Source:
     """The token cache of config.token_cache if there is one, else the images.
 
+    Args:
+      config: reads data and token_cache.
+      split: 'train' or 'val'.
+      fingerprint: of the tokenizer.
+      field: what the codec's lessons start from; None does not ask.
+
     Raises:
-      ValueError: the cache was made by another tokenizer than `fingerprint`, of another split, or
-        of other images than those of config.data.
+      ValueError: the cache was made by another tokenizer than `fingerprint`, of another split, of
+        other images than those of config.data, or holds something else than `field`.
     """
     if not config.get("token_cache", ""):
         return source(config, split)
     cache = sources.make_source("tokens", split, path=config.token_cache, fingerprint=fingerprint)
     _check_cache(cache.settings, config, split)
+    if field is not None and cache.settings.field != field:
+        there = cache.settings.field
+        raise ConfigError(
+            f"{config.token_cache} holds {there.name} {list(there.shape)} of {there.dtype}, but "
+            f"config.tokenizer.codec teaches from {field.name} {list(field.shape)} of "
+            f"{field.dtype}; cache the tokens again (python -m launch.cache_tokens)."
+        )
     return cache
 
 

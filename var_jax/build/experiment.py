@@ -71,7 +71,8 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
     settings = train_settings(config, "train")
     settings = dataclasses.replace(settings, evaluate_every=evaluation.every)
     sources = {
-        split: training_source(config, split, tokenizer.fingerprint) for split in ("train", "val")
+        split: training_source(config, split, tokenizer.fingerprint, tokenizer.module.codec.source)
+        for split in ("train", "val")
     }
     set_num_classes(config, sources["train"].num_classes)
     initial = config.train.get("initial_checkpoint", "")

@@ -150,17 +150,18 @@ class Bitwise(nn.Module):
     def draw_flips(self, keys: jax.Array) -> Bool[jax.Array, "B L b"]:
         """Which bits of examples are flipped, one PRNG key for each."""
 
-        def draw(key: jax.Array, level: int) -> jax.Array:
-            shape = (self.pyramid.sizes[level], self.code_dim)
-            if level >= self.flip_levels:
-                return jnp.zeros(shape, bool)
-            strength_key, flip_key = jax.random.split(jax.random.fold_in(key, level))
-            steps = round(100 * self.flip_strength)
-            strength = 0.01 * jax.random.randint(strength_key, (), 0, steps + 1)
-            return jax.random.bernoulli(flip_key, strength, shape)
+        levels = self.pyramid.level_ids
 
-        levels = range(self.pyramid.num_levels)
-        return jax.vmap(lambda key: jnp.concatenate([draw(key, k) for k in levels]))(keys)
+        def draw(key: jax.Array) -> jax.Array:
+            strength_key, flip_key = jax.random.split(key)
+            steps = round(100 * self.flip_strength)
+            count = self.pyramid.num_levels
+            strength = 0.01 * jax.random.randint(strength_key, (count,), 0, steps + 1)
+            strength = jnp.where(jnp.arange(count) < self.flip_levels, strength, 0.0)
+            drawn = jax.random.uniform(flip_key, (len(levels), self.code_dim))
+            return drawn < strength[levels][:, None]
+
+        return jax.vmap(draw)(keys)
 
     def advance(
         self,

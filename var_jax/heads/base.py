@@ -18,9 +18,11 @@ class Head(Protocol):
     Attributes:
       sampling: the class of its settings of generation, a frozen dataclass with the method
         `at(level, pyramid)`; see `CategoricalSampling`.
+      has_likelihood: the 'loss' it reports is a negative log likelihood in nats.
     """
 
     sampling: type
+    has_likelihood: bool
 
     def loss(
         self,

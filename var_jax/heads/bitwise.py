@@ -71,6 +71,7 @@ class BitwiseHead(nn.Module):
     """
 
     sampling: ClassVar[type] = BitwiseSampling
+    has_likelihood: ClassVar[bool] = True
 
     target: Field
     width: int

@@ -99,6 +99,7 @@ class CategoricalHead(nn.Module):
     """
 
     sampling: ClassVar[type] = CategoricalSampling
+    has_likelihood: ClassVar[bool] = True
 
     vocab_size: int
     width: int

@@ -96,6 +96,7 @@ class FlowHead(nn.Module):
     """
 
     sampling: ClassVar[type] = FlowSampling
+    has_likelihood: ClassVar[bool] = False
 
     pyramid: ScalePyramid
     target: Field

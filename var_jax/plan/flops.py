@@ -16,8 +16,9 @@ def forward_flops(network: Network) -> float:
     """Multiplications and additions of one image's teacher-forced pass, head included.
 
     Counts matrix products only, two operations for each multiply-add; attention counts the
-    keys that a query sees and no others. A training step is three times that (the usual
-    convention: rematerialisation does not count as work done).
+    keys that a query sees and no others, cross-attention its maps of queries and results. A
+    training step is three times that (the usual convention: rematerialisation does not count as
+    work done).
 
     Args:
       network: gives depth, width, MLP ratio, tokens, context and head.
@@ -28,7 +29,8 @@ def forward_flops(network: Network) -> float:
     dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
     attention = 4 * pairs * width
     modulation = 0 if var.shared_adaln else 2 * 6 * width * width
-    block = dense + attention + modulation
+    cross = 4 * tokens * width * width if var.cross_attention else 0  # without its few keys
+    block = dense + attention + modulation + cross
     once = 2 * 6 * width * width if var.shared_adaln else 0
     code = 2 * (tokens - var.pyramid.sizes[0]) * var.code_dim * width
     head = network.head.flops(tokens) + 2 * 2 * width * width

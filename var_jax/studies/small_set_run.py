@@ -108,7 +108,7 @@ def score_small_set(
         reconstructed_held_out=rebuilt["held_out"][0],
         train_tokens=rebuilt["train"][1],
         pyramid=tokenizer.module.codec.pyramid,
-        vocab_size=tokenizer.module.codec.vocab_size,
+        vocab_size=tokenizer.module.codec.target.num_values,
     ).to_json()
     shown = 20
     with paths.replacing(output / "images.npz") as file:

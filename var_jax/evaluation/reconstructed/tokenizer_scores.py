@@ -37,7 +37,7 @@ class TokenizerScores:
       edge_error, high_frequency_error, high_frequency_ratio: see image_scores.
       rfid, rsfid: Frechet distances to the originals (or to the reference that was given).
       inception_score: of the reconstructions. inception_score_original: of the originals.
-      code_usage: share of the codebook that each level uses, K values.
+      code_usage: share of the codebook that each level uses, K values; 0 without codes.
       code_perplexity: exp(entropy) of the codes of each level, K values.
       codebook_usage: share of the codebook that any level uses.
       psnr_by_levels: dB with the first 1 .. K levels, K values, of num_level_images images.
@@ -181,7 +181,9 @@ def score_tokenizer(
       ValueError: fewer than two images.
     """
     codec = runner.tokenizer.codec
-    counts = np.zeros((codec.pyramid.num_levels, codec.vocab_size), np.int64)
+    # Bits are codes of two values; what is not quantised has none.
+    num_codes = codec.target.num_values
+    counts = np.zeros((codec.pyramid.num_levels, max(num_codes, 1)), np.int64)
     sums: dict[str, float] = {}
     num_images = 0
     level_psnr: list[np.ndarray] = []
@@ -195,8 +197,8 @@ def score_tokenizer(
         scores["psnr"] = np.minimum(scores["psnr"], MAX_PSNR)
         for name, values in scores.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum(dtype=np.float64))
-        for level, part in enumerate(codec.pyramid.split(tokens)):
-            counts[level] += np.bincount(part.reshape(-1), minlength=codec.vocab_size)
+        for level, part in enumerate(codec.pyramid.split(tokens) if num_codes else ()):
+            counts[level] += np.bincount(part.reshape(-1), minlength=num_codes)
         wanted = min(len(images), num_level_images - sum(p.shape[1] for p in level_psnr))
         if wanted > 0:
             pictures, values = runner.by_levels(images[:wanted], tokens[:wanted])

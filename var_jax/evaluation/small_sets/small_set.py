@@ -72,13 +72,20 @@ def within_class_deviation(data: LabelledImages) -> float:
 
 
 def code_statistics(
-    tokens: Int[np.ndarray, "n L"], pyramid: ScalePyramid, vocab_size: int
+    tokens: np.ndarray, pyramid: ScalePyramid, vocab_size: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Usage and perplexity of each level.
 
+    Args:
+      tokens: [n, L, ...], integers in [0, V).
+      pyramid: of the tokens.
+      vocab_size: V; 0 where nothing is quantised.
+
     Returns:
-      K shares of the V codes that occur, and K perplexities in [1, V].
+      K shares of the V codes that occur, and K perplexities in [1, V]; zeros without codes.
     """
+    if not vocab_size:
+        return (0.0,) * pyramid.num_levels, (0.0,) * pyramid.num_levels
     levels = pyramid.split(tokens)
     return level_statistics(
         np.stack([np.bincount(level.reshape(-1), minlength=vocab_size) for level in levels])
@@ -89,6 +96,10 @@ def level_statistics(counts: Int[np.ndarray, "K V"]) -> tuple[tuple[float, ...],
     """The same from how often each level uses each code."""
     usage, perplexity = [], []
     for level in counts:
+        if not level.sum():
+            usage.append(0.0)
+            perplexity.append(0.0)
+            continue
         shares = level[level > 0] / level.sum()
         usage.append(float((level > 0).mean()))
         perplexity.append(float(np.exp(-(shares * np.log(shares)).sum())))
@@ -115,7 +126,7 @@ def score(
       train, held_out: real images.
       generated, untrained: samples of the trained and of the untrained transformer.
       reconstructed_train, reconstructed_held_out: uint8, what the tokenizer makes of them.
-      train_tokens: int [N, L], tokens of the training images.
+      train_tokens: [N, L, ...], what the training images are encoded to.
       pyramid, vocab_size: of the tokens.
     """
     real = classifier.statistics(held_out.images)
