@@ -56,7 +56,9 @@ METHODS: dict[str, dict[str, str]] = {
     # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
     "cache_policy": {},
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
-    "processor": {},
+    "processor": {
+        "green_list": "var_jax.heads.green_list:GreenList",
+    },
 }
 
 
