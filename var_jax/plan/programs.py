@@ -242,17 +242,18 @@ def made_arguments(program: Program) -> tuple[Any, ...]:
 
 
 def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
+    sampling = build.load_decoder(config)
     function = jit_sampling(
         model.objective.network,
         model.tokenizer.module,
-        build.decoder(config),
+        sampling.decoder,
         mesh,
     )
     everywhere = sharding.replicated_sharding(mesh)
     asked = model.objective.network.transformer.conditioning()
     args = (
         params,
-        {"tokenizer": model.tokenizer.params, "decoder": None},
+        {"tokenizer": model.tokenizer.params, "decoder": _laid(sampling.params, everywhere)},
         asked.read({f.name: _field(mesh, batch_size, f) for f in asked.fields}),
         jax.ShapeDtypeStruct((), jnp.uint32, sharding=everywhere),
         _rows(mesh, batch_size, dtype=jnp.uint32),
