@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.train.objective: `objectives.base.NetworkObjective`.
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
+        "cca": "var_jax.objectives.contrastive:Contrastive",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
