@@ -53,12 +53,14 @@ METHODS: dict[str, dict[str, str]] = {
     # config.sampling.decoder: `decoding.base.Decoder`.
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
+        "collaborative": "var_jax.decoding.collaborative:Collaborative",
     },
     # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
     "cache_policy": {},
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
     "processor": {
         "green_list": "var_jax.heads.green_list:GreenList",
+        "late_temperature": "var_jax.heads.late_temperature:LateTemperature",
     },
 }
 
