@@ -65,6 +65,7 @@ _PARTS = (
     *("pyramid", "width", "num_heads", "depth", "dtype", "num_classes", "drop_rate"),
     *("code_dim", "target", "vocab_size"),
 )
+_POLICY = ("pyramid",)
 _DECODER = ("guidance", "sampling", "cache_policy")
 
 
@@ -89,7 +90,7 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
         (GuidanceSettings, _head_class(model).sampling),
-        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=()),
+        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=_POLICY),
         changeable=True,
     )
 
@@ -220,7 +221,8 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         f"{path}.decoder",
         guidance=rule,
         sampling=call(_head_class(model).sampling, path, values),
-        cache_policy=policy and registry.make("cache_policy", policy, f"{path}.cache_policy"),
+        cache_policy=policy
+        and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=pyramid(config)),
     )
 
 
