@@ -56,7 +56,9 @@ METHODS: dict[str, dict[str, str]] = {
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
     },
     # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
-    "cache_policy": {},
+    "cache_policy": {
+        "scale_kv": "var_jax.transformer.scale_kv:ScaleKV",
+    },
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
     "processor": {
         "green_list": "var_jax.heads.green_list:GreenList",
