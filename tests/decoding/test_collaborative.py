@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import load
@@ -84,7 +85,7 @@ def test_a_late_temperature_keeps_what_the_filters_kept():
 def kept_at_level_0(top_p):
     """The codes of level 0 that the filter keeps for some label."""
     net, params = model()
-    hidden, _ = net.hidden(params, None, np.arange(3), levels=range(1))
+    hidden, _ = net.hidden(params, None, jnp.arange(3), levels=range(1))
     logits = np.asarray(net.head.apply({"params": params["head"]}, hidden))[:, 0]
     found = set()
     for row in logits:

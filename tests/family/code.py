@@ -81,7 +81,7 @@ def handover(case):
     """What is handed over, and the logits of the first refined level from the one pass over it."""
     codec, codec_params, _, (network, params) = models(case)
     pyramid = network.transformer.pyramid
-    labels = case.outputs["labels"].astype(np.int32)
+    labels = jnp.asarray(case.outputs["labels"], jnp.int32)
     for n in case.config["N"]:
         levels = pyramid.split(jnp.asarray(case.outputs[f"N{n}_tokens"]))[:n]
         keys = jax.random.split(jax.random.key(0), len(labels))

@@ -18,7 +18,7 @@ from var_jax.parallel import sharding
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.metrics import read_metrics
 
-LABELS = np.array([0, 0, 1, 2, 1, 1, 2, 0], np.int32)
+LABELS = jnp.array([0, 0, 1, 2, 1, 1, 2, 0], jnp.int32)
 TOKENIZER = VQVAE(CODEC, 1, 8, (1,), 1, False, norm_groups=4)
 OBJECTIVE = Contrastive(model()[0], TOKENIZER, beta=0.1, negative_weight=3.0)
 
@@ -33,7 +33,7 @@ def quick_compilation():
 
 def batch():
     tokens = np.random.default_rng(1).integers(0, CODEC.vocab_size, (8, PYRAMID.length))
-    return {"label": jnp.asarray(LABELS), "tokens": jnp.asarray(tokens, jnp.int32)}
+    return {"label": LABELS, "tokens": jnp.asarray(tokens, jnp.int32)}
 
 
 def keys():
@@ -72,7 +72,7 @@ def largest(tree):
 
 def test_at_the_reference_loss_and_gradient_are_known():
     """All ratios are 1: log 2 a term, and half of beta times the gradient of the ratios."""
-    params, rolled = model()[1], jnp.roll(jnp.asarray(LABELS), -1)
+    params, rolled = model()[1], jnp.roll(LABELS, -1)
     value, metrics, grads = evaluate(params, params, null_rate=0.0)
     assert max(abs(metrics["gap"]), abs(metrics["gap_negative"])) < 1e-5
     assert value == pytest.approx(np.log(2) * (1 + 3.0), rel=1e-6)
@@ -100,7 +100,7 @@ def test_where_nothing_or_the_same_is_asked_for_an_example_is_its_own_positive()
     # All null: both terms pull the same way, and lambda only divides.
     value, _, grads = evaluate(params, params, null_rate=1.0)
     assert value == pytest.approx(2 * np.log(2) / 3, rel=1e-6)
-    null = np.full(8, OBJECTIVE.network.transformer.num_classes)
+    null = jnp.full(8, OBJECTIVE.network.transformer.num_classes)
     expected = jax.jit(jax.grad(lambda p: 0.1 / 3 * nll(p, null).mean()))(params)
     assert_close(grads, jax.device_get(expected), largest(expected))
     # Three of eight neighbours (0 0, 1 1 and, around the end, 0 0) share a label.
