@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging as std_logging
 import os
 import pathlib
@@ -297,7 +298,8 @@ def define_allow_mismatched_reference() -> flags.FlagHolder[bool]:
 
 
 def define_sampling_flags() -> None:
-    """--cfg, --cfg_schedule, --top_k, --top_p, --temperature, --smooth over a run's settings."""
+    """--cfg, --cfg_schedule, --top_k, --top_p, --temperature, --smooth over a run's settings, and
+    --sampling for all others."""
     flags.DEFINE_list("cfg", None, "Guidance: one number, or one weight per level.")
     flags.DEFINE_enum(
         "cfg_schedule", None, ["linear", "constant"], "linear: cfg * k / (K - 1) at level k."
@@ -306,15 +308,21 @@ def define_sampling_flags() -> None:
     flags.DEFINE_list("top_p", None, "Probability kept, 0 or 1 for all; or one number per level.")
     flags.DEFINE_list("temperature", None, "Divides the logits; or one number per level.")
     flags.DEFINE_bool("smooth", None, "Gumbel-softmax average of codes, for looks only.")
+    flags.DEFINE_string(
+        "sampling", None, "Further keys of config.sampling as JSON, such as another decoder."
+    )
 
 
-def decoder(config: ConfigDict) -> Any:
-    """The checkpoint's decoder with the flags over its settings, printed level by level."""
+def decoder(config: ConfigDict, tokenizer_fingerprint: str) -> Any:
+    """The checkpoint's decoder with the flags over its settings, printed level by level: a
+    `build.LoadedDecoder`."""
     from var_jax import build
     from var_jax.evaluation.generated.sampling_run import describe_decoder
 
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
+        if flags.FLAGS["sampling"].value:
+            config.sampling.update(_json_section("sampling", flags.FLAGS["sampling"].value))
         for name, kind in (
             ("cfg", float),
             ("top_k", int),
@@ -327,8 +335,8 @@ def decoder(config: ConfigDict) -> Any:
         for name in ("cfg_schedule", "smooth"):
             if flags.FLAGS[name].value is not None:
                 config.sampling[name] = flags.FLAGS[name].value
-    made = build.decoder(config)
-    described = describe_decoder(made, build.pyramid(config))
+    made = build.load_decoder(config, tokenizer_fingerprint)
+    described = describe_decoder(made.decoder, build.pyramid(config))
     for name, values in described.items():
         if name.endswith("_by_level"):
             same = len(set(values)) == 1
@@ -350,6 +358,16 @@ def parse_labels(values: list[str], num_classes: int) -> Any:
                 "class'."
             )
     return np.array([num_classes if label < 0 else label for label in numbers], np.int32)
+
+
+def _json_section(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} is {text!r}, which is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--{name} is {text!r}; it must be JSON of keys and values.")
+    return found
 
 
 def _numbers(name: str, values: list[str], kind: type) -> Any:

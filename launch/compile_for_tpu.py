@@ -33,12 +33,6 @@ _WHAT = flags.DEFINE_enum(
     "what", "train", ["train", "train_tokenizer", "sample", "evaluation"], "What to compile."
 )
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Instead of the config's; images to sample.", 0)
-_REFERENCE = flags.DEFINE_string(
-    "frozen_reference",
-    "",
-    "train: beside a frozen model of the same size, which an objective with a reference or a "
-    "teacher needs, laid out by this sharding preset.",
-)
 _IMAGES = flags.DEFINE_bool("images", False, "Train from images, encoded in the step, not tokens.")
 
 #: What the process must be told before JAX and libtpu are loaded.
@@ -63,7 +57,6 @@ def make_plan(
     what: str = "train",
     batch_size: int = 0,
     images: bool = False,
-    reference: str = "",
 ):
     """Compiles a program of the config for the devices of a topology.
 
@@ -73,7 +66,6 @@ def make_plan(
       what: 'train', 'train_tokenizer' or 'sample'.
       batch_size: instead of the config's; 0 keeps it, or means 8 samples per device.
       images: train from images, encoded in the step, instead of tokens.
-      reference: see `programs.train_step`.
 
     Returns:
       `compile_plan.Plan`.
@@ -86,7 +78,7 @@ def make_plan(
 
     mesh = build.make_mesh(config, devices)
     if what == "train":
-        program = programs.train_step(config, mesh, batch_size, images, reference)
+        program = programs.train_step(config, mesh, batch_size, images)
     elif what == "train_tokenizer":
         program = programs.train_tokenizer_step(config, mesh, batch_size)
     else:
@@ -220,7 +212,7 @@ def main() -> None:
             print(describe_evaluation(name, plan), flush=True)
             fits &= plan.fits
         sys.exit(0 if fits else 1)
-    plan = make_plan(config, devices, _WHAT.value, _BATCH.value, _IMAGES.value, _REFERENCE.value)
+    plan = make_plan(config, devices, _WHAT.value, _BATCH.value, _IMAGES.value)
     print(describe(config, plan, _WHAT.value))
     if not plan.fits:
         sys.exit(1)

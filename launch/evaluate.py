@@ -147,15 +147,22 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     def run(combination: Any, folder: Any) -> dict[str, Any] | None:
         with config.unlocked(), config.ignore_type():
             config.sampling.update(combination)
-        decoder = cli.decoder(config)
-        described = sampling_run.describe_decoder(decoder, pyramid)
+        chosen = cli.decoder(config, loaded.tokenizer.fingerprint)
+        described = sampling_run.describe_decoder(chosen.decoder, pyramid, chosen.fingerprints)
         record = {
             "checkpoint": str(_CHECKPOINT.value),
             "preset": _PRESET.value,
             "preset_changes": changes(described),
             "batch_size": batch,
         }
-        draw = ImageSampler(loaded.network, module, loaded.tokenizer.params, decoder, mesh)
+        draw = ImageSampler(
+            loaded.network,
+            module,
+            loaded.tokenizer.params,
+            chosen.decoder,
+            mesh,
+            decoder_params=chosen.params,
+        )
 
         def draw_part(start: int, stop: int) -> Any:
             drawn = draw.on_mesh(loaded.params, labels[:stop], _SEED.value, batch, start)

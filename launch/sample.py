@@ -48,13 +48,15 @@ def main() -> None:
         )
         num_classes = loaded.network.transformer.num_classes
         labels = np.repeat(cli.parse_labels(_LABELS.value, num_classes), _NUM.value)
+        sampling = cli.decoder(loaded.config, loaded.tokenizer.fingerprint)
         sampler = ImageSampler(
             loaded.network,
             loaded.tokenizer.module,
             loaded.tokenizer.params,
-            cli.decoder(loaded.config),
+            sampling.decoder,
             mesh,
             keep_partial=_SHOW_LEVELS.value,
+            decoder_params=sampling.params,
         )
         batch = _BATCH.value or min(len(labels), 64)
         images, tokens, levels = [], [], []

@@ -209,6 +209,8 @@ class Penalised:
     trained: Any
     strength: float = 0.1
 
+    passes = 3
+
     @property
     def plain(self):
         return Likelihood(

@@ -251,12 +251,14 @@ class Model:
         config = loaded.config.copy_and_resolve_references()
         with config.unlocked(), config.ignore_type():
             config.sampling.update(settings)
+        sampling = build.load_decoder(config, self.tokenizer.fingerprint)
         self._samplers[name] = ImageSampler(
             loaded.network,
             self.tokenizer.module,
             self.tokenizer.params,
-            build.decoder(config),
+            sampling.decoder,
             self.mesh,
+            decoder_params=sampling.params,
         )
         return self._samplers[name]
 

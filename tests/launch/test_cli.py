@@ -4,9 +4,11 @@ import logging
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 from commands import import_command
+from recipes import load
 
 from var_jax.evaluation.generated import image_files
 from var_jax.parallel import distributed
@@ -107,3 +109,21 @@ def test_help_has_the_flags_that_commands_share():
     )
     for name in ("--checkpoint", "--cfg", "--inception", "--[no]allow_mismatched_reference"):
         assert f"  {name}:" in run.stdout
+
+
+def test_any_setting_of_the_samples_can_come_from_the_command_line(monkeypatch):
+    names = ("cfg", "cfg_schedule", "top_k", "top_p", "temperature", "smooth", "sampling")
+
+    def decoder(**given):
+        values = {name: types.SimpleNamespace(value=given.get(name)) for name in names}
+        monkeypatch.setattr(cli.flags, "FLAGS", values)
+        return cli.decoder(load("mnist5k"), "").decoder
+
+    text = '{"processors": [{"kind": "green_list", "key": 3}], "top_k": 7, "cfg": 2.5}'
+    made = decoder(sampling=text, top_k=["9"])
+    assert made.sampling.processors[0].key == 3 and made.guidance.cfg == 2.5
+    assert made.sampling.top_k == 9  # A flag of its own comes last.
+    for wrong, words in (("{", "which is not JSON"), ("[1]", "JSON of keys and values"),
+                         ('{"topk": 1}', "unknown key 'topk'")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            decoder(sampling=wrong)

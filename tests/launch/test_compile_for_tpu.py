@@ -29,10 +29,7 @@ def run(*arguments):
 @pytest.mark.parametrize("what", ["train", "train_tokenizer", "sample"])
 def test_a_small_config(what):
     pytest.importorskip("libtpu")
-    extra = ["--frozen_reference=replicated"] if what == "train" else []
-    out = run(
-        "--config=configs/mnist5k.py:smallest", "--topology=v5e:2x2", f"--what={what}", *extra
-    )
+    out = run("--config=configs/family/cca.py:smallest", "--topology=v5e:2x2", f"--what={what}")
     assert out.returncode == 0, out.stderr
     assert "4 x v5e, mesh data 4 x fsdp 1 x tensor 1" in out.stdout
     assert "fits" in out.stdout and "bound by" in out.stdout

@@ -49,7 +49,7 @@ def untrained(monkeypatch):
             metadata={"data": facts}, settings=types.SimpleNamespace(num_steps=4)
         )
         module = sys.modules["var_jax.build.training_run"]
-        monkeypatch.setitem(module.MODELS, "transformer", ("train", lambda config: experiment))
+        monkeypatch.setitem(module.MODELS, "transformer", ("train", lambda *_: experiment))
         monkeypatch.setattr(module, "train", lambda *_: types.SimpleNamespace(step=4))
 
     return pretend

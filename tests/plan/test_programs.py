@@ -14,7 +14,6 @@ from var_jax.evaluation import during_training, token_likelihood
 from var_jax.parallel import sharding
 from var_jax.plan import compile_plan, programs
 from var_jax.plan.hlo.traffic import Traffic
-from var_jax.plan.reference import AgainstReference
 from var_jax.plan.topology import devices
 
 
@@ -102,34 +101,26 @@ def test_samples_of_a_picture_and_of_the_fid_are_one_program_where_they_are_equa
     assert planned["samples and samples of the FID"].images == 8
 
 
-def test_a_cut_reference_takes_a_part_of_a_whole_one():
-    config, found = small(fsdp=8), {}
+def test_a_reference_lies_as_what_trains_does_beside_the_evaluations_too():
+    config = small(fsdp=8)
     mesh = build.make_mesh(config)
-    for preset in ("", "fsdp", "replicated"):
-        args = programs.train_step(config, mesh, reference=preset).args
-        found[preset] = compile_plan.device_bytes(args)
-    cut, whole = (found[preset] - found[""] for preset in ("fsdp", "replicated"))
-    params = compile_plan.device_bytes(programs.train_step(config, mesh).args[0].params)
-    assert cut == params
-    assert 4 * cut < whole
-
-
-def test_a_model_that_is_its_own_reference():
-    config = small(fsdp=1)
-    module = build.tokenizer(config)
-    tokenizer = build.LoadedTokenizer(module, {}, "", config)
-    likelihood = build.objective(config, tokenizer, from_images=False)
-    params = sharding.unbox(likelihood.init_params(jax.random.key(0)))
-    codec = sharding.unbox(module.init_params(jax.random.key(1)))["codec"]
-    batch = {
-        "label": jnp.arange(2),
-        "tokens": jnp.arange(2 * likelihood.pyramid.length).reshape(2, -1) % 32,
-    }
-    objective = AgainstReference(likelihood)
-
-    frozen = {"tokenizer": {"codec": codec}, "reference": params}
-    value, _ = jax.jit(lambda p, f: objective.loss(p, f, (), batch, None, 0))(params, frozen)
-    assert value == pytest.approx(np.log(2), rel=1e-6)
+    plain = programs.train_step(config, mesh)
+    with config.unlocked():
+        config.train.objective = dict(kind="cca")
+    against = programs.train_step(config, mesh)
+    state, frozen, _ = against.args
+    assert jax.tree.map(lambda x: x.sharding, frozen["reference"]) == jax.tree.map(
+        lambda x: x.sharding, state.params
+    )
+    # Two passes of the reference; both models read each example under two conditions.
+    assert against.model_flops == plain.model_flops * 8 / 3
+    with config.unlocked():
+        config.evaluation.fid = None
+    reference = [x.shape for x in jax.tree.leaves(frozen["reference"])]
+    for name, program in programs.evaluation(config, mesh).items():
+        shapes = [x.shape for x in jax.tree.leaves(program.beside)]
+        count = len(jax.tree.leaves(state))
+        assert shapes[count : count + len(reference)] == reference, name
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 1}, {"fsdp": 4}])

@@ -25,8 +25,10 @@ from var_jax.build.frozen import abstract as abstract_frozen
 from var_jax.build.frozen import place as place_frozen
 from var_jax.build.initial import Start, start_from
 from var_jax.build.loading import (
+    LoadedDecoder,
     LoadedTokenizer,
     LoadedTransformer,
+    load_decoder,
     load_params,
     load_tokenizer,
     load_transformer,
@@ -51,6 +53,7 @@ __all__ = [
     "ConfigError",
     "EvaluationSettings",
     "FIDSettings",
+    "LoadedDecoder",
     "LoadedTokenizer",
     "LoadedTransformer",
     "ScalingSettings",
@@ -69,6 +72,7 @@ __all__ = [
     "evaluation_settings",
     "flat",
     "identity",
+    "load_decoder",
     "load_params",
     "load_tokenizer",
     "load_transformer",

@@ -27,6 +27,7 @@ _PATHS = (
     "token_cache",
     *(f"data.options.{option}" for option in _PATH_OPTIONS),
     "train.initial_checkpoint",
+    "sampling.decoder.refiner",
     "tokenizer_train.lpips_vgg",
     "tokenizer_train.lpips_linear",
     "evaluation.rfid",
@@ -47,7 +48,9 @@ def resolve_paths(config: ConfigDict) -> None:
         *sections, key = name.split(".")
         section = config
         for part in sections:
-            section = section.get(part) or ConfigDict()
+            section = section.get(part)
+            if not isinstance(section, ConfigDict):  # None, or a kind alone.
+                section = ConfigDict()
         if section.get(key):
             try:
                 section[key] = str(resolve(section[key]))

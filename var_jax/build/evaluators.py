@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from var_jax.build.data import pipeline, source
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings
-from var_jax.build.loading import LoadedTokenizer
-from var_jax.build.modules import decoder
+from var_jax.build.loading import LoadedTokenizer, load_decoder
 from var_jax.data.pipeline import Pipeline
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.during_training import (
@@ -59,13 +58,15 @@ def transformer_evaluators(
         measure = TokenLikelihood(objective, frozen, held_out, mesh, config.sharding)
         found.append(ValidationLoss(measure))
     if settings.samples_per_class or settings.fid is not None:
+        sampling = load_decoder(config, tokenizer.fingerprint)
         sampler = ImageSampler(
             objective.network,
             tokenizer.module,
             tokenizer.params,
-            decoder(config),
+            sampling.decoder,
             mesh,
             config.sharding,
+            decoder_params=sampling.params,
         )
     if settings.samples_per_class:
         classes = min(objective.network.transformer.num_classes, settings.max_classes)

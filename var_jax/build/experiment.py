@@ -8,15 +8,18 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from var_jax.build.data import data_facts, pipeline, set_num_classes, source, training_source
 from var_jax.build.evaluation import evaluation_settings
 from var_jax.build.evaluators import tokenizer_evaluators, transformer_evaluators
-from var_jax.build.frozen import place
+from var_jax.build.frozen import REFERENCE, Reference, place, saved_reference
 from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
+from var_jax.build.resuming import saved_metadata
 from var_jax.build.training import make_mesh, objective, optimizer_config, train_settings, vqgan
+from var_jax.checkpoint import fingerprint
 from var_jax.plan import chips, flops
 from var_jax.train import optim
 from var_jax.train.experiment import Experiment, SavedBeside
@@ -52,11 +55,13 @@ def tokenizer_experiment(config: ConfigDict) -> Experiment:
     )
 
 
-def transformer_experiment(config: ConfigDict) -> Experiment:
+def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = None) -> Experiment:
     """The training of the transformer that a config describes.
 
     Args:
       config: complete; what the tokenizer and the data say is filled in.
+      workdir: of the run; one that goes on there takes the model that it started from from there,
+        not from config.train.initial_checkpoint, which may be gone.
 
     Raises:
       ValueError: no tokenizer is named, or it does not fit.
@@ -75,11 +80,13 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
         for split in ("train", "val")
     }
     set_num_classes(config, sources["train"].num_classes)
+    goes_on = workdir is not None and saved_metadata(workdir) is not None
     initial = config.train.get("initial_checkpoint", "")
-    if initial:
+    reference, started = None, None
+    if initial and not goes_on:
         start = start_from(initial, config, tokenizer, sources["train"].class_names)
         logging.info("%s", start.summary)
-        initial = start.fit(load_params(initial, "transformer", None)[0])
+        started = start.fit(load_params(initial, "transformer", None)[0])
     mesh = make_mesh(config)
     batches, held_out = (
         pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
@@ -89,7 +96,25 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
     tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
     cached = bool(config.token_cache)
     training = objective(config, tokenizer, from_images=not cached)
-    frozen = place(training, config, mesh, tokenizer, initial or None)
+    beside = {
+        "tokenizer": SavedBeside(
+            {"tokenizer": tokenizer.params},
+            metadata(tokenizer.config, "tokenizer", ema=False),
+        )
+    }
+    about = {"tokenizer_fingerprint": tokenizer.fingerprint}
+    if REFERENCE in training.frozen_parts():
+        if goes_on:
+            reference = saved_reference(workdir, training, config, mesh)
+        elif started is not None:
+            reference = Reference(started, fingerprint(started))
+    frozen = place(training, config, mesh, tokenizer, reference)
+    if reference is not None:
+        kept = metadata(
+            config, "transformer", ema=False, fingerprint=reference.fingerprint, **about
+        )
+        beside[REFERENCE] = SavedBeside(frozen[REFERENCE], kept)
+        about["reference_fingerprint"] = reference.fingerprint
     optimizer = optimizer_config(config.train.optimizer, "train.optimizer", settings.batch_size)
     chip = chips.of_kind(jax.devices()[0].device_kind)
     return Experiment(
@@ -104,24 +129,19 @@ def transformer_experiment(config: ConfigDict) -> Experiment:
             config,
             "transformer",
             ema=settings.ema_decay > 0,
-            tokenizer_fingerprint=tokenizer.fingerprint,
+            **about,
             data=data_facts(sources["train"]),
         ),
         seed=config.seed,
         frozen=frozen,
         learning_rate=optim.learning_rate_schedule(optimizer, settings.num_steps),
-        flops_per_image=3 * flops.forward_flops(training.network),
+        flops_per_image=training.passes * flops.forward_flops(training.network),
         peak_flops=chip.flops if chip else 0.0,
         evaluators=transformer_evaluators(
             config, evaluation, tokenizer, training, frozen, held_out, mesh
         ),
-        initial_params=initial or None,
-        beside={
-            "tokenizer": SavedBeside(
-                {"tokenizer": tokenizer.params},
-                metadata(tokenizer.config, "tokenizer", ema=False),
-            )
-        },
+        initial_params=started,
+        beside=beside,
     )
 
 

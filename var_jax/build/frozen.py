@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from var_jax import checkpoint
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.objectives.base import FrozenPart, NetworkObjective
 from var_jax.parallel import arrays, sharding
+
+#: Folder of a workdir in which a run keeps the model that it compares with.
+REFERENCE = "reference"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The model that a run starts from, for objectives that compare with it.
+
+    Attributes:
+      params: {'transformer': ..., 'head': ...}, on the host or on the mesh.
+      fingerprint: of params.
+    """
+
+    params: Any
+    fingerprint: str
+
+
+def saved_reference(
+    workdir: epath.PathLike, objective: NetworkObjective, config: ConfigDict, mesh: Mesh
+) -> Reference:
+    """What a run that goes on keeps in its workdir, read straight to where it is used.
+
+    Raises:
+      FileNotFoundError: it is not there.
+    """
+    target = abstract(objective, config, mesh)[REFERENCE]
+    with checkpoint.Checkpointer(epath.Path(workdir) / REFERENCE, read_only=True) as reader:
+        params, metadata, _ = reader.restore_params("params", target)
+    return Reference(params, metadata["fingerprint"])
 
 
 def preset_of(config: ConfigDict, part: FrozenPart) -> str:
@@ -34,7 +67,7 @@ def place(
     config: ConfigDict,
     mesh: Mesh,
     tokenizer: LoadedTokenizer,
-    reference: Any = None,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """The objective's frozen parameters on the mesh.
 
@@ -43,7 +76,7 @@ def place(
       config: of the training.
       mesh: of the training.
       tokenizer: its parameters on the mesh, which are not copied.
-      reference: host arrays of the model that the run starts from, where the objective needs it.
+      reference: the model that the run starts from, where the objective needs it.
 
     Raises:
       ValueError: there is no reference, but the objective needs one.
@@ -60,5 +93,5 @@ def place(
             )
         else:
             layout = sharding.abstract_shardings(boxed, mesh, preset_of(config, part))
-            placed[name] = arrays.place(reference, layout)
+            placed[name] = arrays.place(reference.params, layout)
     return placed

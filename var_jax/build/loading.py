@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from var_jax import checkpoint
-from var_jax.build.modules import network, tokenizer, tokenizer_section
+from var_jax.build.modules import decoder, network, tokenizer, tokenizer_section
 from var_jax.build.sections import ConfigError, read, tuples
+from var_jax.decoding.base import Decoder
 from var_jax.network import Network, sampling_params
 from var_jax.parallel import arrays, sharding
 from var_jax.tokenizer.vqvae import VQVAE
@@ -133,6 +135,53 @@ def load_transformer(
         mesh,
         preset,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedDecoder:
+    """A decoder with the parameters of the networks that it holds beside the model.
+
+    Attributes:
+      decoder: modules and settings.
+      params: of those networks by the name of the field, on the host (NumPy), see
+        `sampling_params`; None where there are none.
+      fingerprints: of the same parameters as they were saved.
+    """
+
+    decoder: Decoder
+    params: dict[str, Any] | None = None
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def load_decoder(config: ConfigDict, tokenizer_fingerprint: str = "") -> LoadedDecoder:
+    """The decoder of config.sampling; where it holds networks, the config names their workdirs.
+
+    Args:
+      config: of the model.
+      tokenizer_fingerprint: of the model's tokenizer; '' is not compared.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: one is no transformer, or speaks to another tokenizer.
+    """
+    params, fingerprints = {}, {}
+
+    def network_of(name: str, path: str) -> Network:
+        found, metadata = load_params(path, "transformer", None)
+        theirs = metadata.get("tokenizer_fingerprint", "")
+        if tokenizer_fingerprint and theirs != tokenizer_fingerprint:
+            raise ValueError(
+                f"config.sampling.decoder.{name} is {path}, which was trained with the tokenizer "
+                f"{theirs[:12]}, but the model speaks to {tokenizer_fingerprint[:12]}; give a "
+                "transformer of the same tokenizer."
+            )
+        made = network(ConfigDict(metadata["config"]))
+        fingerprints[name] = checkpoint.fingerprint(found)
+        params[name] = sampling_params(made, found)
+        return made
+
+    made = decoder(config, network_of)
+    return LoadedDecoder(made, params or None, fingerprints)
 
 
 def load_params(path: epath.PathLike, kind: str, part: str | None) -> tuple[Any, dict[str, Any]]:

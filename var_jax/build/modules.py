@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ _PARTS = (
     *("pyramid", "width", "num_heads", "depth", "dtype", "num_classes", "drop_rate"),
     *("code_dim", "target", "vocab_size"),
 )
+_POLICY = ("pyramid",)
 _DECODER = ("guidance", "sampling", "cache_policy")
 
 
@@ -89,7 +90,7 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
         (GuidanceSettings, _head_class(model).sampling),
-        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=()),
+        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=_POLICY),
         changeable=True,
     )
 
@@ -183,8 +184,14 @@ def _network(config: ConfigDict, codec: Codec) -> Network:
     return Network(transformer, registry.make("head", head, f"{path}.head", **offered))
 
 
-def decoder(config: ConfigDict) -> Decoder:
-    """The decoder of config.sampling; a tuple of cfg is one weight for each level."""
+def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None = None) -> Decoder:
+    """The decoder of config.sampling; a tuple of cfg is one weight for each level.
+
+    Args:
+      config: reads sampling, and model for its head.
+      network_of: (name of a field, workdir) -> a further network that the decoder holds, where
+        its class has a field of that type; see `build.load_decoder`.
+    """
     path, model = "config.sampling", tuples(config.get("model", {}))
     values = read_section(config, "sampling", sampling_section(model))
     settings = call(GuidanceSettings, path, values)
@@ -203,13 +210,19 @@ def decoder(config: ConfigDict) -> Decoder:
             for value in values["processors"]
         )
     policy = values.get("cache_policy")
+    chosen = dict(opened(values.get("decoder") or "next_scale"))
+    given = registry.section("decoder", chosen, f"{path}.decoder", _DECODER).keys
+    for name, key in given.items():
+        if key.annotation is Network and chosen.get(name) and network_of is not None:
+            chosen[name] = network_of(name, chosen[name])
     return registry.make(
         "decoder",
-        values.get("decoder") or "next_scale",
+        chosen,
         f"{path}.decoder",
         guidance=rule,
         sampling=call(_head_class(model).sampling, path, values),
-        cache_policy=policy and registry.make("cache_policy", policy, f"{path}.cache_policy"),
+        cache_policy=policy
+        and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=pyramid(config)),
     )
 
 

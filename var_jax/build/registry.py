@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.train.objective: `objectives.base.NetworkObjective`.
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
+        "cca": "var_jax.objectives.contrastive:Contrastive",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
@@ -59,11 +60,17 @@ METHODS: dict[str, dict[str, str]] = {
     # config.sampling.decoder: `decoding.base.Decoder`.
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
+        "collaborative": "var_jax.decoding.collaborative:Collaborative",
     },
     # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
-    "cache_policy": {},
+    "cache_policy": {
+        "scale_kv": "var_jax.transformer.scale_kv:ScaleKV",
+    },
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
-    "processor": {},
+    "processor": {
+        "green_list": "var_jax.heads.green_list:GreenList",
+        "late_temperature": "var_jax.heads.late_temperature:LateTemperature",
+    },
 }
 
 

@@ -75,6 +75,8 @@ def identity(metadata: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     if "tokenizer_fingerprint" in metadata:
         found["fingerprint of the tokenizer"] = metadata["tokenizer_fingerprint"][:12]
+    if "reference_fingerprint" in metadata:
+        found["fingerprint of the reference"] = metadata["reference_fingerprint"][:12]
     if "class_names" in data:
         names = data.pop("class_names")
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()

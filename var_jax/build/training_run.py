@@ -20,7 +20,7 @@ from var_jax.train.loop import train
 
 #: What a config can train -> the section of its training, and how it is built.
 MODELS = {
-    "tokenizer": ("tokenizer_train", tokenizer_experiment),
+    "tokenizer": ("tokenizer_train", lambda config, workdir: tokenizer_experiment(config)),
     "transformer": ("train", transformer_experiment),
 }
 
@@ -54,7 +54,7 @@ def run(
     check_tools(config, section)
     # Before anything is built; of the data it is known only after.
     changes = [str(c) for c in changes_since(workdir, config, model, allow_change)]
-    experiment = make(config)
+    experiment = make(config, workdir)
     distributed.check_agreement(identity(experiment.metadata))
     changes += data_changes(workdir, experiment.metadata, allow_change)
     for change in changes:

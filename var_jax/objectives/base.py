@@ -98,9 +98,11 @@ class NetworkObjective(Objective, Protocol):
     Attributes:
       network: what trains, and what a checkpoint of the run holds.
       fields: what of a batch it reads.
+      passes: of a network over each example in a step; a backward pass counts as two.
     """
 
     network: Network
+    passes: int
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -44,6 +44,9 @@ class Likelihood:
     curriculum: Curriculum | None = None
     trained: TrainedLevels | None = None
 
+    #: Forward and backward.
+    passes = 3
+
     @property
     def codec(self) -> Codec:
         """Of the tokenizer."""

@@ -22,7 +22,6 @@ from var_jax.network import sampling_params
 from var_jax.objectives.base import NetworkObjective
 from var_jax.parallel import sharding
 from var_jax.plan.flops import forward_flops
-from var_jax.plan.reference import AgainstReference
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train import optim
 from var_jax.train.state import TrainState, create
@@ -61,7 +60,6 @@ def train_step(
     mesh: Mesh,
     batch_size: int = 0,
     from_images: bool = False,
-    reference: str = "",
 ) -> Program:
     """One update of the transformer: (state, frozen, batch) -> (state, metrics).
 
@@ -70,8 +68,6 @@ def train_step(
       mesh: of devices, or of a topology's.
       batch_size: instead of the config's; 0 keeps it.
       from_images: encode images in the step instead of reading tokens.
-      reference: sharding preset of a frozen model of the same size that the step compares with,
-        see `AgainstReference`; '' is none.
 
     Raises:
       ValueError: a dimension does not divide by its mesh axes.
@@ -82,16 +78,10 @@ def train_step(
     model = _model(config, mesh, cached=not from_images)
     batch = _batch(mesh, batch_size, model.objective)
     optimizer = _optimizer(config, settings, batch_size)
-    objective, passes = model.objective, 3
+    objective = model.objective
     frozen = build.abstract_frozen(objective, config, mesh)
-    if reference:
-        with sharding.activate(mesh, reference):
-            boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
-        frozen = {**frozen, "reference": sharding.abstract_state(boxed, mesh, reference)}
-        objective, passes = AgainstReference(objective), 4
     program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
-    forward = forward_flops(model.objective.network)
-    flops = passes * batch_size * forward
+    flops = objective.passes * batch_size * forward_flops(objective.network)
     beside = beside_training(config, mesh, model)
     return dataclasses.replace(program, model_flops=flops, beside=beside)
 
@@ -153,7 +143,10 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     state = _state(config, mesh, settings, model.objective, optimizer)
     params = state.evaluation_params()
     fid = _small_fid(config)
-    beside = (state, *beside_training(config, mesh, model))
+    frozen = build.abstract_frozen(model.objective, config, mesh)
+    compared = [part for name, part in frozen.items() if name != "tokenizer"]
+    # Inception, which its own program takes as an argument, comes last.
+    beside = (state, *compared, *beside_training(config, mesh, model))
 
     found: dict[str, Program] = {}
     if chosen.likelihood:
@@ -161,7 +154,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
         batch = _batch(mesh, size, model.objective)
         batch["mask"] = _rows(mesh, size, dtype=jnp.bool_)
         function = jit_token_sums(model.objective, mesh)
-        args = (params, build.abstract_frozen(model.objective, config, mesh), batch)
+        args = (params, frozen, batch)
         found["likelihood"] = Program(function, args, mesh, config.sharding, size)
     sizes: dict[int, list[str]] = {}
     if chosen.samples_per_class:
@@ -187,7 +180,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
         args = (_laid(inception_params(), sharding.replicated_sharding(mesh)), images)
         function = jit_features(("2048",), sharding.batch_sharding(mesh))
         found["features of the FID"] = Program(
-            function, args, mesh, "replicated", size, beside=beside[:2]
+            function, args, mesh, "replicated", size, beside=beside[:-1]
         )
     return found
 
@@ -242,17 +235,18 @@ def made_arguments(program: Program) -> tuple[Any, ...]:
 
 
 def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
+    sampling = build.load_decoder(config)
     function = jit_sampling(
         model.objective.network,
         model.tokenizer.module,
-        build.decoder(config),
+        sampling.decoder,
         mesh,
     )
     everywhere = sharding.replicated_sharding(mesh)
     asked = model.objective.network.transformer.conditioning()
     args = (
         params,
-        {"tokenizer": model.tokenizer.params, "decoder": None},
+        {"tokenizer": model.tokenizer.params, "decoder": _laid(sampling.params, everywhere)},
         asked.read({f.name: _field(mesh, batch_size, f) for f in asked.fields}),
         jax.ShapeDtypeStruct((), jnp.uint32, sharding=everywhere),
         _rows(mesh, batch_size, dtype=jnp.uint32),

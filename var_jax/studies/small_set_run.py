@@ -12,7 +12,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from var_jax import build, paths
-from var_jax.decoding.base import Decoder
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.small_sets import small_set
 from var_jax.evaluation.small_sets.classifier import train_classifier
@@ -28,7 +27,7 @@ def score_small_set(
     classifier_steps: int,
     batch_size: int,
     seed: int,
-    decoder_of: Callable[[ConfigDict], Decoder] = build.decoder,
+    decoder_of: Callable[[ConfigDict, str], build.LoadedDecoder] = build.load_decoder,
 ) -> dict[str, Any]:
     """Trains the classifier, draws, scores, and writes scores.json and images.npz.
 
@@ -40,7 +39,7 @@ def score_small_set(
       classifier_steps: updates of the classifier.
       batch_size: images at once.
       seed: of the samples.
-      decoder_of: the config of the run -> how samples are drawn.
+      decoder_of: the config of the run, its tokenizer's fingerprint -> how samples are drawn.
 
     Returns:
       the scores.
@@ -78,8 +77,9 @@ def score_small_set(
         steps=classifier_steps,
     )
 
-    model = (loaded.network, tokenizer.module, tokenizer.params, decoder_of(config))
-    sampler = ImageSampler(*model)
+    sampling = decoder_of(config, tokenizer.fingerprint)
+    model = (loaded.network, tokenizer.module, tokenizer.params, sampling.decoder)
+    sampler = ImageSampler(*model, decoder_params=sampling.params)
     labels = np.arange(num_samples) % num_classes
 
     def draw(params):
@@ -89,7 +89,7 @@ def score_small_set(
     logging.info("Drawing %d samples.", len(labels))
     generated = draw(loaded.params)
     # The first sample of each class again, with what each of its levels shows.
-    growing = ImageSampler(*model, keep_partial=True)
+    growing = ImageSampler(*model, keep_partial=True, decoder_params=sampling.params)
     first = np.arange(min(num_classes, len(labels)))
     levels = growing(loaded.params, labels[first], seed, first).partial.swapaxes(0, 1)
     untrained = jax.jit(lambda key: sharding.unbox(loaded.network.init_params(key)))

@@ -75,7 +75,8 @@ class SavedBeside:
 
     Attributes:
       params: on the mesh, or on the host.
-      metadata: as `Checkpointer.save` takes it.
+      metadata: as `Checkpointer.save` takes it; where it has a fingerprint, the workdir must not
+        hold another model.
     """
 
     params: Any

@@ -171,6 +171,13 @@ def _save_beside(folder: epath.Path, model: SavedBeside, everywhere: Any) -> Non
         if checkpointer.latest_step() is None:
             state = {"params": arrays.put_host_arrays(model.params, everywhere)}
             checkpointer.save(0, state, model.metadata)
+            return
+        there = checkpointer.read_metadata().get("fingerprint")
+        if there != model.metadata.get("fingerprint"):
+            raise ValueError(
+                f"{folder} holds another model than the one that this run starts from, left there "
+                "by a run that was never saved; remove it, or give another workdir."
+            )
 
 
 def _check_same_tokenizer(saved: dict, metadata: dict, workdir: epath.PathLike) -> None:

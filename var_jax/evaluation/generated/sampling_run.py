@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -66,8 +66,16 @@ def balanced_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray
     return (np.arange(num_samples) % num_classes).astype(np.int32)[order]
 
 
-def describe_decoder(decoder: Decoder, pyramid: ScalePyramid) -> dict[str, Any]:
-    """The settings of a decoder at each level, ready for JSON."""
+def describe_decoder(
+    decoder: Decoder, pyramid: ScalePyramid, fingerprints: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The settings of a decoder at each level, ready for JSON.
+
+    Args:
+      decoder: settings, and modules that it holds.
+      pyramid: of the model.
+      fingerprints: of the parameters of those modules, by field.
+    """
     levels = range(pyramid.num_levels)
     by_level = [decoder.sampling.at(k, pyramid) for k in levels]
     rule = decoder.guidance
@@ -83,7 +91,7 @@ def describe_decoder(decoder: Decoder, pyramid: ScalePyramid) -> dict[str, Any]:
             found[f"{field.name}_by_level"] = values
     # What the plain decoder has too is said above.
     others = {
-        field.name: repr(getattr(decoder, field.name))
+        field.name: (fingerprints or {}).get(field.name) or repr(getattr(decoder, field.name))
         for field in dataclasses.fields(decoder)
         if field.name not in ("guidance", "sampling") and getattr(decoder, field.name) is not None
     }
