@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import untrained
@@ -12,21 +11,8 @@ import var_jax
 from var_jax import build
 from var_jax.build import registry
 from var_jax.build.sections import ConfigError
-from var_jax.checkpoint import Checkpointer
 from var_jax.decoding.next_scale import NextScale
-from var_jax.parallel import sharding
 from var_jax.train.metrics import read_metrics
-
-
-def write_tokenizer(folder, config):
-    module = build.tokenizer(config)
-    shapes = sharding.unbox(jax.eval_shape(module.init_params, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    with Checkpointer(folder) as writer:
-        metadata = build.metadata(config, "tokenizer", ema=False)
-        writer.save(0, {"params": {"tokenizer": params}}, metadata)
-    return folder
 
 
 def toy_config():
@@ -56,7 +42,7 @@ def toy_config():
 def test_a_resident_of_each_axis_trains_and_draws_from_its_config_alone(tmp_path):
     config = toy_config()
     build.check_config(config)
-    write_tokenizer(tmp_path / "tokenizer", config)
+    untrained.write_tokenizer_of(tmp_path / "tokenizer", config)
     config.tokenizer_checkpoint = str(tmp_path / "tokenizer")
     # An objective with a reference says that it needs one.
     with pytest.raises(ValueError, match="initial_checkpoint"):
