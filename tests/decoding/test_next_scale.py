@@ -122,17 +122,18 @@ def test_greedy_generation_agrees_with_teacher_forcing(model, guidance):
     logits = manual_logits(model, tokens, labels)
     uncond = manual_logits(model, tokens, np.full(3, 3))
     for k in range(PYRAMID.num_levels):
-        t, level = guidance.weight(k, 3), PYRAMID.level(k)
+        t, level = guidance.weight(k, PYRAMID), PYRAMID.level(k)
         mixed = (1 + t) * logits[:, level] - t * uncond[:, level]
         np.testing.assert_array_equal(mixed.argmax(-1), tokens[:, level])
 
 
 def test_guidance_weights():
-    assert [LinearGuidance(1.5).weight(k, 4) for k in range(4)] == [0, 0.5, 1.0, 1.5]
-    assert ConstantGuidance(2.0).weight(0, 4) == 2.0
-    assert PerLevelGuidance((0.0, 1.0)).weight(1, 2) == 1.0
+    four = ScalePyramid.from_patch_nums((1, 2, 3, 4))
+    assert [LinearGuidance(1.5).weight(k, four) for k in range(4)] == [0, 0.5, 1.0, 1.5]
+    assert ConstantGuidance(2.0).weight(0, four) == 2.0
+    assert PerLevelGuidance((0.0, 1.0)).weight(1, four.prefix(2)) == 1.0
     with pytest.raises(ValueError, match="2 weights, but the pyramid has 3 levels"):
-        PerLevelGuidance((0.0, 1.0)).weight(0, 3)
+        PerLevelGuidance((0.0, 1.0)).weight(0, PYRAMID)
 
 
 def test_unguided_late_levels_do_not_change_the_early_ones(model):

@@ -44,8 +44,7 @@ class NextScale:
     ) -> base.Generated:
         """See `Decoder`."""
         pyramid = network.transformer.pyramid
-        count = pyramid.num_levels
-        weights = [self.guidance.weight(k, count) for k in range(count)]
+        weights = [self.guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
         state, partial = base.start(network, given, keys, guided_levels > 0), []

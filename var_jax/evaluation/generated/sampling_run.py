@@ -74,7 +74,7 @@ def describe_decoder(decoder: Decoder, pyramid: ScalePyramid) -> dict[str, Any]:
     found = {
         "guidance_convention": _CONVENTIONS.get(type(rule), _MIX),
         "cfg": getattr(rule, "cfg", None),
-        "guidance_by_level": [float(rule.weight(k, pyramid.num_levels)) for k in levels],
+        "guidance_by_level": [float(rule.weight(k, pyramid)) for k in levels],
         "level_shapes": [list(shape) for shape in pyramid.shapes],
     }
     for field in dataclasses.fields(by_level[0]):
