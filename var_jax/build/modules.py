@@ -59,13 +59,25 @@ class GuidanceSettings:
     cfg_schedule: str = "linear"
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnSettings:
+    """What config.sampling says about the levels that are drawn.
+
+    Attributes:
+      patch_nums: side length of each; () is the model's own. Others where positions and codec
+        serve them; another last side than the model's gives images of another size.
+    """
+
+    patch_nums: tuple[int, ...] = ()
+
+
 #: What is passed to classes of these axes beside their keys, see `registry`.
 _CODEC = ("pyramid",)
 _PARTS = (
     *("pyramid", "width", "num_heads", "depth", "dtype", "num_classes", "drop_rate"),
     *("code_dim", "target", "vocab_size"),
 )
-_DECODER = ("guidance", "sampling", "cache_policy")
+_DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
 
 
 def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
@@ -88,7 +100,7 @@ MODEL = Section(
 def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
-        (GuidanceSettings, _head_class(model).sampling),
+        (GuidanceSettings, DrawnSettings, _head_class(model).sampling),
         sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=()),
         changeable=True,
     )
@@ -203,6 +215,12 @@ def decoder(config: ConfigDict) -> Decoder:
             for value in values["processors"]
         )
     policy = values.get("cache_policy")
+    patch_nums = call(DrawnSettings, path, values).patch_nums
+    if patch_nums and patch_nums[0] != config.patch_nums[0]:
+        raise ValueError(
+            f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
+            f"{tuple(config.patch_nums)} do, whose first level alone has learned to start."
+        )
     return registry.make(
         "decoder",
         values.get("decoder") or "next_scale",
@@ -210,6 +228,7 @@ def decoder(config: ConfigDict) -> Decoder:
         guidance=rule,
         sampling=call(_head_class(model).sampling, path, values),
         cache_policy=policy and registry.make("cache_policy", policy, f"{path}.cache_policy"),
+        pyramid=ScalePyramid.from_patch_nums(patch_nums) if patch_nums else None,
     )
 
 

@@ -67,7 +67,13 @@ def balanced_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray
 
 
 def describe_decoder(decoder: Decoder, pyramid: ScalePyramid) -> dict[str, Any]:
-    """The settings of a decoder at each level, ready for JSON."""
+    """The settings of a decoder at each level, ready for JSON.
+
+    Args:
+      decoder: may have a pyramid of its own.
+      pyramid: of the transformer.
+    """
+    pyramid = getattr(decoder, "pyramid", None) or pyramid
     levels = range(pyramid.num_levels)
     by_level = [decoder.sampling.at(k, pyramid) for k in levels]
     rule = decoder.guidance
@@ -85,7 +91,8 @@ def describe_decoder(decoder: Decoder, pyramid: ScalePyramid) -> dict[str, Any]:
     others = {
         field.name: repr(getattr(decoder, field.name))
         for field in dataclasses.fields(decoder)
-        if field.name not in ("guidance", "sampling") and getattr(decoder, field.name) is not None
+        if field.name not in ("guidance", "sampling", "pyramid")
+        and getattr(decoder, field.name) is not None
     }
     processors = [repr(p) for p in getattr(decoder.sampling, "processors", ())]
     if type(decoder) is not NextScale or others or processors:
