@@ -13,6 +13,7 @@ TRANSFORMERS = [
     ("emoji64",),
     *(("var_imagenet256", variant) for variant in ("d16", "d20", "d24", "d30")),
     ("var_imagenet512",),
+    *(("family/hmar", variant) for variant in ("", "smallest", "d16")),
 ]
 
 

@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.context: `context.Context`.
     "context": {
         "block_causal": "var_jax.context:BlockCausal",
+        "own_scale": "var_jax.context:OwnScale",
         "recent_levels": "var_jax.context:RecentLevels",
     },
     # config.model.conditioner: `transformer.condition.Conditioner`.
@@ -46,6 +47,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
         "uniform": "var_jax.objectives.level_weights:UniformWeights",
+        "log_normal": "var_jax.objectives.level_weights:LogNormalWeights",
     },
     # config.train.curriculum: `objectives.curriculum.Curriculum`.
     "curriculum": {},
