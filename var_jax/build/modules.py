@@ -25,7 +25,11 @@ from var_jax.transformer.var import VAR
 HEAD_DIM = 64
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_CFG_SCHEDULES = {"linear": guidance.LinearGuidance, "constant": guidance.ConstantGuidance}
+_CFG_SCHEDULES = {
+    "linear": guidance.LinearGuidance,
+    "constant": guidance.ConstantGuidance,
+    "ten_steps": guidance.TenStepGuidance,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class GuidanceSettings:
 
     Attributes:
       cfg: its strength; a tuple is one weight for each level.
-      cfg_schedule: 'linear' or 'constant', how one strength becomes weights.
+      cfg_schedule: 'linear', 'constant' or 'ten_steps', how one strength becomes weights.
     """
 
     cfg: float | tuple[float, ...] = 1.5
@@ -206,9 +210,8 @@ def decoder(config: ConfigDict) -> Decoder:
             f"config.sampling.cfg_schedule is {schedule!r}; choose one of "
             f"{', '.join(_CFG_SCHEDULES)}, or give cfg one weight for each level."
         )
-    rule = (
-        guidance.PerLevelGuidance(cfg) if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule](cfg)
-    )
+    made = guidance.PerLevelGuidance if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule]
+    rule = made(**registry.taken(made, {"cfg": cfg, "max_side": max(config.patch_nums)}))
     if values.get("processors"):
         values["processors"] = tuple(
             registry.make("processor", value, f"{path}.processors")

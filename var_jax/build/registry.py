@@ -20,6 +20,7 @@ from var_jax.build.sections import ConfigError, Section, call, opened, read
 METHODS: dict[str, dict[str, str]] = {
     # config.tokenizer.codec: `codecs.base.Codec`.
     "codec": {
+        "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
     },
     # config.model.context: `context.Context`.
@@ -35,6 +36,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.positions: `transformer.positions.Positions`.
     "positions": {
         "learned": "var_jax.transformer.positions:LearnedPositions",
+        "resized_map": "var_jax.transformer.resized_positions:ResizedPositions",
     },
     # config.model.head: `heads.base.Head`.
     "head": {
@@ -50,7 +52,9 @@ METHODS: dict[str, dict[str, str]] = {
         "log_normal": "var_jax.objectives.level_weights:LogNormalWeights",
     },
     # config.train.curriculum: `objectives.curriculum.Curriculum`.
-    "curriculum": {},
+    "curriculum": {
+        "random_schedules": "var_jax.objectives.random_schedules:RandomSchedules",
+    },
     # config.sampling.decoder: `decoding.base.Decoder`.
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
@@ -58,7 +62,9 @@ METHODS: dict[str, dict[str, str]] = {
     # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
     "cache_policy": {},
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
-    "processor": {},
+    "processor": {
+        "greedy_at_unknown_sizes": "var_jax.heads.unknown_sizes:GreedyAtUnknownSizes",
+    },
 }
 
 

@@ -52,3 +52,21 @@ class PerLevelGuidance:
                 "levels; give one a level or a single number."
             )
         return self.cfg[level]
+
+
+@dataclasses.dataclass(frozen=True)
+class TenStepGuidance:
+    """t = cfg * k / min(K - 1, 9): after ten levels it grows on above cfg (FlexVAR).
+
+    Attributes:
+      cfg: strength.
+      max_side: levels of a larger side, which training has not seen, are guided by cfg itself.
+    """
+
+    cfg: float
+    max_side: int = 16
+
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        if max(pyramid.shapes[level]) > self.max_side:
+            return self.cfg
+        return self.cfg * level / min(max(pyramid.num_levels - 1, 1), 9)
