@@ -130,8 +130,8 @@ def check_training(case):
     module, codec_params = codec(case)
     frozen = {"tokenizer": {"codec": codec_params}}
     batch = {
-        "features": nhwc(case.outputs["features"]),
-        "label": case.outputs["train_labels"],
+        "features": jnp.asarray(nhwc(case.outputs["features"])),
+        "label": jnp.asarray(case.outputs["train_labels"]),
     }
     for name, pyramid in schedules(case).items():
         objective = Likelihood(made, VQVAE(module), trained=TrainedLevels(pyramid))
@@ -152,7 +152,7 @@ def check_generation(case, kind):
     """One kind of generation at all schedules of the case: 'greedy', 'greedy_llamagen', ..."""
     made, params, _ = network(case)
     module, codec_params = codec(case)
-    config, labels = case.config, case.outputs["labels"]
+    config, labels = case.config, jnp.asarray(case.outputs["labels"])
     for name, settings in config["gen"].items():
         pyramid = ScalePyramid.from_patch_nums(settings["pn"])
         if kind == "greedy_llamagen":

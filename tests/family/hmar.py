@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from family.case import (
     GivenDraws,
@@ -100,7 +101,7 @@ def check_teacher_inputs(case):
 def check_logits(case):
     made, params, _ = network(case)
     first = np.zeros((case.config["B"], pyramid(case).sizes[0], case.config["Cvae"]), np.float32)
-    inputs = np.concatenate([first, case.outputs["teacher_forcing_input"]], 1)
+    inputs = jnp.concatenate([first, case.outputs["teacher_forcing_input"]], 1)
 
     @jax.jit
     def run(params, labels):
@@ -125,8 +126,8 @@ def check_training(case):
     objective = Likelihood(made, VQVAE(module), weights=LogNormalWeights())
     frozen = {"tokenizer": {"codec": codec_params}}
     batch = {
-        "tokens": by_level(case.outputs, "tokens"),
-        "label": case.outputs["train_labels"],
+        "tokens": jnp.asarray(by_level(case.outputs, "tokens")),
+        "label": jnp.asarray(case.outputs["train_labels"]),
     }
 
     @jax.jit
@@ -146,7 +147,7 @@ def generate(case, noise, top_k, top_p):
     """Tokens, features, and the logits before the draws."""
     made, params, _ = network(case)
     module, codec_params = codec(case)
-    labels = case.outputs["labels"]
+    labels = jnp.asarray(case.outputs["labels"])
 
     @jax.jit
     def run(params, keys):
