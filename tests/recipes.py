@@ -13,6 +13,8 @@ TRANSFORMERS = [
     ("emoji64",),
     *(("var_imagenet256", variant) for variant in ("d16", "d20", "d24", "d30")),
     ("var_imagenet512",),
+    *(("family/hmar", variant) for variant in ("", "smallest", "d16")),
+    *(("family/flexvar", variant) for variant in ("", "smallest", "d16")),
 ]
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from var_jax.context import (
     BlockCausal,
+    OwnScale,
     RecentLevels,
     dense_mask,
     first_level_kept,
@@ -19,10 +20,13 @@ def test_block_causal_sees_itself_and_the_past():
     np.testing.assert_array_equal(mask, levels[:, None] >= levels[None])
 
 
-def test_own_scale_is_block_diagonal():
-    mask = dense_mask(key_segments(PYRAMID, RecentLevels(0)), PYRAMID.length)
+@pytest.mark.parametrize("context", [OwnScale(), RecentLevels(0)])
+def test_own_scale_is_block_diagonal(context):
+    mask = dense_mask(key_segments(PYRAMID, context), PYRAMID.length)
     levels = PYRAMID.level_ids
     np.testing.assert_array_equal(mask, levels[:, None] == levels[None])
+    # Every level follows from its own inputs, so nothing is kept for later ones.
+    assert [first_level_kept(PYRAMID, context, k) for k in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("num_previous, kept", [(0, [1, 2, 3]), (1, [0, 1, 3]), (9, [0, 0, 3])])

@@ -145,7 +145,8 @@ class Model:
           seed: another one gives other images.
           batch_size: images at once.
           **settings: cfg, cfg_schedule, top_k, top_p, temperature, smooth; one value or one for
-            each level. Those of the training's config by default.
+            each level. Or patch_nums, other levels than the model's. Those of the training's config
+            by default.
 
         Returns:
           uint8 [N, H, W, c].
@@ -157,13 +158,13 @@ class Model:
         number = _occurrences(labels) + _MOST_PER_LABEL * labels
         params, sampler = self._need_transformer().params, self._sampler(settings)
         size = min(batch_size, max(len(labels), 1))
-        images = [np.zeros((0, *self.image_shape), np.uint8)]
+        images = []
         for part in _batches(len(labels), size):
             # Filled up, so that one program draws all.
             filled = (np.resize(x[part], size) for x in (labels, number))
             found = sampler(params, next(filled), seed, next(filled))
             images.append(found.images[: part.stop - part.start])
-        return np.concatenate(images)
+        return np.concatenate(images) if images else np.zeros((0, *self.image_shape), np.uint8)
 
     def encode(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
         """Images uint8 [N, H, W, c] -> tokens int32 [N, L], the levels one after the other.

@@ -30,11 +30,19 @@ class BlockCausal:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecentLevels:
-    """Each level sees itself and the `num_previous` levels before it.
+class OwnScale:
+    """Each level sees itself alone (HMAR, arXiv 2506.04421): no cache is needed.
 
-    0 is the own-scale attention of HMAR and MVAR, which needs no cache.
+    What the levels before have drawn reaches it through its inputs.
     """
+
+    def window(self, level: int) -> tuple[int, int]:
+        return level, level
+
+
+@dataclasses.dataclass(frozen=True)
+class RecentLevels:
+    """Each level sees itself and the `num_previous` levels before it; with 0 it is `OwnScale`."""
 
     num_previous: int
 

@@ -1,10 +1,17 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from var_jax.codecs.residual_vq import ResidualVQ
-from var_jax.decoding.guidance import ConstantGuidance, LinearGuidance, PerLevelGuidance
+from var_jax.decoding.guidance import (
+    ConstantGuidance,
+    LinearGuidance,
+    PerLevelGuidance,
+    TenStepGuidance,
+)
 from var_jax.decoding.images import ImageSampler
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
@@ -122,17 +129,29 @@ def test_greedy_generation_agrees_with_teacher_forcing(model, guidance):
     logits = manual_logits(model, tokens, labels)
     uncond = manual_logits(model, tokens, np.full(3, 3))
     for k in range(PYRAMID.num_levels):
-        t, level = guidance.weight(k, 3), PYRAMID.level(k)
+        t, level = guidance.weight(k, PYRAMID), PYRAMID.level(k)
         mixed = (1 + t) * logits[:, level] - t * uncond[:, level]
         np.testing.assert_array_equal(mixed.argmax(-1), tokens[:, level])
 
 
 def test_guidance_weights():
-    assert [LinearGuidance(1.5).weight(k, 4) for k in range(4)] == [0, 0.5, 1.0, 1.5]
-    assert ConstantGuidance(2.0).weight(0, 4) == 2.0
-    assert PerLevelGuidance((0.0, 1.0)).weight(1, 2) == 1.0
+    four = ScalePyramid.from_patch_nums((1, 2, 3, 4))
+    assert [LinearGuidance(1.5).weight(k, four) for k in range(4)] == [0, 0.5, 1.0, 1.5]
+    assert ConstantGuidance(2.0).weight(0, four) == 2.0
+    assert PerLevelGuidance((0.0, 1.0)).weight(1, four.prefix(2)) == 1.0
     with pytest.raises(ValueError, match="2 weights, but the pyramid has 3 levels"):
-        PerLevelGuidance((0.0, 1.0)).weight(0, 3)
+        PerLevelGuidance((0.0, 1.0)).weight(0, PYRAMID)
+
+
+def test_ten_steps_of_guidance():
+    short, long = (ScalePyramid.from_patch_nums(range(1, n + 1)) for n in (5, 13))
+    rule = TenStepGuidance(2.0, max_side=12)
+    linear = [LinearGuidance(2.0).weight(k, short) for k in range(5)]
+    assert [rule.weight(k, short) for k in range(5)] == linear
+    weights = [rule.weight(k, long) for k in range(13)]
+    assert weights[0] == 0 and weights[9] == 2.0 and weights[11] > weights[10] > 2.0
+    assert weights[12] == 2.0  # Of a side that training has not seen.
+    assert rule.weight(0, short.prefix(1)) == 0
 
 
 def test_unguided_late_levels_do_not_change_the_early_ones(model):
@@ -165,3 +184,19 @@ def test_partial_images_end_with_the_image(model):
 def test_labels_out_of_range_are_refused(model):
     with pytest.raises(ValueError, match=r"0\.\.3"):
         draw(model, np.array([4]))
+
+
+def test_a_decoder_may_draw_the_first_levels_only(model):
+    labels = np.array([0, 1, 2])
+    guidance = ConstantGuidance(1.0)
+    _, whole, _ = draw(model, labels, decoder(guidance))
+    short = dataclasses.replace(decoder(guidance), pyramid=PYRAMID.prefix(2))
+    images, tokens, _ = draw(model, labels, short)
+    np.testing.assert_array_equal(tokens, whole[:, :5])
+    assert images.shape == (3, 8, 8, 1)
+
+
+def test_a_pyramid_that_nothing_serves_is_refused(model):
+    other = dataclasses.replace(DECODER, pyramid=ScalePyramid.from_patch_nums((1, 3, 4)))
+    with pytest.raises(ValueError, match="positions were learned for the levels"):
+        draw(model, np.array([0]), other)

@@ -5,8 +5,13 @@ import functools
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from goldens.fill import fill
+
+from var_jax.convert import mapping
+from var_jax.convert.lazy_state import LazyTensor
 
 #: Entries of official state dicts that the code computes from the config.
 DERIVED = (
@@ -66,7 +71,65 @@ def nhwc(x):
     return np.transpose(x, (0, 2, 3, 1))
 
 
+def nchw(x):
+    """The inverse of `nhwc`."""
+    return np.transpose(x, (0, 3, 1, 2))
+
+
 def by_level(outputs, name):
     """The arrays name_0, name_1, ... put together along axis 1."""
     count = sum(key.rpartition("_")[0] == name and key[-1].isdigit() for key in outputs)
     return np.concatenate([outputs[f"{name}_{k}"] for k in range(count)], 1)
+
+
+def read_params(state, rows, abstract, buffers=()):
+    """Our parameters from official tensors by a table, and the place of each name.
+
+    Args:
+      state: {official name: array}; all of them must have a place, or be among `buffers`.
+      rows: of `var_jax.convert.mapping`.
+      abstract: shapes of our parameters, nested dicts.
+      buffers: regular expressions of names that hold nothing to learn.
+    """
+    slots = mapping.expand(rows, abstract)
+
+    def lazy(array):
+        return LazyTensor(array.shape, array.dtype, lambda: array)
+
+    lazily = {name: lazy(array) for name, array in state.items()}
+    mapping.check(lazily, slots, buffers, "The case")
+    return jax.tree.map(jnp.asarray, mapping.read(lazily, slots, abstract)), slots
+
+
+def check_grad_norms(grads, slots, expected):
+    """Asserts that gradients have the expected 2-norms, {official name: norm}."""
+    flat = mapping.flatten(jax.device_get(grads))
+    assert expected.keys() == slots.keys()
+    largest = max(expected.values())
+    for name, slot in slots.items():
+        norm = np.linalg.norm(slot.to_theirs(flat[slot.path]))
+        assert abs(norm - expected[name]) <= 1e-4 * expected[name] + 1e-7 * largest, name
+
+
+class GivenDraws:
+    """A logit processor that takes the most likely code after given noise, not one by the key.
+
+    Attributes:
+      noise: of each level; None is none, the most likely code.
+      seen: the logits of each level that came.
+    """
+
+    def __init__(self, noise=None):
+        self.noise, self.seen = noise, []
+
+    def __call__(self, logits, level, pyramid):
+        self.seen.append(logits)
+        noisy = logits if self.noise is None else logits + self.noise[level]
+        return jnp.where(noisy == noisy.max(-1, keepdims=True), 0.0, -jnp.inf)
+
+
+def close_where_kept(case, logits, name):
+    """Asserts that filtered logits are those of a name, but for the codes that were left out."""
+    expected = case.outputs[name]
+    case.close(np.where(np.isfinite(logits), logits, expected), name)
+    assert np.isfinite(logits).any(-1).all()

@@ -96,7 +96,7 @@ def handover(case):
         case.close(nchw(state.carry), f"N{n}_f_hat_draft")
         case.close(jnp.concatenate(state.inputs[1:], 1), f"N{n}_token_hub")
         if n in case.config["logits_N"]:
-            t = LinearGuidance(case.config["cfg"]).weight(n, pyramid.num_levels)
+            t = LinearGuidance(case.config["cfg"]).weight(n, pyramid)
 
             @jax.jit
             def logits(params, state, t=t):

@@ -57,14 +57,18 @@ def test_the_levels_add_up_to_the_mean(setup):
 def test_a_progressive_stage_weighs_its_levels_as_the_whole_does(setup):
     objective, *rest = setup
     _, full = evaluate(objective, *rest)
-    stage = dataclasses.replace(objective, trained=TrainedLevels(PYRAMID.prefix(2)))
+    levels = TrainedLevels(PYRAMID.prefix(2), whole=PYRAMID)
+    stage = dataclasses.replace(objective, trained=levels)
     value, aux = evaluate(stage, *rest)
     levels = np.asarray(full.metrics["loss_level"])
     np.testing.assert_allclose(aux.metrics["loss_level"], levels[:2], rtol=1e-4)
     np.testing.assert_allclose(value, (levels[0] + 4 * levels[1]) / 14, rtol=1e-4)
-    ramped = dataclasses.replace(objective, trained=TrainedLevels(PYRAMID.prefix(2), 10, 4))
-    value, _ = evaluate(ramped, *rest, step=11)
+    ramp = TrainedLevels(PYRAMID.prefix(2), 10, 4, whole=PYRAMID)
+    value, _ = evaluate(dataclasses.replace(objective, trained=ramp), *rest, step=11)
     np.testing.assert_allclose(value, (levels[0] + 0.5 * 4 * levels[1]) / 14, rtol=1e-4)
+    alone = dataclasses.replace(objective, trained=TrainedLevels(PYRAMID.prefix(2)))
+    value, _ = evaluate(alone, *rest)
+    np.testing.assert_allclose(value, (levels[0] + 4 * levels[1]) / 5, rtol=1e-4)
 
 
 def test_stages_of_the_official_schedule():

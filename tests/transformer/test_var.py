@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.context import BlockCausal, RecentLevels
+from var_jax.context import BlockCausal, OwnScale, RecentLevels
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
@@ -47,7 +47,7 @@ def step(var, params, level, inputs, labels, cache):
     [
         (BlockCausal(), dict()),
         (BlockCausal(), dict(qk_norm=False, shared_adaln=True)),
-        (RecentLevels(0), dict()),
+        (OwnScale(), dict()),
         (RecentLevels(1), dict()),
     ],
 )
@@ -58,6 +58,8 @@ def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
     for k in range(PYRAMID.num_levels):
         level_inputs = None if k == 0 else inputs[:, PYRAMID.level(k)]
         hidden, cache = step(var, params, k, level_inputs, labels, cache)
+        if context == OwnScale():
+            assert cache.runs == ((),)  # Not even on the way.
         np.testing.assert_allclose(hidden, full[:, PYRAMID.level(k)], rtol=2e-4, atol=2e-5)
     assert cache.runs == ((),)  # Nothing is kept once nobody will look at it.
 
@@ -98,11 +100,17 @@ def test_a_level_sees_all_of_itself():
     assert (moved > 1e-5).all()
 
 
-def test_own_scale_context_sees_nothing_else():
-    var, params, inputs, labels = make(RecentLevels(0))
-    changed = inputs.at[:, PYRAMID.level(1)].add(1.0)
-    before, after = (apply(var, params, x, labels) for x in (inputs, changed))
-    np.testing.assert_array_equal(before[:, PYRAMID.level(2)], after[:, PYRAMID.level(2)])
+def test_own_scale_context_is_a_pass_for_each_level_alone():
+    var, params, inputs, labels = make(OwnScale())
+    whole = apply(var, params, inputs, labels)
+    alone = jax.jit(
+        lambda params, inputs, levels: var.apply({"params": params}, inputs, labels, levels=levels),
+        static_argnames="levels",
+    )
+    for k in range(PYRAMID.num_levels):
+        level = PYRAMID.level(k)
+        hidden, _ = alone(params, inputs[:, level], levels=range(k, k + 1))
+        np.testing.assert_allclose(hidden, whole[:, level], rtol=2e-4, atol=2e-5)
 
 
 def test_a_prefix_of_levels_gives_the_same_numbers():

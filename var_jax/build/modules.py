@@ -25,7 +25,11 @@ from var_jax.transformer.var import VAR
 HEAD_DIM = 64
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_CFG_SCHEDULES = {"linear": guidance.LinearGuidance, "constant": guidance.ConstantGuidance}
+_CFG_SCHEDULES = {
+    "linear": guidance.LinearGuidance,
+    "constant": guidance.ConstantGuidance,
+    "ten_steps": guidance.TenStepGuidance,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +56,23 @@ class GuidanceSettings:
 
     Attributes:
       cfg: its strength; a tuple is one weight for each level.
-      cfg_schedule: 'linear' or 'constant', how one strength becomes weights.
+      cfg_schedule: 'linear', 'constant' or 'ten_steps', how one strength becomes weights.
     """
 
     cfg: float | tuple[float, ...] = 1.5
     cfg_schedule: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnSettings:
+    """What config.sampling says about the levels that are drawn.
+
+    Attributes:
+      patch_nums: side length of each; () is the model's own. Others where positions and codec
+        serve them; another last side than the model's gives images of another size.
+    """
+
+    patch_nums: tuple[int, ...] = ()
 
 
 #: What is passed to classes of these axes beside their keys, see `registry`.
@@ -66,7 +82,7 @@ _PARTS = (
     *("code_dim", "target", "vocab_size"),
 )
 _POLICY = ("pyramid",)
-_DECODER = ("guidance", "sampling", "cache_policy")
+_DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
 
 
 def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
@@ -89,7 +105,7 @@ MODEL = Section(
 def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
-        (GuidanceSettings, _head_class(model).sampling),
+        (GuidanceSettings, DrawnSettings, _head_class(model).sampling),
         sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=_POLICY),
         changeable=True,
     )
@@ -201,9 +217,8 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
             f"config.sampling.cfg_schedule is {schedule!r}; choose one of "
             f"{', '.join(_CFG_SCHEDULES)}, or give cfg one weight for each level."
         )
-    rule = (
-        guidance.PerLevelGuidance(cfg) if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule](cfg)
-    )
+    made = guidance.PerLevelGuidance if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule]
+    rule = made(**registry.taken(made, {"cfg": cfg, "max_side": max(config.patch_nums)}))
     if values.get("processors"):
         values["processors"] = tuple(
             registry.make("processor", value, f"{path}.processors")
@@ -215,6 +230,13 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
     for name, key in given.items():
         if key.annotation is Network and chosen.get(name) and network_of is not None:
             chosen[name] = network_of(name, chosen[name])
+    patch_nums = call(DrawnSettings, path, values).patch_nums
+    if patch_nums and patch_nums[0] != config.patch_nums[0]:
+        raise ValueError(
+            f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
+            f"{tuple(config.patch_nums)} do, whose first level alone has learned to start."
+        )
+    drawn = ScalePyramid.from_patch_nums(patch_nums) if patch_nums else pyramid(config)
     return registry.make(
         "decoder",
         chosen,
@@ -222,7 +244,8 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         guidance=rule,
         sampling=call(_head_class(model).sampling, path, values),
         cache_policy=policy
-        and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=pyramid(config)),
+        and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=drawn),
+        pyramid=drawn if patch_nums else None,
     )
 
 

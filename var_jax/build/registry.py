@@ -21,12 +21,14 @@ METHODS: dict[str, dict[str, str]] = {
     # config.tokenizer.codec: `codecs.base.Codec`.
     "codec": {
         "bitwise": "var_jax.codecs.bitwise:Bitwise",
+        "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
         "latent": "var_jax.codecs.latent:Latent",
     },
     # config.model.context: `context.Context`.
     "context": {
         "block_causal": "var_jax.context:BlockCausal",
+        "own_scale": "var_jax.context:OwnScale",
         "recent_levels": "var_jax.context:RecentLevels",
     },
     # config.model.conditioner: `transformer.condition.Conditioner`.
@@ -38,6 +40,7 @@ METHODS: dict[str, dict[str, str]] = {
     "positions": {
         "learned": "var_jax.transformer.positions:LearnedPositions",
         "rotary_2d": "var_jax.transformer.rotary:Rotary2D",
+        "resized_map": "var_jax.transformer.resized_positions:ResizedPositions",
     },
     # config.model.head: `heads.base.Head`.
     "head": {
@@ -54,9 +57,12 @@ METHODS: dict[str, dict[str, str]] = {
     "weights": {
         "sqrt_area": "var_jax.objectives.level_weights:AreaWeights",
         "uniform": "var_jax.objectives.level_weights:UniformWeights",
+        "log_normal": "var_jax.objectives.level_weights:LogNormalWeights",
     },
     # config.train.curriculum: `objectives.curriculum.Curriculum`.
-    "curriculum": {},
+    "curriculum": {
+        "random_schedules": "var_jax.objectives.random_schedules:RandomSchedules",
+    },
     # config.sampling.decoder: `decoding.base.Decoder`.
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
@@ -70,6 +76,7 @@ METHODS: dict[str, dict[str, str]] = {
     "processor": {
         "green_list": "var_jax.heads.green_list:GreenList",
         "late_temperature": "var_jax.heads.late_temperature:LateTemperature",
+        "greedy_at_unknown_sizes": "var_jax.heads.unknown_sizes:GreedyAtUnknownSizes",
     },
 }
 

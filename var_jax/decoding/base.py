@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from var_jax.codecs.base import Codec
 from var_jax.network import Network
+from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import Cache, CachePolicy
 
 
@@ -68,6 +69,7 @@ class State:
       given: what is asked for; while `paired`, each example beside its unconditional twin.
       keys: one PRNG key for each example [B].
       cache: of the transformer, paired as `given`.
+      pyramid: that is drawn.
       carry: of the codec.
       inputs: of the levels up to the next one, [B, n, D] each; None for level 0.
       targets: of the levels drawn so far.
@@ -77,6 +79,7 @@ class State:
     given: Any
     keys: jax.Array
     cache: Cache
+    pyramid: ScalePyramid = flax.struct.field(pytree_node=False)
     carry: Any = None
     inputs: tuple[jax.Array | None, ...] = (None,)
     targets: tuple[jax.Array, ...] = ()
@@ -93,22 +96,37 @@ class State:
         asked = jax.tree.map(lambda x: x[twins], self.given)
         rest = (self.keys, self.carry, self.inputs, self.targets)
         keys, carry, inputs, targets = jax.tree.map(lambda x: x[rows], rest)
-        return State(asked, keys, self.cache.reindex(twins), carry, inputs, targets, self.paired)
+        return self.replace(
+            given=asked,
+            keys=keys,
+            cache=self.cache.reindex(twins),
+            carry=carry,
+            inputs=inputs,
+            targets=targets,
+        )
 
 
-def start(network: Network, given: Any, keys: jax.Array, paired: bool) -> State:
+def start(
+    network: Network,
+    given: Any,
+    keys: jax.Array,
+    paired: bool,
+    pyramid: ScalePyramid | None = None,
+) -> State:
     """The state before level 0.
 
     Args:
       network: what draws.
       given, keys: see `Decoder`.
       paired: whether level 0 or a later one is guided.
+      pyramid: to draw; the transformer's own by default.
     """
     if paired:
         # Each example beside its unconditional twin: a cut batch axis keeps both on one device.
         null = network.transformer.conditioning().null(given)
         given = jax.tree.map(_pairs, given, null)
-    return State(given, keys, Cache(), paired=paired)
+    pyramid = network.transformer.pyramid if pyramid is None else pyramid
+    return State(given, keys, Cache(), pyramid, paired=paired)
 
 
 def unpaired(state: State) -> State:
@@ -139,8 +157,7 @@ def hidden_states(
       Hidden states of the next level [B, n, C], conditional and, while paired, unconditional; and
       the state with the new cache.
     """
-    transformer = network.transformer
-    pyramid, level = transformer.pyramid, state.level
+    pyramid, level = state.pyramid, state.level
     # A model that takes over midway reads all levels before in the same pass.
     levels = range(level if state.cache.modulation is not None else 0, level + 1)
     inputs = [state.inputs[k] for k in levels if k > 0]
@@ -149,11 +166,12 @@ def hidden_states(
     read = jnp.concatenate(inputs, axis=1) if inputs else None
     if read is not None and state.paired:
         read = _pairs(read, read)
-    runs = policy and policy.runs(transformer.depth)
+    runs = policy and policy.runs(network.transformer.depth)
     hidden, cache = network.hidden(
         params,
         read,
         state.given,
+        pyramid=pyramid,
         levels=levels,
         cache=state.cache,
         runs=runs,
@@ -185,11 +203,11 @@ def draw(
       hiddens, weights, settings: see `Head.sample`.
       state: before the level.
     """
-    level, pyramid = state.level, network.transformer.pyramid
+    level = state.level
     level_keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, level)
     target, code = network.sample(params, hiddens, weights, level_keys, settings)
     carry, following = codec.apply(
-        {"params": codec_params}, state.carry, level, code, pyramid, method="advance"
+        {"params": codec_params}, state.carry, level, code, state.pyramid, method="advance"
     )
     return state.replace(
         carry=carry, inputs=(*state.inputs, following), targets=(*state.targets, target)

@@ -61,7 +61,7 @@ class Collaborative:
         self._check(network)
         pyramid = network.transformer.pyramid
         count = pyramid.num_levels
-        weights = [self.guidance.weight(k, count) for k in range(count)]
+        weights = [self.guidance.weight(k, pyramid) for k in range(count)]
         # The unconditional half runs up to the last guided level, see `NextScale`.
         guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
         state, partial = base.start(network, given, keys, guided_levels > 0), []

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
+from var_jax.pyramid import ScalePyramid
+
 
 class Guidance(Protocol):
     """A hashable rule that gives each level its weight."""
 
-    def weight(self, level: int, num_levels: int) -> float:
-        """t of a level."""
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        """t of a level of the pyramid that is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +24,9 @@ class LinearGuidance:
 
     cfg: float
 
-    def weight(self, level: int, num_levels: int) -> float:
-        return self.cfg * level / (num_levels - 1) if num_levels > 1 else 0.0
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        last = pyramid.num_levels - 1
+        return self.cfg * level / last if last else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ConstantGuidance:
 
     cfg: float
 
-    def weight(self, level: int, num_levels: int) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
         return self.cfg
 
 
@@ -42,10 +45,28 @@ class PerLevelGuidance:
 
     cfg: tuple[float, ...]
 
-    def weight(self, level: int, num_levels: int) -> float:
-        if len(self.cfg) != num_levels:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        if len(self.cfg) != pyramid.num_levels:
             raise ValueError(
-                f"cfg has {len(self.cfg)} weights, but the pyramid has {num_levels} levels; "
-                "give one a level or a single number."
+                f"cfg has {len(self.cfg)} weights, but the pyramid has {pyramid.num_levels} "
+                "levels; give one a level or a single number."
             )
         return self.cfg[level]
+
+
+@dataclasses.dataclass(frozen=True)
+class TenStepGuidance:
+    """t = cfg * k / min(K - 1, 9): after ten levels it grows on above cfg (FlexVAR).
+
+    Attributes:
+      cfg: strength.
+      max_side: levels of a larger side, which training has not seen, are guided by cfg itself.
+    """
+
+    cfg: float
+    max_side: int = 16
+
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        if max(pyramid.shapes[level]) > self.max_side:
+            return self.cfg
+        return self.cfg * level / min(max(pyramid.num_levels - 1, 1), 9)

@@ -13,6 +13,7 @@ from var_jax.decoding import base
 from var_jax.decoding.guidance import Guidance, LinearGuidance
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
+from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import CachePolicy
 
 
@@ -24,11 +25,14 @@ class NextScale:
       guidance: weight of each level.
       sampling: the head's settings, see `Head`.
       cache_policy: what the cache keeps; None is all that the context sees.
+      pyramid: to draw; None is the transformer's own. Another one where positions and codec serve
+        it.
     """
 
     guidance: Guidance = LinearGuidance(1.5)
     sampling: Any = CategoricalSampling()
     cache_policy: CachePolicy | None = None
+    pyramid: ScalePyramid | None = None
 
     def __call__(
         self,
@@ -43,12 +47,11 @@ class NextScale:
         keep_partial: bool = False,
     ) -> base.Generated:
         """See `Decoder`."""
-        pyramid = network.transformer.pyramid
-        count = pyramid.num_levels
-        weights = [self.guidance.weight(k, count) for k in range(count)]
+        pyramid = network.transformer.pyramid if self.pyramid is None else self.pyramid
+        weights = [self.guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
-        state, partial = base.start(network, given, keys, guided_levels > 0), []
+        state, partial = base.start(network, given, keys, guided_levels > 0, pyramid), []
         for k, t in enumerate(weights):
             if k == guided_levels:
                 state = base.unpaired(state)

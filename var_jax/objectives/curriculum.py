@@ -18,11 +18,14 @@ class TrainedLevels:
         depend on each other.
       ramp_start, ramp_steps: the loss of the last level is weighted by
         (step - ramp_start + 1) / ramp_steps, between 0.01 and 1; ramp_steps 0 is no ramp.
+      whole: what the pyramid is the beginning of, where its levels weigh as they do there; None:
+        they weigh as they do alone.
     """
 
     pyramid: ScalePyramid
     ramp_start: int = 0
     ramp_steps: int = 0
+    whole: ScalePyramid | None = None
 
 
 class Curriculum(Protocol):
@@ -103,5 +106,8 @@ class Progressive:
         # The first stage needs no ramp: the learning rate warms up there.
         ramp_steps = self.ramp_steps if index else 0
         return TrainedLevels(
-            self.pyramid.prefix(stage.num_levels), stage.start if ramp_steps else 0, ramp_steps
+            self.pyramid.prefix(stage.num_levels),
+            stage.start if ramp_steps else 0,
+            ramp_steps,
+            self.pyramid,
         )

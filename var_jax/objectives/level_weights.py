@@ -36,3 +36,19 @@ class AreaWeights:
     def weights(self, pyramid: ScalePyramid) -> np.ndarray:
         side = np.sqrt(np.asarray(pyramid.sizes, np.float64))[pyramid.level_ids]
         return (1 / side) / (1 / side).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormalWeights:
+    """Bell-shaped over the levels: most for those of middle size, least for the coarsest (HMAR).
+
+    Level k weighs the normal density at the side of level K - 1 - k, with mean and sample deviation
+    of all sides; its tokens share that. All weights sum to 1. Of levels of equal size, all are 1/L.
+    """
+
+    def weights(self, pyramid: ScalePyramid) -> np.ndarray:
+        sizes = np.array(pyramid.sizes)
+        sides = np.sqrt(sizes)
+        deviation = sides.std(ddof=1) if pyramid.num_levels > 1 else 0.0
+        density = np.exp(-np.square((sides[::-1] - sides.mean()) / (deviation or 1.0)) / 2)
+        return np.repeat(density / density.sum() / sizes, sizes)

@@ -125,9 +125,7 @@ class Likelihood:
         """See `Objective.loss`."""
         pyramid = self.pyramid
         loss, metrics = self.per_token(params, frozen, batch, keys)
-        # A prefix weighs its levels as the whole does.
-        whole = self.network.transformer.pyramid
-        whole = whole if whole.starts_with(pyramid) else pyramid
+        whole = pyramid if self.trained is None else self.trained.whole or pyramid
         weight = jnp.asarray(self.weights.weights(whole)[: pyramid.length], jnp.float32)
         if self.trained is not None and self.trained.ramp_steps:
             ramp = (step - self.trained.ramp_start + 1) / self.trained.ramp_steps

@@ -72,17 +72,18 @@ def describe_decoder(
     """The settings of a decoder at each level, ready for JSON.
 
     Args:
-      decoder: settings, and modules that it holds.
-      pyramid: of the model.
+      decoder: settings, and modules that it holds; it may have a pyramid of its own.
+      pyramid: of the transformer.
       fingerprints: of the parameters of those modules, by field.
     """
+    pyramid = getattr(decoder, "pyramid", None) or pyramid
     levels = range(pyramid.num_levels)
     by_level = [decoder.sampling.at(k, pyramid) for k in levels]
     rule = decoder.guidance
     found = {
         "guidance_convention": _CONVENTIONS.get(type(rule), _MIX),
         "cfg": getattr(rule, "cfg", None),
-        "guidance_by_level": [float(rule.weight(k, pyramid.num_levels)) for k in levels],
+        "guidance_by_level": [float(rule.weight(k, pyramid)) for k in levels],
         "level_shapes": [list(shape) for shape in pyramid.shapes],
     }
     for field in dataclasses.fields(by_level[0]):
@@ -93,7 +94,8 @@ def describe_decoder(
     others = {
         field.name: (fingerprints or {}).get(field.name) or repr(getattr(decoder, field.name))
         for field in dataclasses.fields(decoder)
-        if field.name not in ("guidance", "sampling") and getattr(decoder, field.name) is not None
+        if field.name not in ("guidance", "sampling", "pyramid")
+        and getattr(decoder, field.name) is not None
     }
     processors = [repr(p) for p in getattr(decoder.sampling, "processors", ())]
     if type(decoder) is not NextScale or others or processors:
