@@ -163,7 +163,7 @@ def main() -> None:
     import jax
 
     from var_jax import build
-    from var_jax.plan import chips, programs
+    from var_jax.plan import accelerators, programs
 
     config, what, batch_size = _CONFIG.value, _WHAT.value, _BATCH.value
     devices = jax.devices()
@@ -187,7 +187,7 @@ def main() -> None:
             program = getattr(programs, what)(config, mesh, batch_size)
         logging.info("Compiling and timing %s.", what)
         result |= time_program(program, _SECONDS.value, _REPEATS.value)
-        chip = chips.of_kind(result["device"])
+        chip = accelerators.of_kind(result["device"])
         result["matrix_rate"] = matrix_rate(result["dtype"])
         result["memory_rate"] = memory_rate()
         result["peak_rate"] = chip.flops if chip else result["matrix_rate"]

@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from var_jax.plan.chips import CHIPS
+from var_jax.plan.accelerators import CHIPS
 from var_jax.plan.topology import ENVIRONMENT
 
 _SHAPE = flags.DEFINE_string("shape", "train_256", "name in block_attention.shapes.SHAPES")

@@ -72,11 +72,11 @@ def load_config(model: str):
 def make_row(model: str, topology: str) -> dict:
     """Compiles one row; of the remats that leave SPARE of the memory free the cheapest."""
     from var_jax import build
-    from var_jax.plan import chips
+    from var_jax.plan import accelerators
     from var_jax.plan.topology import devices as devices_of
 
     devices = devices_of(topology)
-    chip = chips.of_kind(devices[0].device_kind)
+    chip = accelerators.of_kind(devices[0].device_kind)
     config = load_config(model)
     row = {
         "model": model,

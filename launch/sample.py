@@ -33,7 +33,7 @@ def main() -> None:
 
     from var_jax import build
     from var_jax.decoding.images import ImageSampler
-    from var_jax.evaluation.pictures import grid
+    from var_jax.evaluation.pictures import make_grid
     from var_jax.parallel import sharding
     from var_jax.paths import check_writable, replacing
 
@@ -71,7 +71,7 @@ def main() -> None:
         images = np.concatenate(images)
         with replacing(output) as file:
             if output.suffix == ".png":
-                picture = grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
+                picture = make_grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
                 Image.fromarray(picture.squeeze()).save(file, format="PNG")
             else:
                 arrays = {"images": images, "labels": labels, "tokens": np.concatenate(tokens)}

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from slices import array, mesh_on
 
-from var_jax.plan import chips, compile_plan
+from var_jax.plan import accelerators, compile_plan
 from var_jax.plan.programs import Program
 
 pytest.importorskip("libtpu")
@@ -23,7 +23,11 @@ def test_a_plan():
     plan = compile_plan.make_plan(
         Program(jitted, (w, x), mesh, "fsdp", images=4, model_flops=flops)
     )
-    assert plan.fits and plan.chip == chips.CHIPS["v5e"] and plan.num_chips == plan.num_devices == 4
+    assert (
+        plan.fits
+        and plan.chip == accelerators.CHIPS["v5e"]
+        and plan.num_chips == plan.num_devices == 4
+    )
     assert plan.program_flops == plan.model_flops == flops / 4
     assert plan.argument_bytes == 2 * SIZE * SIZE * (1 / 4 + 1)
     assert plan.floor_seconds == max(plan.floors.values()) <= plan.serial_seconds

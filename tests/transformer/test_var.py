@@ -64,6 +64,21 @@ def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
     assert cache.runs == ((),)  # Nothing is kept once nobody will look at it.
 
 
+def test_blocks_run_in_groups_and_some_can_be_left_out():
+    var, params, inputs, labels = make()
+
+    @functools.partial(jax.jit, static_argnames=("var", "runs"))
+    def hidden(var, params, runs=None):
+        return var.apply({"params": params}, inputs, labels, runs=runs)[0]
+
+    whole = hidden(var, params)
+    np.testing.assert_allclose(hidden(var, params, ((0,), (1,))), whole, rtol=1e-5, atol=1e-6)
+    blocks = jax.tree.map(lambda x: x[1:], params["blocks"])
+    short = hidden(var.clone(depth=1), {**params, "blocks": blocks})
+    np.testing.assert_allclose(hidden(var, params, ((1,),)), short, rtol=1e-5, atol=1e-6)
+    assert np.abs(short - whole).max() > 1e-3
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_modulation_is_made_at_level_0_alone(shared):
     var, params, inputs, labels = make(shared_adaln=shared)

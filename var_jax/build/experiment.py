@@ -20,7 +20,7 @@ from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.resuming import saved_metadata
 from var_jax.build.training import make_mesh, objective, optimizer_config, train_settings, vqgan
 from var_jax.checkpoint import fingerprint
-from var_jax.plan import chips, flops
+from var_jax.plan import accelerators, flops
 from var_jax.train import optim
 from var_jax.train.experiment import Experiment, SavedBeside
 
@@ -116,7 +116,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         beside[REFERENCE] = SavedBeside(frozen[REFERENCE], kept)
         about["reference_fingerprint"] = reference.fingerprint
     optimizer = optimizer_config(config.train.optimizer, "train.optimizer", settings.batch_size)
-    chip = chips.of_kind(jax.devices()[0].device_kind)
+    chip = accelerators.of_kind(jax.devices()[0].device_kind)
     return Experiment(
         name="transformer",
         objective_at=training.at,

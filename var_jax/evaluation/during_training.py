@@ -20,7 +20,7 @@ from var_jax.data.prefetch import prefetch_to_device
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.distances.frechet import GaussianStatistics, frechet_distance, statistics
 from var_jax.evaluation.inception.extractor import MeshExtractor
-from var_jax.evaluation.pictures import grid
+from var_jax.evaluation.pictures import make_grid
 from var_jax.evaluation.token_likelihood import TokenLikelihood
 from var_jax.objectives.likelihood import summarise
 from var_jax.parallel import arrays, sharding
@@ -62,7 +62,7 @@ class SampleGrid:
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         index = np.arange(len(self._labels))
         found = self._sampler(state.evaluation_params(), self._labels, self._seed, index)
-        return Evaluation(images={"samples": grid(found.images, self._columns)})
+        return Evaluation(images={"samples": make_grid(found.images, self._columns)})
 
 
 def jit_reconstruction(tokenizer: VQVAE, mesh: Mesh) -> Callable[..., Any]:
@@ -152,7 +152,7 @@ class Reconstruction:
         if len(self._shown):
             index, before, after = (np.concatenate(part) for part in zip(*pairs, strict=True))
             rows = [arrays.gather_rows(index, part) for part in (before, after)]
-            pictures["reconstructions"] = grid(np.concatenate(rows), columns=len(rows[0]))
+            pictures["reconstructions"] = make_grid(np.concatenate(rows), columns=len(rows[0]))
         return Evaluation(metrics, pictures)
 
 

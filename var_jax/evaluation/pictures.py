@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 
-def grid(
+def make_grid(
     images: UInt8[np.ndarray, "n H W c"], columns: int, padding: int = 2, background: int = 255
 ) -> UInt8[np.ndarray, "h w c"]:
     """Lays images out in rows, left to right.

@@ -11,8 +11,8 @@ import jax
 from jaxtyping import PyTree
 
 from var_jax.parallel import sharding
-from var_jax.plan import chips
-from var_jax.plan.chips import Chip
+from var_jax.plan import accelerators
+from var_jax.plan.accelerators import Chip
 from var_jax.plan.flops import program_flops
 from var_jax.plan.hlo.traffic import Traffic
 from var_jax.plan.programs import Program
@@ -140,7 +140,7 @@ def make_plan(program: Program) -> Plan:
     """
     mesh = program.mesh
     device = mesh.devices.flat[0]
-    chip = chips.of_kind(device.device_kind)
+    chip = accelerators.of_kind(device.device_kind)
     if chip is None:
         raise ValueError(f"No table entry for devices of the kind {device.device_kind!r}.")
     shape = dict(mesh.shape)

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from var_jax import paths
-from var_jax.evaluation.pictures import grid
+from var_jax.evaluation.pictures import make_grid
 from var_jax.evaluation.report import Report, curves, encode_png
 from var_jax.train.metrics import read_metrics
 
@@ -41,14 +41,14 @@ def write_report(workdir: pathlib.Path) -> None:
         f"{config['data']['source']}. Every picture and number below comes from this run.",
     )
     by_class = np.concatenate([generated[labels == c][:10] for c in classes])
-    samples = encode_png(grid(by_class, columns=10))
+    samples = encode_png(make_grid(by_class, columns=10))
     paths.write_bytes(workdir / "samples.png", samples)
     report.heading("Samples, one row per class")
     report.picture(samples, "Drawn at random, not selected.", width=700)
 
     levels = pictures["levels"]
     shown = levels[:, : len(classes)].swapaxes(0, 1).reshape(-1, *levels.shape[2:])
-    growing = encode_png(grid(shown, columns=len(levels)))
+    growing = encode_png(make_grid(shown, columns=len(levels)))
     paths.write_bytes(workdir / "levels.png", growing)
     report.heading("One image growing level by level")
     side = ", ".join(f"{n}x{n}" for n in config["patch_nums"])
@@ -57,7 +57,7 @@ def write_report(workdir: pathlib.Path) -> None:
     report.heading("Reconstructions of held-out images")
     pairs = np.concatenate([pictures["held_out"], pictures["reconstructed"]])
     report.picture(
-        encode_png(grid(pairs, columns=len(pictures["held_out"]))),
+        encode_png(make_grid(pairs, columns=len(pictures["held_out"]))),
         "Originals above, reconstructions below.",
         width=900,
     )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from var_jax.evaluation.pictures import grid
+from var_jax.evaluation.pictures import make_grid
 from var_jax.evaluation.report import Report, curves, encode_png
 from var_jax.evaluation.small_sets.classifier import Classifier
 from var_jax.evaluation.small_sets.small_set import (
@@ -17,7 +17,7 @@ PYRAMID = ScalePyramid.from_patch_nums((1, 2))
 
 def test_a_grid_holds_its_images_in_rows():
     images = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1)
-    picture = grid(images, columns=2, padding=1)
+    picture = make_grid(images, columns=2, padding=1)
     assert picture.shape == (7, 7, 1)
     np.testing.assert_array_equal(picture[1:3, 4:6], images[1])
     np.testing.assert_array_equal(picture[4:6, 1:3], images[2])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.evaluation.pictures import grid
+from var_jax.evaluation.pictures import make_grid
 from var_jax.evaluation.reconstructed.text_preservation import TextScores
 from var_jax.evaluation.reconstructed.tokenizer_scores import Examples, TokenizerScores
 from var_jax.evaluation.report import MarkdownReport, Report, encode_png, line_plots
@@ -145,7 +145,7 @@ def _fill(
     pair = np.concatenate([examples.originals, examples.reconstructions])
     width = min(900, 80 * len(examples.originals))
     page.picture(
-        encode_png(grid(pair, columns=len(examples.originals))),
+        encode_png(make_grid(pair, columns=len(examples.originals))),
         "Originals above, reconstructions below.",
         width=width,
     )
@@ -172,7 +172,7 @@ def _fill(
     shown = examples.levels[:, :4].swapaxes(0, 1)
     growing = np.concatenate([shown, examples.originals[:4, None]], 1)
     page.picture(
-        encode_png(grid(growing.reshape(-1, *growing.shape[2:]), columns=growing.shape[1])),
+        encode_png(make_grid(growing.reshape(-1, *growing.shape[2:]), columns=growing.shape[1])),
         f"Left to right: after {', '.join(levels)}; the original.",
         width=min(900, 80 * growing.shape[1]),
     )
@@ -192,7 +192,7 @@ def _fill(
     page.table(shown_fields, [[getattr(s, name) for name in shown_fields] for s in text.scores])
     above, below = (np.stack([e[i] for e in text.examples]) for i in (0, 1))
     page.picture(
-        encode_png(grid(np.concatenate([above, below]), columns=len(above))),
+        encode_png(make_grid(np.concatenate([above, below]), columns=len(above))),
         "Text above, its reconstruction below; smallest letters first.",
         width=min(900, 160 * len(above)),
     )
