@@ -9,6 +9,7 @@ C channels of the latent, D width, V vocabulary, T tokens of the condition, P ho
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable
 
@@ -19,10 +20,11 @@ import jaxtyping
 def checked(function: Callable) -> Callable:
     """The function, which checks its arguments and result against the shapes in its annotations.
 
-    Annotations without a shape are left to the static type checker.
+    Annotations without a shape are left to the static type checker. What holds the array is not
+    checked: JAX takes NumPy's for its own, and plans are made of shapes alone.
     """
     annotations = {
-        name: annotation
+        name: _of_any_array(annotation)
         for name, annotation in inspect.get_annotations(function).items()
         if _tells_a_shape(annotation)
     }
@@ -30,6 +32,19 @@ def checked(function: Callable) -> Callable:
         return function
     function.__annotations__ = annotations
     return beartype.beartype(function)
+
+
+def _of_any_array(annotation: object) -> object:
+    """The same shapes and dtypes of anything that has them."""
+    if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
+        return annotation.dtype[typing.Any, annotation.dim_str]
+    arguments = tuple(map(_of_any_array, typing.get_args(annotation)))
+    if not arguments:
+        return annotation
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[arguments]  # noqa: UP007
+    return origin[arguments]
 
 
 def _tells_a_shape(annotation: object) -> bool:

@@ -53,8 +53,8 @@ def test_encode_decode_and_score(folder, model):
         (lambda m: m.sample([1], top_k=(1, 2)), "top_k has 2 values, but the pyramid has 4"),
         (lambda m: m.encode(np.zeros((1, 28, 28, 1), np.uint8)), r"uint8 \[N, 32, 32, 1\]"),
         (lambda m: m.encode(np.zeros((1, 32, 32, 1))), "float64"),
-        (lambda m: m.decode(np.zeros((1, 3), int)), r"tokens \[N, 37\], got \[1, 3\]"),
-        (lambda m: m.decode(np.full((1, 37), 32)), r"Tokens must lie in 0\.\.31"),
+        (lambda m: m.decode(np.zeros((1, 3), int)), r"tokens must be \[n, 37\], got \[1, 3\]"),
+        (lambda m: m.decode(np.full((1, 37), 32)), r"tokens must lie in 0\.\.31"),
         (lambda m: m.log_likelihood(np.zeros((1, 32, 32, 1), np.uint8), [1, 2]), "2 labels"),
     ],
 )

@@ -26,10 +26,8 @@ class Field:
     @property
     def stored_dtype(self) -> np.dtype:
         """Its type on disk, little endian: the smallest that holds every value."""
-        if not self.num_values:
+        if not self.num_values or self.dtype == "uint8":
             return np.dtype(self.dtype).newbyteorder("<")
-        if self.num_values <= 2**8:
-            return np.dtype("u1")
         return np.dtype("<u2" if self.num_values <= 2**16 else "<i4")
 
     def check(self, values: np.ndarray) -> None:

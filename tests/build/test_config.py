@@ -79,7 +79,7 @@ def test_what_shipped_configs_say_is_what_the_sections_know():
         ("config.train", "ema_decay", True, "config.train.ema_decay is True; it must be a number"),
         ("config.train", "optimizer", 3e-4, "optimizer is 0.0003, but it is a section"),
         ("config.train.optimizer", "learning_rate", None, "learning_rate is None; it must be a nu"),
-        ("config.model", "context", 1.5, "context is 1.5; it must be a text or a whole"),
+        ("config.model", "context", 1.5, "config.model.context needs a kind"),
         ("config.model", "dtype", 32, "it must be the name of a type"),
         ("config.tokenizer", "multipliers", (1, "2"), "a list, each of it a whole number"),
         ("config.tokenizer", "attention", "no", "it must be True or False"),
@@ -100,7 +100,7 @@ def test_whole_numbers_are_numbers_and_lists_are_lists():
     with config.unlocked(), config.ignore_type():
         config.train.ema_decay = 0
         config.sampling.cfg = [0, 1, 2, 3]
-        config.model.context = 2
+        config.model.context = dict(kind="recent_levels", num_previous=2)
         config.patch_nums = [1, 2, 4, 4]
         config.data.options = dict(held_out=20)
         config.evaluation = dict(every=None, fid=None)
@@ -166,7 +166,8 @@ def test_any_value_anywhere_is_taken_or_refused_in_a_sentence():
             taken += 1
         except ValueError as error:
             assert str(error).count("\n") == 0 and str(error).endswith(".")
-            assert path in str(error) or "sharding preset" in str(error)
+            named = (path, "needs a kind", "sharding preset")
+            assert any(part in str(error) for part in named)
             refused += 1
     assert taken > 100 and refused > 500
 

@@ -128,12 +128,13 @@ def test_what_does_not_fit_is_named_by_its_key(tmp_path, config, section, key, v
 def test_every_key_that_shapes_the_parameters_is_a_knob(config):
     """Of all keys of the model, those named above and the classes' number are those that count."""
     before = json.dumps(jax.tree.map(lambda x: x.shape, abstract(config)))
-    others = dict(context=1, adaln_init=0.1, adaln_gamma_init=0.1, label_smoothing=0.1)
+    others = dict(adaln_init=0.1, adaln_gamma_init=0.1, label_smoothing=0.1)
     others |= dict(drop_path_rate=0.1, class_drop_rate=0.2, remat="full", scan_unroll=1)
     others |= dict(dtype="bfloat16", attention_implementation="xla")
     config.model.update(others)
     assert json.dumps(jax.tree.map(lambda x: x.shape, abstract(config))) == before
     shaping = {"depth", "width", "num_heads", "mlp_ratio", "qk_norm", "shared_adaln"}
+    shaping |= {"cross_attention"}
     from var_jax.build.modules import MODEL
 
     assert {*others, *shaping, "num_classes"} == {*MODEL.keys}

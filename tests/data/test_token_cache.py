@@ -182,7 +182,7 @@ def test_a_cache_in_a_bucket_is_copied_once(tmp_path, monkeypatch, bucket):
 def test_wrong_writes(tmp_path):
     writer = TokenCacheWriter(tmp_path, settings(), shard_size=8)
     good = tokens_of([0, 1])
-    with pytest.raises(ValueError, match=r"must be \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"must be \[n, 5\]"):
         writer.write(good[:, :4], [0, 0], [0, 1])
     with pytest.raises(ValueError, match=r"must lie in 0\.\.4095"):
         writer.write(good + 4095, [0, 0], [0, 1])

@@ -72,7 +72,8 @@ def test_official_files_load_by_path_as_the_checkpoint_made_of_them(files, impor
 
 def test_import_is_an_ordinary_checkpoint(files, imported):
     loaded = build.load_transformer(imported)
-    assert (loaded.var.depth, loaded.var.shared_adaln, loaded.step) == (3, True, 0)
+    var = loaded.network.transformer
+    assert (var.depth, var.shared_adaln, loaded.step) == (3, True, 0)
     assert loaded.tokenizer.module.image_shape == (64, 64, 3)
     params = mapping.flatten(loaded.params)
     expected = files[1]["var"]["blocks.2.ffn.fc1.weight"].T

@@ -29,6 +29,10 @@ _SHAPING = (
     "model.mlp_ratio",
     "model.qk_norm",
     "model.shared_adaln",
+    "model.cross_attention",
+    "model.conditioner.kind",
+    "model.positions.kind",
+    "model.head.kind",
 )
 
 

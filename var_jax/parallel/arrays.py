@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from jaxtyping import Array, Int, Int64, PyTree, Shaped
+from jaxtyping import Array, Int64, Integer, PyTree, Shaped
 
 
 def process_rows(sharding: Sharding, size: int) -> Int64[np.ndarray, " n"]:
@@ -97,7 +97,7 @@ def own_rows(
 
 
 def gather_rows(
-    numbers: Int[np.ndarray, " n"], rows: Shaped[np.ndarray, " n *shape"]
+    numbers: Integer[np.ndarray, " n"], rows: Shaped[np.ndarray, " n *shape"]
 ) -> Shaped[np.ndarray, " size *shape"]:
     """The rows of all processes, in the order of their numbers; every process must call it.
 

@@ -33,7 +33,7 @@ def test_default_batch_is_small_on_a_cpu(inception_weights):
     assert extractor.batch_size == 8
 
 
-def test_wrong_images_are_refused(inception_weights, images):
+def test_wrong_images_are_refused(inception_weights, images, unchecked):
     extractor = FeatureExtractor(inception_weights, ("64",))
     for wrong in (images.astype(np.float32), images[0], images[..., :1]):
         with pytest.raises(ValueError, match="uint8 images"):

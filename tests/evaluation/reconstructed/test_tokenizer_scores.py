@@ -12,6 +12,7 @@ from var_jax.evaluation.generated.summary import summarise
 from var_jax.evaluation.reconstructed.text_preservation import score_text
 from var_jax.evaluation.reconstructed.tokenizer_report import TextPart, write_report
 from var_jax.evaluation.reconstructed.tokenizer_scores import TokenizerRunner, score_tokenizer
+from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 
 SIZE = 16
@@ -21,7 +22,7 @@ PYRAMID = ScalePyramid.from_patch_nums((4, SIZE))
 class PixelTokenizer:
     """Level 0 has the means of 4 x 4 pixels, level 1 the pixels themselves: an exact copy."""
 
-    codec = types.SimpleNamespace(pyramid=PYRAMID, vocab_size=256)
+    codec = types.SimpleNamespace(pyramid=PYRAMID, target=Field("tokens", (), num_values=256))
     image_shape = (SIZE, SIZE, 1)
     dtype = jnp.float32
 

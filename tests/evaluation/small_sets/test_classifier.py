@@ -43,7 +43,7 @@ def test_frechet_distance_ranks_sets(classifier, bars):
     assert near < 0.3 * classifier.frechet_distance(real, noise)
 
 
-def test_labels_are_checked(bars):
+def test_labels_are_checked(bars, unchecked):
     images, labels = bars
     with pytest.raises(ValueError, match="do not fit 3 classes"):
         train_classifier(images, labels, num_classes=3)

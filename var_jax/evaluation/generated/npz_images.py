@@ -17,7 +17,7 @@ from var_jax import paths
 from var_jax.evaluation import array_files
 
 
-def as_rgb(images: Num[np.ndarray, "n H W c"]) -> Num[np.ndarray, "n H W 3"]:
+def as_rgb(images: Num[np.ndarray, "*n H W c"]) -> Num[np.ndarray, "n H W 3"]:
     """Images [N, H, W, c] with c 1 or 3 -> [N, H, W, 3]; grey ones three times."""
     return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
 
@@ -63,7 +63,7 @@ class ImageSpool:
             self._file.close()
         self._raw.unlink(missing_ok=True)
 
-    def append(self, images: UInt8[np.ndarray, "n H W c"]) -> None:
+    def append(self, images: UInt8[np.ndarray, "*n H W c"]) -> None:
         """Adds images."""
         if self._shape is None:
             self._shape = images.shape[1:]
