@@ -29,6 +29,6 @@ def checks():
             yield pytest.param(folder, check, id=f"{folder.name}-{name}")
 
 
-@pytest.mark.parametrize("folder, check", checks())
+@pytest.mark.parametrize("folder, check", list(checks()))
 def test_case(folder, check):
     check(Case(folder))

@@ -87,7 +87,8 @@ _DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
 
 def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
     """config.tokenizer: without a section codec, the keys of ResidualVQ stand in it."""
-    codec = () if (values or {}).get("codec") else (ResidualVQ,)
+    own = isinstance(values, Mapping | ConfigDict) and values.get("codec")
+    codec = () if own else (ResidualVQ,)
     given = ("pyramid", "codec", "image_channels")
     inside = registry.sections("config.tokenizer", codec=_CODEC)
     return Section((*codec, VQVAE), given=given, sections=inside)
@@ -112,8 +113,11 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
 
 
 def _head_class(model: Mapping[str, Any] | None) -> Any:
-    head = opened((model or {}).get("head") or "categorical")
-    return registry.find("head", head["kind"], "config.model.head")
+    # What is no section, or says no kind, is told by the check of config.model.
+    head = opened(model.get("head")) if isinstance(model, Mapping | ConfigDict) else None
+    kind = head.get("kind") if isinstance(head, Mapping) else None
+    kind = kind if isinstance(kind, str) else "categorical"
+    return registry.find("head", kind, "config.model.head")
 
 
 def pyramid(config: ConfigDict) -> ScalePyramid:

@@ -17,8 +17,8 @@ from var_jax import paths
 from var_jax.evaluation import array_files
 
 
-def as_rgb(images: Num[np.ndarray, "*n H W c"]) -> Num[np.ndarray, "n H W 3"]:
-    """Images [N, H, W, c] with c 1 or 3 -> [N, H, W, 3]; grey ones three times."""
+def as_rgb(images: Num[np.ndarray, "*n H W c"]) -> Num[np.ndarray, "*n H W 3"]:
+    """Images, or one, with c 1 or 3 -> with 3; grey ones three times."""
     return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
 
 
