@@ -214,6 +214,22 @@ def draw(
     )
 
 
+def draw_guided(
+    network: Network,
+    params: Any,
+    codec: Codec,
+    codec_params: Any,
+    hiddens: tuple[jax.Array, ...],
+    weight: float,
+    settings: Any,
+    state: State,
+) -> State:
+    """`draw` with a guidance weight t: (1 + t) cond - t uncond, or cond alone where t is 0."""
+    mix = (1 + weight, -weight) if weight != 0 else (1.0,)
+    chosen = hiddens[: len(mix)]
+    return draw(network, params, codec, codec_params, chosen, mix, settings, state)
+
+
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
     """[B, ...] twice -> [2 B, ...]: first 0, second 0, first 1, second 1, ..."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])

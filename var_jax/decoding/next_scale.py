@@ -56,16 +56,9 @@ class NextScale:
             if k == guided_levels:
                 state = base.unpaired(state)
             hiddens, state = base.hidden_states(network, params, state, self.cache_policy)
-            mix = (1 + t, -t) if t != 0 else (1.0,)
-            state = base.draw(
-                network,
-                params,
-                codec,
-                codec_params,
-                hiddens[: len(mix)],
-                mix,
-                self.sampling.at(k, pyramid),
-                state,
+            settings = self.sampling.at(k, pyramid)
+            state = base.draw_guided(
+                network, params, codec, codec_params, hiddens, t, settings, state
             )
             if keep_partial:
                 partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
