@@ -243,7 +243,7 @@ def main() -> None:
             if not _SHAPES.value or name in _SHAPES.value:
                 shape = dataclasses.replace(shape, batch=_BATCH.value or shape.batch)
                 rows = check_attention(shape, dtype, _SECONDS.value)
-                add(f"{name} {dtype.__name__}", rows)
+                add(f"{name} {jnp.dtype(dtype).name}", rows)
     if not _SHAPES.value or "convolution" in _SHAPES.value:
         add("convolution", check_convolution((8, 64, 64, 320), 320, _SECONDS.value))
 
