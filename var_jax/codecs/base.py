@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Float
 
@@ -121,3 +122,35 @@ class Codec(Protocol):
         self, features: Float[jax.Array, "B h w C"], exact: bool | jax.Array = False
     ) -> Quantized:
         """The way of features in training a tokenizer; `exact`: as if nothing were lost."""
+
+
+def checked_features(codec: Codec, features: jax.Array) -> Float[jax.Array, "B h w C"]:
+    """Features as float32.
+
+    Raises:
+      ValueError: they do not have the codec's grid and channels.
+    """
+    expected = (*codec.pyramid.grid, codec.feature_dim)
+    if features.shape[1:] != expected:
+        raise ValueError(
+            "The grid of the pyramid's last level and the codec's code_dim or num_bits ask for "
+            f"features of {expected}, but they have {features.shape[1:]}; change patch_nums, the "
+            "image size, code_dim or num_bits."
+        )
+    return features.astype(jnp.float32)
+
+
+def prefix_of(codec: Codec, pyramid: ScalePyramid | None) -> ScalePyramid:
+    """The pyramid that a codec of residuals is asked for; None is the codec's own.
+
+    Raises:
+      ValueError: it is no prefix of the codec's own, on whose levels the residuals hang.
+    """
+    if pyramid is None:
+        return codec.pyramid
+    if not codec.pyramid.starts_with(pyramid):
+        raise ValueError(
+            f"These targets are of residuals of the levels {codec.pyramid.shapes}, not of "
+            f"{pyramid.shapes}; take its first levels, or a codec whose levels stand alone."
+        )
+    return pyramid

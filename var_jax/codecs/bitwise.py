@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt8
 
-from var_jax.codecs.base import Lesson, Quantized
+from var_jax.codecs.base import Lesson, Quantized, checked_features, prefix_of
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.spherical import BinarySpherical, bits_of, codes_of, entropy
@@ -94,12 +94,12 @@ class Bitwise(nn.Module):
 
     def encode(self, features: Float[jax.Array, "B h w d"]) -> UInt8[jax.Array, "B L b"]:
         """Features -> bits."""
-        return self._follow(self._checked(features)).targets
+        return self._follow(checked_features(self, features)).targets
 
     def read(self, features: Float[jax.Array, "B h w d"]) -> jax.Array:
         """Features -> what `source` describes: uint8 [B, n], or float16 [B, h, w, d]."""
         if self.flip_levels:
-            return self._checked(features).astype(jnp.float16)
+            return checked_features(self, features).astype(jnp.float16)
         bits = self.encode(features)
         return jnp.packbits(bits.reshape(bits.shape[0], -1), axis=1)
 
@@ -119,7 +119,7 @@ class Bitwise(nn.Module):
         Raises:
           ValueError: the pyramid is no prefix of the codec's own, on whose residuals bits hang.
         """
-        pyramid = self._prefix(pyramid)
+        pyramid = prefix_of(self, pyramid)
         if self.flip_levels:
             flips = None if keys is None else self.draw_flips(keys)
             return self.corrected(source, flips, pyramid)
@@ -145,7 +145,7 @@ class Bitwise(nn.Module):
           flips: bits that the state takes flipped; None is none.
           pyramid: a prefix of the codec's own.
         """
-        return self._follow(self._checked(features), flips, self._prefix(pyramid))
+        return self._follow(checked_features(self, features), flips, prefix_of(self, pyramid))
 
     def draw_flips(self, keys: jax.Array) -> Bool[jax.Array, "B L b"]:
         """Which bits of examples are flipped, one PRNG key for each."""
@@ -185,7 +185,7 @@ class Bitwise(nn.Module):
         f_hat = resize(codes, self.pyramid.grid, "bilinear")
         if carry is not None:
             f_hat = carry + f_hat
-        if level + 1 == self._prefix(pyramid).num_levels:
+        if level + 1 == prefix_of(self, pyramid).num_levels:
             return f_hat, None
         following = resize(f_hat, self._cells(level + 1), "bilinear")
         return f_hat, self._in_tokens(following)
@@ -226,7 +226,7 @@ class Bitwise(nn.Module):
         quantizer = BinarySpherical(
             self.commitment_weight, self.entropy_weight, self.inverse_temperature
         )
-        f = self._checked(features)
+        f = checked_features(self, features)
         rest, f_hat, loss, vectors, usage = f, jnp.zeros_like(f), 0.0, [], []
         parts: list[dict[str, jax.Array]] = []
         for k in range(self.pyramid.num_levels):
@@ -257,7 +257,7 @@ class Bitwise(nn.Module):
         pyramid: ScalePyramid | None = None,
     ) -> Lesson:
         """What follows from features level by level: `advance`, folded over their bits."""
-        pyramid, carry, targets, inputs = self._prefix(pyramid), None, [], []
+        pyramid, carry, targets, inputs = prefix_of(self, pyramid), None, [], []
         for k in range(pyramid.num_levels):
             rest = features if carry is None else features - carry
             bits = bits_of(self._in_tokens(resize(rest, self._cells(k), "area")))
@@ -272,25 +272,6 @@ class Bitwise(nn.Module):
         """Inputs of a pass, from what `advance` gave; the rows of level 0 are zeros."""
         first = jnp.zeros((batch, self.pyramid.sizes[0], self.code_dim), jnp.float32)
         return jnp.concatenate([first, *following[:-1]], 1)
-
-    def _prefix(self, pyramid: ScalePyramid | None) -> ScalePyramid:
-        """The pyramid, if it is one of this codec's."""
-        pyramid = pyramid or self.pyramid
-        if not self.pyramid.starts_with(pyramid):
-            raise ValueError(
-                f"These bits are of residuals of the levels {self.pyramid.shapes}, not of "
-                f"{pyramid.shapes}; take its first levels, or a codec whose levels stand alone."
-            )
-        return pyramid
-
-    def _checked(self, features: jax.Array) -> jax.Array:
-        expected = (*self.pyramid.grid, self.feature_dim)
-        if features.shape[1:] != expected:
-            raise ValueError(
-                f"The pyramid's grid and num_bits ask for features of {expected}, but they have "
-                f"{features.shape[1:]}; change patch_nums, the image size or num_bits."
-            )
-        return features.astype(jnp.float32)
 
     @nn.nowrap
     def _cells(self, level: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from var_jax.codecs.base import Lesson, Quantized
+from var_jax.codecs.base import Lesson, Quantized, checked_features
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.nearest import Codebook, unit
@@ -66,7 +66,7 @@ class GroundTruthVQ(nn.Module):
         return self._choose(features, self.pyramid)[1]
 
     def read(self, features: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
-        return self._checked(features)
+        return checked_features(self, features)
 
     def lesson(
         self,
@@ -154,17 +154,9 @@ class GroundTruthVQ(nn.Module):
             vectors=fixed,
         )
 
-    def _checked(self, features: jax.Array) -> jax.Array:
-        if features.shape[1:] != self.source.shape:
-            raise ValueError(
-                f"The pyramid's grid and code_dim ask for features of {self.source.shape}, but "
-                f"they have {features.shape[1:]}; change patch_nums, the image size or code_dim."
-            )
-        return features.astype(jnp.float32)
-
     def _choose(self, features: jax.Array, pyramid: ScalePyramid) -> tuple[jax.Array, jax.Array]:
         """Features [B, h, w, C] -> directions [B, L, C] and their codes [B, L] at all levels."""
-        features = self._checked(features)
+        features = checked_features(self, features)
         levels = [_tokens(resize(features, shape, "area")) for shape in pyramid.shapes]
         vectors = unit(jnp.concatenate(levels, 1))
         return vectors, self.quantizer.choose(vectors)

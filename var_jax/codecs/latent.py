@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from var_jax.codecs.base import Lesson, Quantized
+from var_jax.codecs.base import Lesson, Quantized, checked_features
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.resample import resize
@@ -74,7 +74,7 @@ class Latent(nn.Module):
 
     def read(self, features: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
         """The features in the type in which they are stored."""
-        return self._checked(features).astype(self.stored)
+        return checked_features(self, features).astype(self.stored)
 
     def lesson(
         self,
@@ -138,7 +138,7 @@ class Latent(nn.Module):
 
         Metrics: 'latent_std', root mean variance of the channels.
         """
-        features = self._checked(features)
+        features = checked_features(self, features)
         mean, variance = features.mean((0, 1, 2)), features.var((0, 1, 2))
         ratio = jnp.maximum(variance, 1e-8) / self.scale**2
         divergence = 0.5 * (jnp.square(mean / self.scale) + ratio - 1 - jnp.log(ratio)).mean()
@@ -153,15 +153,6 @@ class Latent(nn.Module):
 
     def _targets(self, features: jax.Array, pyramid: ScalePyramid) -> jax.Array:
         """Features [B, h, w, C] -> the latents of all levels [B, L, C], float32."""
-        latents = self._checked(features) / self.scale
+        latents = checked_features(self, features) / self.scale
         levels = [resize(latents, shape, "area") for shape in pyramid.shapes]
         return jnp.concatenate([x.reshape(len(x), -1, self.code_dim) for x in levels], 1)
-
-    def _checked(self, features: jax.Array) -> jax.Array:
-        expected = (*self.pyramid.grid, self.code_dim)
-        if features.shape[1:] != expected:
-            raise ValueError(
-                f"The pyramid's grid and code_dim ask for features of {expected}, but they have "
-                f"{features.shape[1:]}; change patch_nums, the image size or code_dim."
-            )
-        return features.astype(jnp.float32)

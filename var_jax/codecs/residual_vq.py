@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from var_jax.codecs.base import Lesson, Quantized
+from var_jax.codecs.base import Lesson, Quantized, checked_features, prefix_of
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.nearest import Codebook
@@ -162,7 +162,7 @@ class ResidualVQ(nn.Module):
 
     def encode(self, features: jax.Array) -> jax.Array:
         """Features float [B, h, w, C] -> tokens int32 [B, L]."""
-        f = self._checked(features)
+        f = checked_features(self, features)
         f_hat, tokens = jnp.zeros_like(f), []
         for k in range(self.pyramid.num_levels):
             _, chosen = self._choose(f - f_hat, k)
@@ -185,7 +185,7 @@ class ResidualVQ(nn.Module):
         Raises:
           ValueError: the pyramid is no prefix of the codec's own, on whose residuals codes hang.
         """
-        length = self._prefix(pyramid).length
+        length = prefix_of(self, pyramid).length
         return Lesson(self.teacher_inputs(source)[:, :length], source[:, :length])
 
     def teacher_inputs(self, tokens: jax.Array) -> jax.Array:
@@ -236,7 +236,7 @@ class ResidualVQ(nn.Module):
         f_hat = self._contribution(level, self.quantizer.look_up(target))
         if carry is not None:
             f_hat = carry + f_hat
-        if level + 1 == self._prefix(pyramid).num_levels:
+        if level + 1 == prefix_of(self, pyramid).num_levels:
             return f_hat, None
         next_input = resize(f_hat, self.pyramid.shapes[level + 1], "area")
         # [B, h', w', C] -> [B, n_{k+1}, C]
@@ -271,7 +271,7 @@ class ResidualVQ(nn.Module):
         Returns:
           Quantized.
         """
-        f = self._checked(features)
+        f = checked_features(self, features)
         fixed = jax.lax.stop_gradient(f)
         f_hat, loss, tokens, residuals = jnp.zeros_like(f), 0.0, [], []
         for k in range(self.pyramid.num_levels):
@@ -289,25 +289,6 @@ class ResidualVQ(nn.Module):
             targets=jnp.concatenate(tokens, 1),
             vectors=jnp.concatenate(residuals, 1),
         )
-
-    def _prefix(self, pyramid: ScalePyramid | None) -> ScalePyramid:
-        """The pyramid, if it is one of this codec's."""
-        pyramid = pyramid or self.pyramid
-        if not self.pyramid.starts_with(pyramid):
-            raise ValueError(
-                f"These codes are residuals of the levels {self.pyramid.shapes}, not of "
-                f"{pyramid.shapes}; take its first levels, or a codec whose levels stand alone."
-            )
-        return pyramid
-
-    def _checked(self, features: jax.Array) -> jax.Array:
-        expected = (*self.pyramid.grid, self.code_dim)
-        if features.shape[1:] != expected:
-            raise ValueError(
-                f"The pyramid's last level and code_dim ask for features of {expected}, but they "
-                f"have {features.shape[1:]}; change patch_nums, the image size or code_dim."
-            )
-        return features.astype(jnp.float32)
 
     def _choose(self, rest: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
         """Residual [B, h, w, C] -> its vectors at a level [B, n, C] and their codes [B, n]."""
