@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from var_jax.codecs.base import Codec
+from var_jax.decoding.guidance import Guidance
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import Cache, CachePolicy
@@ -35,7 +37,14 @@ class Decoder(Protocol):
 
     Example i depends on what is asked for it and its key only, not on the batch it is in; shapes
     are static, so that a generation is compiled as one program.
+
+    Attributes:
+      guidance: weight of each level.
+      sampling: the head's settings, see `Head`.
     """
+
+    guidance: Guidance
+    sampling: Any
 
     def __call__(
         self,
@@ -214,20 +223,48 @@ def draw(
     )
 
 
-def draw_guided(
-    network: Network,
-    params: Any,
+def generate(
+    models: Mapping[int, tuple[Network, Any]],
     codec: Codec,
     codec_params: Any,
-    hiddens: tuple[jax.Array, ...],
-    weight: float,
-    settings: Any,
-    state: State,
-) -> State:
-    """`draw` with a guidance weight t: (1 + t) cond - t uncond, or cond alone where t is 0."""
-    mix = (1 + weight, -weight) if weight != 0 else (1.0,)
-    chosen = hiddens[: len(mix)]
-    return draw(network, params, codec, codec_params, chosen, mix, settings, state)
+    given: Any,
+    keys: jax.Array,
+    pyramid: ScalePyramid,
+    guidance: Guidance,
+    sampling: Any,
+    policy: CachePolicy | None = None,
+    keep_partial: bool = False,
+) -> Generated:
+    """Draws level after level; a weight t mixes (1 + t) cond - t uncond, or cond alone at 0.
+
+    Args:
+      models: network and parameters by the first level that they draw; level 0 has some.
+      codec, codec_params, given, keys, keep_partial: see `Decoder`.
+      pyramid: to draw.
+      guidance, sampling: see `Decoder`.
+      policy: of the cache.
+    """
+    weights = [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
+    # The unconditional half runs up to the last guided level: later ones do not look at it.
+    guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
+    network, params = models[0]
+    state, partial = start(network, given, keys, guided_levels > 0, pyramid), []
+    for k, t in enumerate(weights):
+        if k > 0 and k in models:
+            # An empty cache: the next pass reads all levels before.
+            network, params = models[k]
+            state = state.replace(cache=Cache())
+        if k == guided_levels:
+            state = unpaired(state)
+        hiddens, state = hidden_states(network, params, state, policy)
+        mix = (1 + t, -t) if t != 0 else (1.0,)
+        settings = sampling.at(k, pyramid)
+        chosen = hiddens[: len(mix)]
+        state = draw(network, params, codec, codec_params, chosen, mix, settings, state)
+        if keep_partial:
+            partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
+    features = codec.apply({"params": codec_params}, state.carry, method="finish")
+    return Generated(jnp.concatenate(state.targets, axis=1), features, tuple(partial))
 
 
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -11,14 +11,13 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
 from var_jax.decoding.guidance import Guidance, LinearGuidance
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
-from var_jax.transformer.cache import Cache, CachePolicy
+from var_jax.transformer.cache import CachePolicy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +58,19 @@ class Collaborative:
           ValueError: the refiner has other levels or classes, or N is not in 0..K.
         """
         self._check(network)
-        pyramid = network.transformer.pyramid
-        count = pyramid.num_levels
-        weights = [self.guidance.weight(k, pyramid) for k in range(count)]
-        # The unconditional half runs up to the last guided level, see `NextScale`.
-        guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
-        state, partial = base.start(network, given, keys, guided_levels > 0), []
-        for k, t in enumerate(weights):
-            if k == self.num_drafted:
-                # An empty cache: the next pass reads all levels before.
-                network, params = self.refiner, own_params["refiner"]
-                state = state.replace(cache=Cache())
-            if k == guided_levels:
-                state = base.unpaired(state)
-            hiddens, state = base.hidden_states(network, params, state, self.cache_policy)
-            settings = self.sampling.at(k, pyramid)
-            state = base.draw_guided(
-                network, params, codec, codec_params, hiddens, t, settings, state
-            )
-            if keep_partial:
-                partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
-        features = codec.apply({"params": codec_params}, state.carry, method="finish")
-        return base.Generated(jnp.concatenate(state.targets, axis=1), features, tuple(partial))
+        models = {0: (network, params), self.num_drafted: (self.refiner, own_params["refiner"])}
+        return base.generate(
+            models,
+            codec,
+            codec_params,
+            given,
+            keys,
+            network.transformer.pyramid,
+            self.guidance,
+            self.sampling,
+            self.cache_policy,
+            keep_partial,
+        )
 
     def _check(self, network: Network) -> None:
         model, refiner = network.transformer, self.refiner.transformer

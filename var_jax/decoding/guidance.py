@@ -49,7 +49,7 @@ class PerLevelGuidance:
         if len(self.cfg) != pyramid.num_levels:
             raise ValueError(
                 f"cfg has {len(self.cfg)} weights, but the pyramid has {pyramid.num_levels} "
-                "levels; give one a level or a single number."
+                "levels; give one weight for each level, or a single number."
             )
         return self.cfg[level]
 

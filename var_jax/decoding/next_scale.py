@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
@@ -48,19 +47,15 @@ class NextScale:
     ) -> base.Generated:
         """See `Decoder`."""
         pyramid = network.transformer.pyramid if self.pyramid is None else self.pyramid
-        weights = [self.guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
-        # The unconditional half runs up to the last guided level: later ones do not look at it.
-        guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
-        state, partial = base.start(network, given, keys, guided_levels > 0, pyramid), []
-        for k, t in enumerate(weights):
-            if k == guided_levels:
-                state = base.unpaired(state)
-            hiddens, state = base.hidden_states(network, params, state, self.cache_policy)
-            settings = self.sampling.at(k, pyramid)
-            state = base.draw_guided(
-                network, params, codec, codec_params, hiddens, t, settings, state
-            )
-            if keep_partial:
-                partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
-        features = codec.apply({"params": codec_params}, state.carry, method="finish")
-        return base.Generated(jnp.concatenate(state.targets, axis=1), features, tuple(partial))
+        return base.generate(
+            {0: (network, params)},
+            codec,
+            codec_params,
+            given,
+            keys,
+            pyramid,
+            self.guidance,
+            self.sampling,
+            self.cache_policy,
+            keep_partial,
+        )
