@@ -12,8 +12,9 @@ from family.case import by_level, nhwc
 
 from var_jax.codecs.latent import Latent
 from var_jax.heads.flow import FlowHead, FlowSampling
-from var_jax.heads.velocity import rms_norm, rotary_angles, rotate
+from var_jax.heads.velocity import rms_norm, rotary_angles
 from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.rotary import rotate_pairs
 
 
 def pyramid_of(case):
@@ -115,7 +116,7 @@ def trunk(case, labels, inputs):
     pyramid, length = pyramid_of(case), inputs.shape[1]
     level = pyramid.level_ids[:length]
     mask = level[:, None] >= level[None]
-    angles = rotary_angles(pyramid.shapes, width // heads)[:length]
+    angles = rotary_angles(pyramid, width // heads)[:length]
     condition = jax.nn.silu(state["class_emb.weight"][labels])[:, None]
 
     def linear(name, x):
@@ -132,7 +133,7 @@ def trunk(case, labels, inputs):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (six[:, :, i] for i in range(6))
         qkv = linear(f"{name}.attn.qkv", rms_norm(x) * (1 + scale1) + shift1)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, heads, -1), 2, 0)
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate_pairs(q, angles), rotate_pairs(k, angles)
         logits = jnp.einsum("bqnh,bknh->bnqk", q, k) * (width // heads) ** -0.5
         weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
         y = jnp.einsum("bnqk,bknh->bqnh", weights, v).reshape(x.shape)
@@ -179,7 +180,7 @@ def check_loss(case):
             noisy,
             times,
             hidden,
-            method=lambda head, *args: head.velocity(*args, pyramid.shapes),
+            method=lambda head, *args: head.velocity(*args, pyramid),
         )
         loss = head.apply(
             {"params": params}, hidden, lesson.targets, times, noise, pyramid, method="error"

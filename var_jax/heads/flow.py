@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from var_jax.fields import Field
 from var_jax.heads.base import at_level, mixed
-from var_jax.heads.velocity import VelocityNet
+from var_jax.heads.velocity import VelocityNet, by_token
 from var_jax.pyramid import ScalePyramid
 
 #: Width of an attention head where no number of heads is given.
@@ -131,7 +131,7 @@ class FlowHead(nn.Module):
         """The velocity of no noise at time 1, for all tokens of the pyramid."""
         latents = jnp.zeros((*hidden.shape[:2], *self.target.shape))
         times = jnp.ones((hidden.shape[0], self.pyramid.num_levels))
-        return self.velocity(latents, times, hidden, self.pyramid.shapes)
+        return self.velocity(latents, times, hidden, self.pyramid)
 
     def loss(
         self,
@@ -169,9 +169,9 @@ class FlowHead(nn.Module):
         pyramid: ScalePyramid,
     ) -> Float[jax.Array, "B n"]:
         """Squared error of the velocity at given times of the levels and given noise."""
-        t = jnp.repeat(times, np.array(pyramid.sizes), axis=1)[..., None]
+        t = by_token(times[..., None], pyramid)
         noisy = (1 - t) * target + t * noise
-        velocity = self.velocity(noisy, times, hidden, pyramid.shapes)
+        velocity = self.velocity(noisy, times, hidden, pyramid)
         return jnp.square(velocity - (noise - target)).mean(-1)
 
     def sample(
@@ -196,11 +196,11 @@ class FlowHead(nn.Module):
     ) -> Float[jax.Array, "B n c"]:
         """Euler steps from noise to latents; see `sample`."""
         net, variables = self.velocity.unbind()
-        shapes = (settings.pyramid.shapes[settings.level],)
+        level = ScalePyramid((settings.pyramid.shapes[settings.level],))
 
         def velocity(x, time, hiddens, weights):
             times = jnp.full((x.shape[0], 1), time)
-            found = tuple(net.apply(variables, x, times, hidden, shapes) for hidden in hiddens)
+            found = tuple(net.apply(variables, x, times, hidden, level) for hidden in hiddens)
             return mixed(found, weights)
 
         return euler(velocity, noise, hiddens, weights, settings)
@@ -208,7 +208,7 @@ class FlowHead(nn.Module):
     @nn.nowrap
     def flops(self, tokens: int) -> float:
         """See `Head`: of the whole pyramid's tokens, or a part in proportion."""
-        whole = self._network(parent=None).flops(self.pyramid.shapes, self.width)
+        whole = self._network(parent=None).flops(self.pyramid, self.width)
         return whole * tokens / self.pyramid.length
 
 

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from var_jax.context import KeySegment
+from var_jax.context import OwnScale, key_segments
 from var_jax.kernels.block_attention import block_attention
+from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.layers import Linear, init_std
+from var_jax.transformer.rotary import rotate_pairs
 
 #: Side of the grid on which rotary positions stand, whatever the level's own.
 _ROTARY_GRID = 16
 #: Sines and cosines of the time, which is read in thousandths.
 _TIME_FREQUENCIES = 128
-
-Shapes = tuple[tuple[int, int], ...]
 
 
 class VelocityNet(nn.Module):
@@ -59,7 +59,7 @@ class VelocityNet(nn.Module):
         latents: Float[jax.Array, "B n c"],
         times: Float[jax.Array, "B k"],
         hidden: Float[jax.Array, "B n C"],
-        shapes: Shapes,
+        pyramid: ScalePyramid,
     ) -> Float[jax.Array, "B n c"]:
         """The velocity, float32.
 
@@ -67,7 +67,7 @@ class VelocityNet(nn.Module):
           latents: noisy ones, of the tokens of k levels.
           times: of each level: 0 is data, 1 is noise.
           hidden: state of each token.
-          shapes: (height, width) of each level.
+          pyramid: of the k levels.
         """
         width, dtype = self.width, self.dtype
         std = init_std(width)
@@ -84,7 +84,7 @@ class VelocityNet(nn.Module):
         hidden = hidden.astype(dtype)
 
         loop = nn.scan(
-            lambda block, x, *rest: (block(x, *rest, shapes), None),
+            lambda block, x, *rest: (block(x, *rest, pyramid), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast,) * 3,
@@ -94,7 +94,7 @@ class VelocityNet(nn.Module):
         block = VelocityBlock(width, self.num_heads, self.cross, dtype, name="blocks")
         x, _ = loop(block, x, time, state, hidden)
 
-        both = nn.silu(state + by_token(time, shapes))
+        both = nn.silu(state + by_token(time, pyramid))
         two = Linear((width,), (2, width), ("cond", "adaln", "embed"), std, dtype, name="adaln")
         shift, scale = jnp.moveaxis(two(both), -2, 0)
         x = rms_norm(x) * (1 + scale) + shift
@@ -110,11 +110,10 @@ class VelocityNet(nn.Module):
         )(x)
 
     @nn.nowrap
-    def flops(self, shapes: Shapes, hidden: int) -> float:
+    def flops(self, pyramid: ScalePyramid, hidden: int) -> float:
         """Matrix-product operations for the tokens of these levels, with states of width C."""
-        width, levels = self.width, len(shapes)
-        sizes = [h * w for h, w in shapes]
-        tokens, pairs = sum(sizes), sum(n * n for n in sizes)
+        width, levels = self.width, pyramid.num_levels
+        tokens, pairs = pyramid.length, sum(n * n for n in pyramid.sizes)
         token = (4 + 6) * width**2 + 3 * width * _mlp_width(width)
         attention = 2 * pairs * width
         level = 0
@@ -137,13 +136,13 @@ class VelocityBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, time, state, hidden, shapes: Shapes):
+    def __call__(self, x, time, state, hidden, pyramid: ScalePyramid):
         """Args:
         x: [B, n, width].
         time: [B, k, width], of each level.
         state: [B, n, width], of each token.
         hidden: [B, n, C], what `state` was made of.
-        shapes: of the levels.
+        pyramid: of the k levels.
         """
         width, dtype = self.width, self.dtype
 
@@ -152,16 +151,16 @@ class VelocityBlock(nn.Module):
             made = Linear((width,), (count, width), axes, init_std(width), dtype, name=name)
             return list(jnp.moveaxis(made(nn.silu(condition)), -2, 0))
 
-        both = state + by_token(time, shapes)
+        both = state + by_token(time, pyramid)
         if self.cross:
             of_time = modulation(3, "adaln_attention", time)
-            gamma1, scale1, shift1 = (by_token(x, shapes) for x in of_time)
+            gamma1, scale1, shift1 = (by_token(x, pyramid) for x in of_time)
             gamma2, scale2, shift2 = modulation(3, "adaln_mlp", both)
         else:
             gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation(6, "adaln", both)
 
         def attend(name: str, queries: jax.Array, keys: jax.Array) -> jax.Array:
-            return LevelAttention(self.num_heads, dtype, name=name)(queries, keys, shapes)
+            return LevelAttention(self.num_heads, dtype, name=name)(queries, keys, pyramid)
 
         y = rms_norm(x) * (1 + scale1) + shift1
         x = x + gamma1 * attend("attention", y, y)
@@ -188,7 +187,7 @@ class LevelAttention(nn.Module):
         self,
         queries: Float[jax.Array, "B n C"],
         keys: Float[jax.Array, "B n D"],
-        shapes: Shapes,
+        pyramid: ScalePyramid,
     ) -> Float[jax.Array, "B n C"]:
         width = queries.shape[-1]
         head_dim = width // self.num_heads
@@ -206,13 +205,10 @@ class LevelAttention(nn.Module):
             )(x)
             return nn.with_logical_constraint(made, ("batch", "length", "act_heads", None))
 
-        angles = rotary_angles(shapes, head_dim)
-        q, k = rotate(project("query", queries), angles), rotate(project("key", keys), angles)
-        ends = np.cumsum([h * w for h, w in shapes]).tolist()
-        segments = tuple(
-            KeySegment(end - start, start, end)
-            for start, end in zip([0, *ends[:-1]], ends, strict=True)
-        )
+        angles = rotary_angles(pyramid, head_dim)
+        q = rotate_pairs(project("query", queries), angles)
+        k = rotate_pairs(project("key", keys), angles)
+        segments = key_segments(pyramid, OwnScale())
         out = block_attention(q, k, project("value", keys), segments, scale=head_dim**-0.5)
         return Linear(
             (self.num_heads, head_dim),
@@ -262,9 +258,9 @@ class TimeEmbedding(nn.Module):
         return Linear((self.width,), (self.width,), axes, 0.02, self.dtype, name="out")(nn.silu(x))
 
 
-def by_token(x: Float[jax.Array, "B k C"], shapes: Shapes) -> Float[jax.Array, "B n C"]:
+def by_token(x: Float[jax.Array, "B k C"], pyramid: ScalePyramid) -> Float[jax.Array, "B n C"]:
     """What belongs to levels, at each of their tokens."""
-    return jnp.repeat(x, np.array([h * w for h, w in shapes]), axis=1)
+    return jnp.repeat(x, np.array(pyramid.sizes), axis=1)
 
 
 def rms_norm(x: jax.Array) -> jax.Array:
@@ -274,26 +270,16 @@ def rms_norm(x: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def rotary_angles(shapes: Shapes, head_dim: int) -> np.ndarray:
+def rotary_angles(pyramid: ScalePyramid, head_dim: int) -> np.ndarray:
     """float32 [n, head_dim / 2]: half of the pairs turn by the row, the others by the column."""
     quarter = head_dim // 4
     frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
     found = []
-    for h, w in shapes:
+    for h, w in pyramid.shapes:
         rows, columns = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
         turns = [_ROTARY_GRID * x.reshape(-1, 1) * frequencies for x in (rows, columns)]
         found.append(np.concatenate(turns, 1))
     return np.concatenate(found).astype(np.float32)
-
-
-def rotate(x: Float[jax.Array, "B n N H"], angles: np.ndarray) -> Float[jax.Array, "B n N H"]:
-    """Turns adjacent pairs of channels by angles [n, H / 2]."""
-    angles = np.repeat(angles, 2, axis=-1)[:, None]
-    x32 = x.astype(jnp.float32)
-    # (a, b) -> (-b, a): shifts of whole rows, since a TPU splits channels into pairs slowly.
-    first = np.arange(x.shape[-1]) % 2 == 0
-    turned = jnp.where(first, -jnp.roll(x32, -1, -1), jnp.roll(x32, 1, -1))
-    return (x32 * np.cos(angles) + turned * np.sin(angles)).astype(x.dtype)
 
 
 def _mlp_width(width: int) -> int:
