@@ -1,4 +1,4 @@
-"""An untrained model of the smallest config, filled on the host: that takes no compilation."""
+"""Untrained models, filled on the host: that takes no compilation."""
 
 import json
 
@@ -28,9 +28,12 @@ def write_tokenizer_of(folder, config):
     return folder
 
 
-def write_model(folder):
-    """Writes a transformer's workdir with its tokenizer inside; returns it."""
-    config = load("mnist5k", "smallest")
+def write_model(folder, config=None):
+    """Writes a transformer's workdir with its tokenizer inside; returns it.
+
+    The config is that of the smallest digits, unless another is given.
+    """
+    config = config or load("mnist5k", "smallest")
     tokenizer, key = build.tokenizer(config), jax.random.key(0)
     shapes = {
         "tokenizer": jax.eval_shape(tokenizer.init_params, key),
