@@ -34,6 +34,15 @@ def smallest(method, given=None):
     return config
 
 
+def flags(method, given):
+    """The same for a command."""
+    values = SETTINGS | SIZES.get(method, {}) | given
+    return [
+        f"--config=configs/{method}.py:smallest",
+        *(f"--config.{key}={value}" for key, value in values.items()),
+    ]
+
+
 def prepare(folder, method):
     """Writes an untrained model of a method, and tokens; the keys of the config that name them."""
     model, tokens = folder / "model", folder / "tokens"

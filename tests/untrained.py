@@ -11,23 +11,6 @@ from var_jax.checkpoint import Checkpointer, fingerprint
 from var_jax.parallel import sharding
 
 
-def write_tokenizer(folder, method):
-    """Writes the tokenizer of configs/family/METHOD.py:smallest; returns its workdir."""
-    return write_tokenizer_of(folder, load(f"family/{method}", "smallest"))
-
-
-def write_tokenizer_of(folder, config):
-    """Writes an untrained tokenizer's workdir; returns it."""
-    module = build.tokenizer(config)
-    shapes = sharding.unbox(jax.eval_shape(module.init_params, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    with Checkpointer(folder) as writer:
-        metadata = build.metadata(config, "tokenizer", ema=False)
-        writer.save(0, {"params": {"tokenizer": params}}, metadata)
-    return folder
-
-
 def write_model(folder, config=None):
     """Writes a transformer's workdir with its tokenizer inside; returns it.
 
