@@ -42,8 +42,9 @@ def toy_config():
 def test_a_resident_of_each_axis_trains_and_draws_from_its_config_alone(tmp_path):
     config = toy_config()
     build.check_config(config)
-    untrained.write_tokenizer_of(tmp_path / "tokenizer", config)
-    config.tokenizer_checkpoint = str(tmp_path / "tokenizer")
+    config.tokenizer_checkpoint = str(
+        untrained.write_model(tmp_path / "model", config) / "tokenizer"
+    )
     # An objective with a reference says that it needs one.
     with pytest.raises(ValueError, match="initial_checkpoint"):
         build.run(config.copy_and_resolve_references(), str(tmp_path / "no"), "transformer")

@@ -1,4 +1,4 @@
-"""An untrained model of the smallest config, filled on the host: that takes no compilation."""
+"""Untrained models, filled on the host: that takes no compilation."""
 
 import json
 
@@ -11,26 +11,12 @@ from var_jax.checkpoint import Checkpointer, fingerprint
 from var_jax.parallel import sharding
 
 
-def write_tokenizer(folder, method):
-    """Writes the tokenizer of configs/family/METHOD.py:smallest; returns its workdir."""
-    return write_tokenizer_of(folder, load(f"family/{method}", "smallest"))
+def write_model(folder, config=None):
+    """Writes a transformer's workdir with its tokenizer inside; returns it.
 
-
-def write_tokenizer_of(folder, config):
-    """Writes an untrained tokenizer's workdir; returns it."""
-    module = build.tokenizer(config)
-    shapes = sharding.unbox(jax.eval_shape(module.init_params, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    with Checkpointer(folder) as writer:
-        metadata = build.metadata(config, "tokenizer", ema=False)
-        writer.save(0, {"params": {"tokenizer": params}}, metadata)
-    return folder
-
-
-def write_model(folder):
-    """Writes a transformer's workdir with its tokenizer inside; returns it."""
-    config = load("mnist5k", "smallest")
+    The config is that of the smallest digits, unless another is given.
+    """
+    config = config or load("mnist5k", "smallest")
     tokenizer, key = build.tokenizer(config), jax.random.key(0)
     shapes = {
         "tokenizer": jax.eval_shape(tokenizer.init_params, key),

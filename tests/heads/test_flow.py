@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from recipes import load
 
+from var_jax import build
 from var_jax.fields import Field
 from var_jax.heads.flow import FlowHead, FlowSampling, constant_noise, euler
 from var_jax.heads.velocity import rotary_angles
@@ -220,3 +222,14 @@ def test_mistakes_are_named():
         FlowSampling((4, 1, 4)).at(1, PYRAMID)
     with pytest.raises(ValueError, match="num_steps has 2"):
         FlowSampling((4, 4)).at(1, PYRAMID)
+
+
+def test_the_full_size_config_builds():
+    config = load("family/flowar", "d16")
+    build.check_config(config)
+    network, tokenizer = build.network(config), build.tokenizer(config)
+    params = jax.eval_shape(network.init_params, jax.random.key(0))
+    assert params["head"]["velocity"]["out"]["kernel"].unbox().shape == (1024, 16)
+    assert tokenizer.codec.source.shape == (16, 16, 16)
+    build.vqgan(config)
+    assert build.decoder(config).sampling == FlowSampling(25, 0.9)

@@ -1,4 +1,5 @@
-"""The chain of commands with every path in a bucket, killed once on the way."""
+"""The chains of commands with every path in a bucket, killed once on the way: of VAR, of a method
+with float targets, and of one that keeps in the bucket the model that it starts from."""
 
 import io
 import json
@@ -17,7 +18,6 @@ from var_jax.checkpoint import files
 from var_jax.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = "--config=configs/mnist5k.py:smallest"
 STEPS, SAVE_EVERY, LOG_EVERY = 24, 4, 2
 
 
@@ -55,22 +55,22 @@ def run(start):
     return run
 
 
-@pytest.fixture(scope="module")
-def tokens(bucket, run):
-    """The folder of a tokenizer and of the tokens that it made, in the bucket."""
-    folder = epath.Path(bucket) / "a run"
-    run("train", "--model=tokenizer", CONFIG, f"--workdir={folder}/tokenizer/")
+def config(method):
+    return f"--config=configs/{method}.py:smallest"
+
+
+def make_tokens(run, folder, method):
+    """Trains a method's tokenizer and caches what it makes of the images; the folder of both."""
+    run("train", "--model=tokenizer", config(method), f"--workdir={folder}/tokenizer/")
     run("cache_tokens", f"--tokenizer={folder}/tokenizer", f"--output={folder}/tokens")
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(tokens, start, run):
-    """The folder with a transformer whose training was killed between two checkpoints."""
-    workdir = tokens / "transformer"
+def train_killed_once(start, run, workdir, method, tokens, initial=""):
+    """Trains a transformer, killed between two checkpoints and started anew; checks its log."""
     command = (
         "train",
-        CONFIG,
+        config(method),
         f"--workdir={workdir}",
         f"--config.tokenizer_checkpoint={tokens}/tokenizer",
         f"--config.token_cache={tokens}/tokens/",
@@ -78,7 +78,7 @@ def trained(tokens, start, run):
         f"--config.train.save_every={SAVE_EVERY}",
         f"--config.train.log_every={LOG_EVERY}",
     )
-    process = start(*command)
+    process = start(*command, f"--config.train.initial_checkpoint={initial}")
     while not (
         files.complete_steps(workdir / "checkpoints")
         and any(line["step"] >= SAVE_EVERY - 1 for line in read_metrics(workdir))
@@ -89,13 +89,10 @@ def trained(tokens, start, run):
     process.communicate()
     saved = files.complete_steps(workdir / "checkpoints")
     assert saved and max(saved) < STEPS, "It was to be killed on its way."
-    output = run(*command)
-    assert "Resumed transformer from step" in output
-    return tokens
+    # What it started from, it has itself.
+    gone = f"--config.train.initial_checkpoint={initial}-gone" if initial else ""
+    assert "Resumed transformer from step" in run(*command, *filter(None, [gone]))
 
-
-def test_a_killed_run_goes_on_and_logs_each_step_once(trained):
-    workdir = trained / "transformer"
     assert max(files.complete_steps(workdir / "checkpoints")) == STEPS
     steps = [line["step"] for line in read_metrics(workdir) if "loss" in line]
     assert steps == list(range(LOG_EVERY - 1, STEPS, LOG_EVERY))
@@ -104,11 +101,39 @@ def test_a_killed_run_goes_on_and_logs_each_step_once(trained):
     assert (workdir / "samples" / f"samples_{STEPS:08d}.png").exists()
 
 
+def draw(run, workdir, output):
+    run("sample", f"--checkpoint={workdir}", "--labels=3,1", f"--output={output}")
+    with np.load(io.BytesIO(output.read_bytes())) as found:
+        assert found["images"].shape == (2, 32, 32, 1) and found["labels"].tolist() == [3, 1]
+
+
+@pytest.fixture(scope="module")
+def trained(bucket, start, run):
+    """The folder of VAR's tokenizer, tokens and transformer."""
+    folder = make_tokens(run, epath.Path(bucket) / "a run", "mnist5k")
+    train_killed_once(start, run, folder / "transformer", "mnist5k", folder)
+    return folder
+
+
+def test_float_targets(bucket, start, run):
+    folder = make_tokens(run, epath.Path(bucket) / "flow", "family/flowar")
+    train_killed_once(start, run, folder / "transformer", "family/flowar", folder)
+    draw(run, folder / "transformer", folder / "images.npz")
+
+
+def test_the_model_that_a_run_starts_from(trained, start, run):
+    workdir = trained / "tuned"
+    train_killed_once(start, run, workdir, "family/cca", trained, trained / "transformer")
+    kept = files.inspect(workdir / "reference").metadata["fingerprint"]
+    assert files.inspect(workdir).metadata["reference_fingerprint"] == kept
+    gaps = [line["gap"] for line in read_metrics(workdir) if "gap" in line]
+    assert abs(gaps[-1]) > 1e-4
+    draw(run, workdir, workdir / "images.npz")
+
+
 def test_what_reads_the_run_and_writes_beside_it(trained, run):
     checkpoint = f"--checkpoint={trained}/transformer"
-    run("sample", checkpoint, "--labels=3,1", f"--output={trained}/new/out.npz")
-    with np.load(io.BytesIO((trained / "new" / "out.npz").read_bytes())) as found:
-        assert found["images"].shape == (2, 32, 32, 1) and found["labels"].tolist() == [3, 1]
+    draw(run, trained / "transformer", trained / "new" / "out.npz")
     run("likelihood", checkpoint, f"--output={trained}/new folder/nats.json")
     scores = json.loads((trained / "new folder" / "nats.json").read_text())
     assert scores["num_examples"] == 500 and scores["step"] == STEPS

@@ -26,10 +26,14 @@ def run(*arguments):
     )
 
 
-@pytest.mark.parametrize("what", ["train", "train_tokenizer", "sample"])
-def test_a_small_config(what):
+@pytest.mark.parametrize(
+    "method, what",
+    [("cca", "train"), *(("flowar", what) for what in ("train", "train_tokenizer", "sample"))],
+)
+def test_a_small_config(method, what):
     pytest.importorskip("libtpu")
-    out = run("--config=configs/family/cca.py:smallest", "--topology=v5e:2x2", f"--what={what}")
+    config = f"--config=configs/family/{method}.py:smallest"
+    out = run(config, "--topology=v5e:2x2", f"--what={what}")
     assert out.returncode == 0, out.stderr
     assert "4 x v5e, mesh data 4 x fsdp 1 x tensor 1" in out.stdout
     assert "fits" in out.stdout and "bound by" in out.stdout

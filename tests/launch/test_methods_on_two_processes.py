@@ -1,77 +1,80 @@
-"""Methods with other needs than VAR's, as commands on two processes beside one: float targets that
-are drawn with noise, and a frozen reference that is cut over the mesh."""
+"""Methods with other needs than each other's, as commands on two processes beside one device:
+codes; float targets that are drawn with noise; a frozen reference that is cut as what trains.
+"""
 
 import shutil
 
+import methods
 import numpy as np
 import processes
 import pytest
-import untrained
 
 from var_jax.train.metrics import read_metrics
 
-METHODS = ("flowar", "cca")
 
+@pytest.fixture(scope="module", params=["mnist5k", "family/flowar", "family/cca"])
+def method(request, tmp_path_factory):
+    """(folder, train, workdir of one device): `train` runs the command of a method."""
+    folder = tmp_path_factory.mktemp("method")
+    given = {**methods.prepare(folder, request.param), "evaluation.likelihood": True}
 
-def arguments(folder, method):
-    """Of launch.train, for a method over an untrained tokenizer or model."""
-    if method == "cca":
-        model = untrained.write_model(folder / "model")
-        return (
-            f"--config.tokenizer_checkpoint={model / 'tokenizer'}",
-            f"--config.train.initial_checkpoint={model}",
+    def train(name, mesh, num_processes, **other):
+        axes = zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True)
+        arguments = methods.flags(request.param, {**given, **dict(axes), **other})
+        processes.run(
+            num_processes,
+            int(np.prod(mesh)) // num_processes,
+            "launch.train",
+            *arguments,
+            f"--workdir={folder / name}",
         )
-    tokenizer = untrained.write_tokenizer(folder / "tokenizer", method)
-    return (f"--config.tokenizer_checkpoint={tokenizer}",)
+        return folder / name
+
+    return folder, train, train("one", (1, 1, 1), 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_train_resume_and_draw_as_one(tmp_path, method):
-    given = (
-        f"--config=configs/family/{method}.py:smallest",
-        "--config.sharding=fsdp",
-        "--config.mesh.data=1",
-        "--config.mesh.fsdp=4",
-        "--config.train.num_steps=4",
-        "--config.train.save_every=2",
-        "--config.train.log_every=1",
-        "--config.evaluation.samples_per_class=0",
-        *arguments(tmp_path, method),
-    )
-    runs = {name: tmp_path / name for name in ("one", "two")}
-    for name, count in (("one", 1), ("two", 2)):
-        processes.run(count, 4 // count, "launch.train", *given, f"--workdir={runs[name]}")
-    # Taken up in the middle by one process, from what two wrote.
-    moved = tmp_path / "moved"
-    shutil.copytree(runs["two"], moved)
-    shutil.rmtree(moved / "checkpoints" / "4")
-    shutil.rmtree(tmp_path / "model", ignore_errors=True)  # The run has its own reference.
-    if method == "cca":
-        given = tuple(g for g in given if "tokenizer_checkpoint" not in g)
-        given += (f"--config.tokenizer_checkpoint={moved / 'tokenizer'}",)
-    processes.run(1, 4, "launch.train", *given, f"--workdir={moved}")
+def losses(workdir):
+    """Of each step, and of the evaluation at the end."""
+    lines = read_metrics(workdir)
+    names = [name for name in lines[-1] if name.startswith("eval/loss")]
+    steps = [line["loss"] for line in lines if "loss" in line]
+    assert names and len(steps) == methods.SETTINGS["train.num_steps"] and np.ptp(steps) > 1e-3
+    found = [*steps, *(lines[-1][name] for name in names)]
+    assert np.isfinite(found).all()
+    return found
 
-    one, two, again = (read_metrics(w) for w in (*runs.values(), moved))
-    names = [n for n in one[-1] if n.startswith(("loss", "eval/loss"))]
-    # Four steps, and the evaluation at the end.
-    assert len(one) == len(two) == 5 and names
-    for a, b in zip(one, two, strict=True):
-        for name in set(names) & set(a):
-            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6)
-    for name in names:
-        np.testing.assert_allclose(again[-1][name], two[-1][name], rtol=1e-5, atol=1e-6)
 
+def assert_same(workdir, one):
+    np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5, atol=1e-6)
+
+
+def test_hosts_that_hold_parts_of_the_same_examples(method):
+    """They must load the same; one device goes on from what they wrote."""
+    folder, train, one = method
+    two = train("two", (1, 1, 4), 2)
+    assert_same(two, one)
+    # Taken up in the middle where nothing else is left: a run has its tokenizer and reference.
+    moved, model = folder / "moved", folder / "model"
+    shutil.copytree(two, moved)
+    shutil.rmtree(moved / "checkpoints" / "6")
+    model.rename(folder / "gone")
+    train("moved", (1, 1, 1), 1, tokenizer_checkpoint=moved / "tokenizer")
+    (folder / "gone").rename(model)
+    assert_same(moved, one)
+
+
+def test_hosts_that_hold_parts_of_the_parameters(method):
+    _, train, one = method
+    assert_same(train("cut", (1, 2, 2), 2), one)
+
+
+def test_two_processes_draw_as_one(method):
+    folder, _, workdir = method
     images = []
     for count in (1, 2):
-        output = tmp_path / f"{count}.npz"
-        processes.run(
-            count,
-            4 // count,
-            "launch.sample",
-            f"--checkpoint={runs['one']}",
-            "--labels=3,1,4",
-            f"--output={output}",
-        )
+        output = folder / f"{count}.npz"
+        labels = ("--labels=3,1,4", f"--output={output}")
+        processes.run(count, 4 // count, "launch.sample", f"--checkpoint={workdir}", *labels)
         images.append(np.load(output)["images"].astype(int))
     assert np.abs(images[0] - images[1]).max() <= 1
     assert len({image.tobytes() for image in images[0]}) == 3

@@ -108,8 +108,13 @@ class ClassNames(nn.Module):
 
         embedded = jnp.take(embedding("byte_embedding", _EMPTY + 1), bytes_, axis=0)
         tokens = embedded + embedding("byte_position", bytes_.shape[1])
+        # Free to cut the tokens along C, as the tables are, XLA swaps the examples of devices where
+        # data, fsdp and tensor are all above 1.
+        tokens = nn.with_logical_constraint(tokens, ("batch", "length", "act_embed"))
         mlp = MLP(self.width, 4 * self.width, depth=1, name="byte_mlp")
         tokens: Float[jax.Array, "B T C"] = tokens + mlp(layer_norm(tokens))
+        tokens = nn.with_logical_constraint(tokens, ("batch", "length", "act_embed"))
         weight = there / there.sum(-1, keepdims=True)
         vector: Float[jax.Array, "B C"] = jnp.einsum("bt,btc->bc", weight, tokens)
+        vector = nn.with_logical_constraint(vector, ("batch", "act_embed"))
         return Condition(vector, tokens, there)

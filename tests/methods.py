@@ -1,0 +1,101 @@
+"""VAR and every method of configs/family at their smallest, for tests that all must pass."""
+
+import numpy as np
+from recipes import FOLDER, load
+from untrained import write_model
+
+from var_jax import build
+from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+
+#: Configs by name.
+METHODS = ["mnist5k", *sorted(f"family/{path.stem}" for path in FOLDER.glob("family/*.py"))]
+#: Of all methods. Nothing is drawn and scored while they train.
+SETTINGS = {
+    "sharding": "fsdp_tensor",
+    "model.num_heads": 4,
+    "train.num_steps": 6,
+    "train.log_every": 1,
+    "train.save_every": 3,
+    "evaluation.likelihood": False,
+    "evaluation.samples_per_class": 0,
+}
+#: What a tensor axis of four can cut.
+SIZES = {"family/flowar": {"model.head.net_width": 96, "model.head.net_heads": 4}}
+#: The key that names a transformer, where a method needs one.
+MODELS = {"family/cca": "train.initial_checkpoint", "family/code": "sampling.decoder.refiner"}
+
+
+def smallest(method, given=None):
+    """The method's smallest config with SETTINGS, SIZES and other keys, such as 'model.width'."""
+    config = load(method, "smallest")
+    with config.unlocked():
+        config.evaluation = {}
+        config.update_from_flattened_dict(SETTINGS | SIZES.get(method, {}) | (given or {}))
+    return config
+
+
+def flags(method, given):
+    """The same for a command."""
+    values = SETTINGS | SIZES.get(method, {}) | given
+    return [
+        f"--config=configs/{method}.py:smallest",
+        *(f"--config.{key}={value}" for key, value in values.items()),
+    ]
+
+
+def prepare(folder, method):
+    """Writes an untrained model of a method, and tokens; the keys of the config that name them."""
+    model, tokens = folder / "model", folder / "tokens"
+    given = {"tokenizer_checkpoint": str(model / "tokenizer"), "token_cache": str(tokens)}
+    if method in MODELS:
+        given[MODELS[method]] = str(model)
+    write_model(model, smallest(method, given))
+    write_tokens(tokens, build.load_tokenizer(model / "tokenizer"))
+    return given
+
+
+def write_tokens(folder, tokenizer):
+    """Writes a token cache of random values."""
+    codec = tokenizer.module.codec
+    for split, count in (("train", 40), ("val", 16)):
+        settings = TokenCacheSettings(
+            fingerprint=tokenizer.fingerprint,
+            shapes=codec.pyramid.shapes,
+            field=codec.source,
+            num_images=count,
+            crops=1,
+            class_names=tuple("0123456789"),
+            source=f"mnist5k:{split}",
+            image_size=32,
+            seed=0,
+        )
+        writer = TokenCacheWriter(folder / split, settings)
+        writer.write(values(codec.source, count), np.arange(count) % 10, np.arange(count))
+        writer.close()
+
+
+def values(field, count):
+    """Random values of so many examples, but not alike: small ones are frequent."""
+    found = np.random.default_rng(count).random((count, *field.shape)) ** 2
+    return (found * (field.num_values or 1)).astype(field.dtype)
+
+
+def batch(config):
+    """Random values of what a training step reads."""
+    tokenizer = build.LoadedTokenizer(build.tokenizer(config), None, "", config)
+    objective = build.objective(config, tokenizer, from_images=False)
+    index = np.arange(config.train.batch_size, dtype=np.uint32)
+    read = {field.name: values(field, len(index)) for field in objective.fields}
+    return read | {"label": (index % 10).astype(np.int32), "index": index}
+
+
+def _trains_as_var(method):
+    """Whether it differs in sampling alone."""
+    configs = [load(name, "smallest").to_dict() for name in ("mnist5k", method)]
+    for config in configs:
+        del config["sampling"]
+    return configs[0] == configs[1]
+
+
+#: Those that train otherwise than VAR, which comes first.
+TRAINED = ["mnist5k", *(name for name in METHODS if not _trains_as_var(name))]
