@@ -338,6 +338,7 @@ def decoder(config: ConfigDict, tokenizer_fingerprint: str) -> Any:
     with config.unlocked(), config.ignore_type():
         if flags.FLAGS["sampling"].value:
             config.sampling.update(_json_section("sampling", flags.FLAGS["sampling"].value))
+            build.resolve_paths(config)
         for name, kind in (
             ("cfg", float),
             ("top_k", int),

@@ -29,13 +29,13 @@ def main() -> None:
     import jax
     import numpy as np
     from etils import epath
-    from PIL import Image
 
     from var_jax import build
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.pictures import make_grid
     from var_jax.parallel import sharding
-    from var_jax.paths import check_writable, replacing
+    from var_jax.paths import check_writable, replacing, write_bytes
+    from var_jax.pixels import encode_png
 
     output = epath.Path(_OUTPUT.value)
     if output.suffix not in (".npz", ".png"):
@@ -69,14 +69,14 @@ def main() -> None:
         if jax.process_index():
             return
         images = np.concatenate(images)
-        with replacing(output) as file:
-            if output.suffix == ".png":
-                picture = make_grid(images, columns=_NUM.value if _NUM.value > 1 else len(images))
-                Image.fromarray(picture.squeeze()).save(file, format="PNG")
-            else:
-                arrays = {"images": images, "labels": labels, "tokens": np.concatenate(tokens)}
-                if levels:
-                    arrays["levels"] = np.concatenate(levels).swapaxes(0, 1)
+        if output.suffix == ".png":
+            columns = _NUM.value if _NUM.value > 1 else len(images)
+            write_bytes(output, encode_png(make_grid(images, columns)))
+        else:
+            arrays = {"images": images, "labels": labels, "tokens": np.concatenate(tokens)}
+            if levels:
+                arrays["levels"] = np.concatenate(levels).swapaxes(0, 1)
+            with replacing(output) as file:
                 np.savez(file, **arrays)
         logging.info("Wrote %s.", output)
 

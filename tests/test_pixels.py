@@ -1,8 +1,11 @@
+import io
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from var_jax.pixels import to_float, to_uint8
+from var_jax.pixels import encode_png, to_float, to_uint8
 
 
 @pytest.mark.parametrize("run", [lambda f: f, jax.jit])
@@ -20,3 +23,10 @@ def test_every_pixel_comes_back_and_floating_point_stays(run):
     np.testing.assert_allclose(floats, pixels / 127.5 - 1, atol=2e-7)
     np.testing.assert_array_equal(run(to_uint8)(floats), pixels)
     np.testing.assert_array_equal(run(to_float)(floats), floats)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_comes_back_from_its_png(channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+    there = np.asarray(Image.open(io.BytesIO(encode_png(image))))
+    np.testing.assert_array_equal(there.reshape(image.shape), image)

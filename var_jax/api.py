@@ -222,14 +222,11 @@ class Model:
         Raises:
           ValueError: as for `encode`, or a label out of range.
         """
-        if not self._need_transformer().network.head.has_likelihood:
+        network = self._need_transformer().network
+        if not network.head.has_likelihood:
             raise ValueError("This model's head draws, but has no likelihood to score with.")
         labels = np.asarray(labels, np.int32).reshape(-1)
-        if labels.size and not 0 <= labels.min() <= labels.max() <= self.num_classes:
-            raise ValueError(
-                f"Labels must lie in 0..{self.num_classes} ({self.num_classes} is 'no class'), got "
-                f"{labels.min()}..{labels.max()}."
-            )
+        network.transformer.conditioning().check(labels)
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images came with {len(labels)} labels.")
         source = self._read(images, batch_size)

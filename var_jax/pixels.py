@@ -1,12 +1,22 @@
 """Pixels as files hold them, uint8, and as networks read and write them, float32 in [-1, 1].
 
-Both functions take NumPy and JAX arrays, inside jit too, and return the same kind.
+`to_float` and `to_uint8` take NumPy and JAX arrays, inside jit too, and return the same kind.
 """
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
+from PIL import Image
+
+
+def encode_png(image: UInt8[np.ndarray, "H W c"]) -> bytes:
+    """A picture with one or three channels as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def to_float(images: Num[Array | np.ndarray, " *shape"]) -> Float[Array | np.ndarray, " *shape"]:

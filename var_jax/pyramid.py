@@ -86,6 +86,11 @@ class ScalePyramid:
             raise ValueError(f"patch_nums exists only for square levels, got {self.shapes}.")
         return tuple(h for h, _ in self.shapes)
 
+    @property
+    def max_side(self) -> int:
+        """The longest side of any level."""
+        return max(max(shape) for shape in self.shapes)
+
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Tokens in each level."""

@@ -32,6 +32,10 @@ def test_what_a_run_reads_is_known_before_it_starts():
     assert build.data_paths(config, cached=True) == ["gs://b/tokens", "gs://b/tokenizer"]
     assert build.data_paths(config, cached=False) == ["gs://b/images"]
     assert build.data_paths(load("mnist5k"), cached=True) == []
+    config = load("family/code", "smallest")
+    config.sampling.decoder.refiner = "gs://b/refiner"
+    assert build.data_paths(config, cached=True) == ["gs://b/refiner"]
+    assert build.data_paths(config, cached=False) == []
 
 
 def make_cache(folder, config, split="train", crops=2, **changes):

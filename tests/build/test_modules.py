@@ -2,6 +2,7 @@ import pytest
 from recipes import TRANSFORMERS, load
 
 from var_jax import build
+from var_jax.build.sections import ConfigError
 from var_jax.context import RecentLevels
 from var_jax.decoding.guidance import ConstantGuidance, PerLevelGuidance
 
@@ -47,5 +48,25 @@ def test_mistakes_are_named(section, key, value, message):
         config[section][key] = value
     with pytest.raises(ValueError, match=message):
         build.tokenizer(config)
+        build.network(config)
+        build.decoder(config)
+
+
+@pytest.mark.parametrize(
+    "section, values, message",
+    [
+        (
+            "sampling",
+            {"patch_nums": (1, 2, 4)},
+            "sampling.patch_nums is set, but .*'collaborative'",
+        ),
+        ("model", {"head": "categorical", "label_smoothing": 0.1}, "label_smoothing is 0.1, but"),
+    ],
+)
+def test_what_would_not_be_read_is_refused(section, values, message):
+    config = load("family/code", "smallest")
+    with config.unlocked(), config.ignore_type():
+        config[section].update(values)
+    with pytest.raises(ConfigError, match=message):
         build.network(config)
         build.decoder(config)

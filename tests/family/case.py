@@ -11,7 +11,7 @@ import numpy as np
 from goldens.fill import fill
 
 from var_jax.convert import mapping
-from var_jax.convert.lazy_state import LazyTensor
+from var_jax.convert.lazy_state import LazyState, LazyTensor
 
 #: Entries of official state dicts that the code computes from the config.
 DERIVED = (
@@ -82,6 +82,12 @@ def by_level(outputs, name):
     return np.concatenate([outputs[f"{name}_{k}"] for k in range(count)], 1)
 
 
+def lazy_state(state):
+    """{name: array} as what a file of the same would give."""
+    tensors = {name: LazyTensor(x.shape, x.dtype, lambda x=x: x) for name, x in state.items()}
+    return LazyState("The case", tensors)
+
+
 def read_params(state, rows, abstract, buffers=()):
     """Our parameters from official tensors by a table, and the place of each name.
 
@@ -91,12 +97,7 @@ def read_params(state, rows, abstract, buffers=()):
       abstract: shapes of our parameters, nested dicts.
       buffers: regular expressions of names that hold nothing to learn.
     """
-    slots = mapping.expand(rows, abstract)
-
-    def lazy(array):
-        return LazyTensor(array.shape, array.dtype, lambda: array)
-
-    lazily = {name: lazy(array) for name, array in state.items()}
+    slots, lazily = mapping.expand(rows, abstract), lazy_state(state)
     mapping.check(lazily, slots, buffers, "The case")
     return jax.tree.map(jnp.asarray, mapping.read(lazily, slots, abstract)), slots
 

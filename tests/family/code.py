@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from family.case import GivenDraws, lazy_state, nchw
 
 from var_jax.convert import mapping, official, var, vqvae
-from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.decoding import base
 from var_jax.decoding.collaborative import Collaborative
 from var_jax.decoding.guidance import LinearGuidance
@@ -17,26 +17,16 @@ from var_jax.heads.late_temperature import LateTemperature
 GREEDY = CategoricalSampling(top_k=1, top_p=0.0)
 
 
-def nchw(x):
-    return jnp.transpose(x, (0, 3, 1, 2))
-
-
-def lazy_state(case, layout):
-    arrays = case.state(layout)
-    lazy = {n: LazyTensor(x.shape, x.dtype, lambda x=x: x) for n, x in arrays.items()}
-    return LazyState(layout, lazy)
-
-
 @functools.lru_cache(maxsize=1)
 def models(case):
     """Codec and its parameters; drafter and refiner with theirs."""
-    state = lazy_state(case, "vae_layout")
+    state = lazy_state(case.state("vae_layout"))
     tokenizer = official.build_tokenizer(vqvae.infer(state, case.config["pn"]))
     slots = official.tokenizer_slots(tokenizer)
     codec = mapping.read(state, slots, official.abstract_tokenizer(tokenizer))["codec"]
     found = []
     for name in ("drafter", "refiner"):
-        state = lazy_state(case, f"{name}_layout")
+        state = lazy_state(case.state(f"{name}_layout"))
         network = official.build_network(var.infer(state, case.config["pn"]))
         slots = official.network_slots(network)
         found.append((network, mapping.read(state, slots, official.abstract_network(network))))
@@ -109,25 +99,14 @@ def handover(case):
             case.close(logits(params, state), f"N{n}_handover_logits")
 
 
-class GivenNoise:
-    """Leaves the code that the given Gumbel noise draws, and no other."""
-
-    def __init__(self, gumbel):
-        self.gumbel = gumbel
-
-    def __call__(self, logits, level, pyramid):
-        drawn = (jax.nn.log_softmax(logits) + self.gumbel[:, pyramid.level(level)]).argmax(-1)
-        return jnp.where(jax.nn.one_hot(drawn, logits.shape[-1]) > 0, 0.0, -jnp.inf)
-
-
 def sampled(case):
-    given = case.config["sampled"]
+    given, pyramid = case.config["sampled"], models(case)[0].pyramid
     sampling = CategoricalSampling(
         tuple(given["top_k"]),
         given["top_p"],
         processors=(
             LateTemperature(tuple(given["temperature"])),
-            GivenNoise(case.outputs["gumbel"]),
+            GivenDraws(pyramid.split(case.outputs["gumbel"])),
         ),
     )
     rule = LinearGuidance(given["cfg"])

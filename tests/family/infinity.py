@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from family.case import by_level, nhwc
+from family.case import by_level, nchw, nhwc
 
 from var_jax.codecs.bitwise import Bitwise
 from var_jax.heads.bitwise import BitwiseSampling, choose_bits
@@ -101,10 +101,6 @@ def check_level_weights(case):
     tokens = case.outputs["train_token_loss"]
     case.close((tokens * weights).sum(1).mean(), "train_loss")
     case.close(tokens.mean(), "train_loss_unweighted")
-
-
-def nchw(x):
-    return np.transpose(x, (0, 3, 1, 2))
 
 
 CHECKS = {

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from ml_collections import ConfigDict
+from recipes import load
 
 from var_jax import build
 
@@ -73,3 +74,13 @@ def test_a_key_that_is_no_path_is_named():
     with pytest.raises(ValueError, match=r"config.evaluation.fid.reference: .*s3://bucket"):
         build.resolve_paths(config)
     build.resolve_paths(ConfigDict({"data": {"options": {}}}))
+
+
+def test_networks_of_a_decoder_are_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load("family/code", "smallest")
+    build.resolve_paths(config)
+    assert config.sampling.decoder.refiner == ""
+    config.sampling.decoder.refiner = "runs//small/"
+    build.resolve_paths(config)
+    assert config.sampling.decoder.refiner == str(tmp_path / "runs" / "small")

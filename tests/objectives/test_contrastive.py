@@ -130,7 +130,11 @@ def test_mistakes_are_named():
     with config.unlocked():
         config.train.progressive = dict(until=0.5, first=0)
     module = build.tokenizer(config)
-    with pytest.raises(ValueError, match="leave out curriculum and progressive"):
+    with pytest.raises(ValueError, match="train.progressive is set, but .* 'cca', which does not"):
+        build.objective(config, build.LoadedTokenizer(module, None, "", config), False)
+    with config.unlocked():
+        config.train.progressive, config.train.weights = {}, "sqrt_area"
+    with pytest.raises(ValueError, match="train.weights is set, but .* 'cca', which does not"):
         build.objective(config, build.LoadedTokenizer(module, None, "", config), False)
 
 

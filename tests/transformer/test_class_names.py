@@ -28,17 +28,17 @@ def filled(params):
 
 @functools.cache
 def condition_params(max_length=0):
-    names = ClassNames(NAMES, 16, max_length=max_length)
+    names = ClassNames(NAMES, len(NAMES), 16, max_length=max_length)
     return filled(jax.eval_shape(names.init, jax.random.key(0), jnp.zeros(1, int))["params"])
 
 
 def condition(params, given, keys=None, **changes):
-    names = ClassNames(NAMES, 16, **changes)
+    names = ClassNames(NAMES, len(NAMES), 16, **changes)
     return jax.jit(lambda p, g, k: names.apply({"params": p}, g, k))(params, given, keys)
 
 
 def test_the_bytes_of_a_name_are_its_tokens():
-    bytes_, there = ClassNames(NAMES, 16).table()
+    bytes_, there = ClassNames(NAMES, len(NAMES), 16).table()
     assert bytes_[2][there[2]].tolist() == list("zéro".encode())
     assert there.sum(1).tolist() == [2, 2, 5, 5, 1]
     # The empty name is a token that no byte is.
@@ -78,7 +78,7 @@ def test_dropout_takes_whole_names_by_the_example():
 
 def transformer(**changes):
     settings = dict(depth=2, width=16, num_heads=2, cross_attention=True)
-    settings["conditioner"] = ClassNames(NAMES, 16)
+    settings["conditioner"] = ClassNames(NAMES, len(NAMES), 16)
     return VAR(PYRAMID, 4, code_dim=3, **{**settings, **changes})
 
 
@@ -161,14 +161,16 @@ def test_only_cross_attention_and_the_names_add_parameters():
 
 
 def test_mistakes_are_named():
-    names = ClassNames(NAMES, 16)
+    names = ClassNames(NAMES, len(NAMES), 16)
     names.check(np.array([0, 4]))
     with pytest.raises(ValueError, match="0..4"):
         names.check(np.array([5]))
     with pytest.raises(ValueError, match="longest name has 5"):
-        ClassNames(NAMES, 16, max_length=4)
+        ClassNames(NAMES, len(NAMES), 16, max_length=4)
     with pytest.raises(ValueError, match="not empty"):
-        ClassNames(("a", ""), 16)
+        ClassNames(("a", ""), 2, 16)
+    with pytest.raises(ValueError, match="There are 2 names, but the model has 3 classes"):
+        ClassNames(("a", "b"), 3, 16)
 
 
 def test_the_smallest_config_trains_and_draws(tmp_path):

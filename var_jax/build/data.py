@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from var_jax.build.modules import held_networks
 from var_jax.build.sections import ConfigError, Section, call, read, read_section
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data import sources, transforms
@@ -21,13 +22,12 @@ from var_jax.settings import Changeable
 
 #: Options of data sources that name places in a file system.
 _PATH_OPTIONS = ("path", "data_dir", "val_labels")
-#: All keys that do.
+#: All keys that do, beside the networks that a decoder holds.
 _PATHS = (
     "tokenizer_checkpoint",
     "token_cache",
     *(f"data.options.{option}" for option in _PATH_OPTIONS),
     "train.initial_checkpoint",
-    "sampling.decoder.refiner",
     "tokenizer_train.lpips_vgg",
     "tokenizer_train.lpips_linear",
     "evaluation.rfid",
@@ -44,7 +44,8 @@ def resolve_paths(config: ConfigDict) -> None:
     Raises:
       ValueError: one of them is no path.
     """
-    for name in _PATHS:
+    held = (f"sampling.decoder.{field}" for field in held_networks(config))
+    for name in (*_PATHS, *held):
         *sections, key = name.split(".")
         section = config
         for part in sections:
@@ -174,15 +175,14 @@ def data_paths(config: ConfigDict, *, cached: bool) -> list[str]:
     """What of the file system a run reads, so that every host can be asked whether it can.
 
     Args:
-      config: reads data, token_cache and tokenizer_checkpoint.
-      cached: the run reads config.token_cache in place of the images, if there is one.
+      config: reads data, token_cache, tokenizer_checkpoint and sampling.decoder.
+      cached: a transformer's run, which reads config.token_cache in place of the images, if there
+        is one, and draws samples.
     """
-    if not cached:
-        places = [config.data.options.get(key) for key in _PATH_OPTIONS]
-    elif config.token_cache:
-        places = [config.token_cache, config.tokenizer_checkpoint]
-    else:
-        places = [*data_paths(config, cached=False), config.tokenizer_checkpoint]
+    places = [config.data.options.get(key) for key in _PATH_OPTIONS]
+    if cached:
+        places = [config.token_cache] if config.token_cache else places
+        places += [config.tokenizer_checkpoint, *held_networks(config).values()]
     return [place for place in places if place]
 
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from var_jax.build import registry
-from var_jax.build.sections import Section, call, opened, read_section, tuples
-from var_jax.codecs.base import Codec
+from var_jax.build.sections import ConfigError, Section, call, opened, read_section, tuples
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.decoding import guidance
 from var_jax.decoding.base import Decoder
@@ -77,10 +76,7 @@ class DrawnSettings:
 
 #: What is passed to classes of these axes beside their keys, see `registry`.
 _CODEC = ("pyramid",)
-_PARTS = (
-    *("pyramid", "width", "num_heads", "depth", "dtype", "num_classes", "drop_rate"),
-    *("code_dim", "target", "vocab_size"),
-)
+_PARTS = (*("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),)
 _POLICY = ("pyramid",)
 _DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
 
@@ -156,10 +152,7 @@ def network(config: ConfigDict) -> Network:
 
     width and num_heads default to the official sizes.
     """
-    return _network(config, tokenizer(config).codec)
-
-
-def _network(config: ConfigDict, codec: Codec) -> Network:
+    codec = tokenizer(config).codec
     path, values = "config.model", read_section(config, "model", MODEL)
     settings = call(ModelSettings, path, values)
     width = settings.width or HEAD_DIM * values.get("depth", 0)
@@ -168,20 +161,20 @@ def _network(config: ConfigDict, codec: Codec) -> Network:
     offered = {
         "pyramid": pyramid(config),
         "width": width,
-        "num_heads": num_heads,
-        "depth": values.get("depth", 0),
         "dtype": computing,
         "num_classes": values.get("num_classes", 0),
         "drop_rate": values.get("class_drop_rate", VAR.class_drop_rate),
-        "code_dim": codec.code_dim,
         "target": codec.target,
         "vocab_size": codec.target.num_values,
     }
     chosen = {axis: values.pop(axis, None) for axis in ("conditioner", "positions", "head")}
-    head = chosen.pop("head") or {
-        "kind": "categorical",
-        "label_smoothing": settings.label_smoothing,
-    }
+    head = chosen.pop("head")
+    if head and settings.label_smoothing:
+        raise ConfigError(
+            f"{path}.label_smoothing is {settings.label_smoothing}, but {path}.head is given, "
+            "which does not read it; leave it out, or set it in the head's section."
+        )
+    head = head or {"kind": "categorical", "label_smoothing": settings.label_smoothing}
     parts = {
         axis: registry.make(axis, value, f"{path}.{axis}", **offered)
         for axis, value in chosen.items()
@@ -204,13 +197,24 @@ def _network(config: ConfigDict, codec: Codec) -> Network:
     return Network(transformer, registry.make("head", head, f"{path}.head", **offered))
 
 
+def held_networks(config: ConfigDict) -> dict[str, str]:
+    """Workdirs of the networks that the decoder of config.sampling holds, by the field's name."""
+    sampling = tuples(config.get("sampling"))
+    chosen = opened(sampling.get("decoder")) if isinstance(sampling, Mapping) else None
+    if not chosen:
+        return {}
+    keys = registry.section("decoder", chosen, "config.sampling.decoder", _DECODER).keys
+    networks = (name for name, key in keys.items() if key.annotation is Network)
+    return {name: chosen[name] for name in networks if chosen.get(name)}
+
+
 def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None = None) -> Decoder:
     """The decoder of config.sampling; a tuple of cfg is one weight for each level.
 
     Args:
       config: reads sampling, and model for its head.
-      network_of: (name of a field, workdir) -> a further network that the decoder holds, where
-        its class has a field of that type; see `build.load_decoder`.
+      network_of: (name of a field, workdir) -> one of its `held_networks`; see
+        `build.load_decoder`.
     """
     path, model = "config.sampling", tuples(config.get("model", {}))
     values = read_section(config, "sampling", sampling_section(model))
@@ -222,7 +226,7 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
             f"{', '.join(_CFG_SCHEDULES)}, or give cfg one weight for each level."
         )
     made = guidance.PerLevelGuidance if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule]
-    rule = made(**registry.taken(made, {"cfg": cfg, "max_side": max(config.patch_nums)}))
+    rule = made(**registry.taken(made, {"cfg": cfg, "max_side": pyramid(config).max_side}))
     if values.get("processors"):
         values["processors"] = tuple(
             registry.make("processor", value, f"{path}.processors")
@@ -230,21 +234,21 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         )
     policy = values.get("cache_policy")
     chosen = dict(opened(values.get("decoder") or "next_scale"))
-    given = registry.section("decoder", chosen, f"{path}.decoder", _DECODER).keys
-    for name, key in given.items():
-        if key.annotation is Network and chosen.get(name) and network_of is not None:
-            chosen[name] = network_of(name, chosen[name])
-    patch_nums = call(DrawnSettings, path, values).patch_nums
-    if patch_nums and patch_nums[0] != config.patch_nums[0]:
+    if network_of is not None:
+        chosen |= {name: network_of(name, place) for name, place in held_networks(config).items()}
+    patch_nums, own = call(DrawnSettings, path, values).patch_nums, pyramid(config)
+    drawn = ScalePyramid.from_patch_nums(patch_nums) if patch_nums else own
+    if drawn.shapes[0] != own.shapes[0]:
         raise ValueError(
             f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
-            f"{tuple(config.patch_nums)} do, whose first level alone has learned to start."
+            f"{own.patch_nums} do, whose first level alone has learned to start."
         )
-    drawn = ScalePyramid.from_patch_nums(patch_nums) if patch_nums else pyramid(config)
+    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums"}
     return registry.make(
         "decoder",
         chosen,
         f"{path}.decoder",
+        {name: f"{path}.{key}" for name, key in set_here.items() if values.get(key)},
         guidance=rule,
         sampling=call(_head_class(model).sampling, path, values),
         cache_policy=policy

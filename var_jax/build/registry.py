@@ -148,19 +148,31 @@ def sections(prefix: str, **offered: tuple[str, ...]) -> dict[str, Callable[...,
     return {axis: of(axis, names) for axis, names in offered.items()}
 
 
-def make(axis: str, value: Any, path: str, **offered: Any) -> Any:
+def make(
+    axis: str, value: Any, path: str, chosen: Mapping[str, str] | None = None, **offered: Any
+) -> Any:
     """Builds what the section of an axis describes.
 
     Args:
       axis, value, path: see `section`.
+      chosen: those of the offered values that the config sets elsewhere, by the key that does.
       **offered: what the builder knows; a class takes what it has parameters for.
 
     Raises:
-      ConfigError: an unknown kind or key, or a key that is missing.
+      ConfigError: an unknown kind or key, a key that is missing, or a chosen value that the class
+        would not read.
     """
     values = read(opened(value), path, section(axis, value, path, tuple(offered)))
-    cls = find(axis, values.pop("kind"), path)
-    return call(cls, path, values, **taken(cls, offered))
+    kind = values.pop("kind")
+    cls = find(axis, kind, path)
+    parts = taken(cls, offered)
+    for name, key in (chosen or {}).items():
+        if name not in parts:
+            raise ConfigError(
+                f"{key} is set, but {path} is of the kind {kind!r}, which does not read it; leave "
+                "it out, or choose another kind."
+            )
+    return call(cls, path, values, **parts)
 
 
 def taken(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,10 +190,13 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
             seed=config.get("seed", 0),
         )
     weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")
+    stages = "progressive" if values.get("progressive") else "curriculum"
+    set_here = {"weights": "weights", "curriculum": stages}
     return registry.make(
         "objective",
         values.get("objective") or "likelihood",
         f"{path}.objective",
+        {name: f"{path}.{key}" for name, key in set_here.items() if values.get(key)},
         network=made,
         tokenizer=loaded.module,
         from_images=from_images,

@@ -64,6 +64,7 @@ class Codec(Protocol):
       source: of one example: what `lesson` starts from, and a token cache stores.
       codebook_size: V, where the codec looks vectors up in a codebook that it trains (parameter
         'codebook'); 0 where there is none.
+      normalize_codes: of a codec with a codebook: codes are chosen by direction.
     """
 
     pyramid: ScalePyramid
@@ -72,6 +73,7 @@ class Codec(Protocol):
     target: Field
     source: Field
     codebook_size: int
+    normalize_codes: bool
 
     def encode(self, features: Float[jax.Array, "B h w C"]) -> jax.Array:
         """Features -> the targets of all levels, [B, L, ...]."""

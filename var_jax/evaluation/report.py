@@ -8,9 +8,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c1c1c; background: #fff }
@@ -36,15 +33,6 @@ def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]], align: 
     cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
     lines = [map(str, header), [align] * len(header), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def encode_png(image: UInt8[np.ndarray, "H W c"]) -> bytes:
-    """A picture with one or three channels as PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def curves(

@@ -20,7 +20,6 @@ from var_jax.codecs.base import Lesson
 from var_jax.fields import Field
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart
-from var_jax.objectives.curriculum import Curriculum
 from var_jax.objectives.likelihood import Likelihood, summarise
 from var_jax.tokenizer.vqvae import VQVAE
 
@@ -48,7 +47,6 @@ class Contrastive:
 
     Attributes:
       network, tokenizer, from_images: see `Likelihood`.
-      curriculum: must be None; ratios are of whole pyramids.
       form: of FORMS.
       beta: see above.
       negative_weight: lambda of the paper.
@@ -60,7 +58,6 @@ class Contrastive:
     network: Network
     tokenizer: VQVAE
     from_images: bool = False
-    curriculum: Curriculum | None = None
     form: str = "cca"
     beta: float = 0.02
     negative_weight: float = 50.0
@@ -72,11 +69,6 @@ class Contrastive:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise ValueError(f"Unknown form {self.form!r}; choose one of {', '.join(FORMS)}.")
-        if self.curriculum is not None:
-            raise ValueError(
-                "A contrastive objective compares whole pyramids; leave out curriculum and "
-                "progressive."
-            )
 
     @property
     def likelihood(self) -> Likelihood:
@@ -108,13 +100,7 @@ class Contrastive:
     ) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`."""
         parts = jax.vmap(jax.random.split)(keys)
-        lesson = self.tokenizer.codec.apply(
-            {"params": frozen["tokenizer"].get("codec", {})},
-            self.likelihood.source(frozen, batch),
-            self.network.transformer.pyramid,
-            parts[:, 0],
-            method="lesson",
-        )
+        lesson = self.likelihood.lesson(frozen, batch, parts[:, 0])
         own, other, null = self._conditions(batch, parts[:, 1])
         same = jax.tree.map(_equal_rows, own, other)
         same = functools.reduce(jnp.logical_and, jax.tree.leaves(same))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from var_jax.codecs.base import Codec
+from var_jax.codecs.base import Codec, Lesson
 from var_jax.fields import Field
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart
@@ -98,10 +98,7 @@ class Likelihood:
         if keys is not None:
             parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
             lesson_keys, network_keys, head_keys = (parts[:, i] for i in range(3))
-        codec = {"params": frozen["tokenizer"].get("codec", {})}
-        lesson = self.codec.apply(
-            codec, self.source(frozen, batch), self.pyramid, lesson_keys, method="lesson"
-        )
+        lesson = self.lesson(frozen, batch, lesson_keys)
         hidden, _ = self.network.hidden(
             params,
             lesson.inputs,
@@ -112,12 +109,15 @@ class Likelihood:
         loss, metrics = self.network.loss(params, hidden, lesson.targets, head_keys, self.pyramid)
         return loss if lesson.weights is None else loss * lesson.weights, metrics
 
-    def source(self, frozen: Any, batch: Any) -> jax.Array:
-        """What the codec's lessons start from, read from a batch."""
-        if not self.from_images:
-            return batch[self.codec.source.name]
-        images = to_float(batch["image"])
-        return self.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="read")
+    def lesson(self, frozen: Any, batch: Any, keys: jax.Array | None = None) -> Lesson:
+        """What the codec teaches of a batch; without keys (None) as in evaluation."""
+        if self.from_images:
+            images = to_float(batch["image"])
+            source = self.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="read")
+        else:
+            source = batch[self.codec.source.name]
+        codec = {"params": frozen["tokenizer"].get("codec", {})}
+        return self.codec.apply(codec, source, self.pyramid, keys, method="lesson")
 
     def loss(
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array

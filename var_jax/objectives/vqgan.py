@@ -122,7 +122,7 @@ class VQGAN:
             codec.pyramid,
             key,
             step,
-            getattr(codec, "normalize_codes", False),
+            codec.normalize_codes,
         )
         ema = None if ema is None else _with_codebook(ema, average)
         return _with_codebook(params, codebook), ema, stats

@@ -9,7 +9,8 @@ import numpy as np
 
 from var_jax import paths
 from var_jax.evaluation.pictures import make_grid
-from var_jax.evaluation.report import Report, curves, encode_png
+from var_jax.evaluation.report import Report, curves
+from var_jax.pixels import encode_png
 from var_jax.train.metrics import read_metrics
 
 _EXPLAINED = {

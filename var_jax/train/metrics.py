@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from var_jax.paths import is_remote, write_text
+from var_jax.pixels import encode_png
 from var_jax.train.mirror import Mirror
 
 
@@ -83,12 +84,9 @@ class MetricWriter:
         """Saves a picture uint8 [H, W, c] as samples/<name>_<step>.png and in TensorBoard."""
         if not self.active:
             return
-        from PIL import Image
-
         folder = self._folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        picture.save(folder / f"{name}_{step:08d}.png")
+        (folder / f"{name}_{step:08d}.png").write_bytes(encode_png(image))
         self._board.add_image(name, image, step, dataformats="HWC")
 
     def copy_soon(self) -> None:

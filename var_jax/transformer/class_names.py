@@ -29,12 +29,14 @@ class ClassNames(nn.Module):
 
     Attributes:
       names: of the classes 0, 1, ...; label len(names) is the empty name.
+      num_classes: how many the model has; as many as there are names.
       width: C.
       drop_rate: probability that a name is replaced by the empty one in training.
       max_length: places for bytes; 0 is as many as the longest name has.
     """
 
     names: tuple[str, ...]
+    num_classes: int
     width: int
     drop_rate: float = 0.1
     max_length: int = 0
@@ -44,6 +46,11 @@ class ClassNames(nn.Module):
         longest = max((len(name.encode()) for name in self.names), default=0)
         if not all(self.names) or not self.names:
             raise ValueError(f"Every class needs a name that is not empty, got {self.names}.")
+        if len(self.names) != self.num_classes:
+            raise ValueError(
+                f"There are {len(self.names)} names, but the model has {self.num_classes} "
+                "classes; give one name for each class."
+            )
         if 0 < self.max_length < longest:
             raise ValueError(
                 f"max_length is {self.max_length}, but the longest name has {longest} bytes; set "

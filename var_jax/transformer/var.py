@@ -103,9 +103,7 @@ class VAR(nn.Module):
 
     def setup(self) -> None:
         std = init_std(self.width)
-        self._condition = self.conditioner or ClassLabels(
-            self.num_classes, self.width, self.class_drop_rate
-        )
+        self._condition = self.conditioning()
         self._positions = self.positions or LearnedPositions(self.pyramid, self.width)
         self._stack = Stack(
             self.block_settings(), self.drop_path_rate, self.remat, self.scan_unroll

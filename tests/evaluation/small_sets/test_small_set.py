@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from var_jax.evaluation.pictures import make_grid
-from var_jax.evaluation.report import Report, curves, encode_png
+from var_jax.evaluation.report import Report, curves
 from var_jax.evaluation.small_sets.classifier import Classifier
 from var_jax.evaluation.small_sets.small_set import (
     LabelledImages,
@@ -10,6 +10,7 @@ from var_jax.evaluation.small_sets.small_set import (
     score,
     within_class_deviation,
 )
+from var_jax.pixels import encode_png
 from var_jax.pyramid import ScalePyramid
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2))

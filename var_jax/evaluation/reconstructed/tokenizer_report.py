@@ -14,8 +14,9 @@ from etils import epath
 from var_jax.evaluation.pictures import make_grid
 from var_jax.evaluation.reconstructed.text_preservation import TextScores
 from var_jax.evaluation.reconstructed.tokenizer_scores import Examples, TokenizerScores
-from var_jax.evaluation.report import MarkdownReport, Report, encode_png, line_plots
+from var_jax.evaluation.report import MarkdownReport, Report, line_plots
 from var_jax.paths import write_bytes, write_json, write_text
+from var_jax.pixels import encode_png
 
 #: Below so many images a Frechet distance says more about their number than about the tokenizer.
 FEW_IMAGES = 10_000
