@@ -79,7 +79,7 @@ def shared():
 def test_commands_and_their_flags_are_there(path):
     for module, rest in commands(text_of(path)):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-        names = re.findall(r"(?<!\S)--(?:no)?([a-z_0-9]+)(?=[\s=.]|$)", rest)
+        names = re.findall(r"(?<!\S)--(?:no)?([\w-]+)", rest)
         of_config = set(re.findall(r"(?<!\S)--config\.([\w.]+)", rest))
         unknown = set(names) - defined(module) - shared()[""] - OF_ABSL
         assert not unknown, f"{module}{rest} has no flag {unknown}"
