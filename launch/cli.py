@@ -153,6 +153,24 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
+def find_config(path: str) -> str:
+    """Where the config FILE[:VARIANT] lies; configs/... is also found away from a clone.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    from var_jax import build
+
+    file, colon, variant = os.path.expanduser(path).partition(":")
+    places = [file]
+    if pathlib.PurePath(file).parts[:1] == ("configs",):
+        places += [str(root / file) for root in (_ROOT / "var_jax", _ROOT)]
+    for place in places:
+        if os.path.isfile(place):
+            return f"{place}{colon}{variant}"
+    raise build.ConfigError(f"There is no config file {file}; configs/ has examples.")
+
+
 class _ConfigParser(flags.ArgumentParser):
     """Reads --config=FILE[:VARIANT] and makes room for each --config.<key>=<value>.
 
@@ -165,10 +183,7 @@ class _ConfigParser(flags.ArgumentParser):
     def parse(self, path: str) -> ConfigDict:
         from var_jax import build
 
-        path = os.path.expanduser(path)
-        file = path.split(":", 1)[0]
-        if not os.path.isfile(file):
-            raise build.ConfigError(f"There is no config file {file}; configs/ has examples.")
+        path = find_config(path)
         try:
             config = self._parser.parse(path)
         except (TypeError, ValueError) as error:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from var_jax.api import Model, load
 
-__all__ = ["Model", "load"]
+__version__ = "0.1.0"
+
+__all__ = ["Model", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

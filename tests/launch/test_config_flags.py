@@ -101,6 +101,15 @@ def test_a_config_may_lie_in_the_home_directory(parse, monkeypatch, tmp_path):
     assert parse("--config=~/x.py:smallest").train.num_steps == 4
 
 
+def test_the_configs_are_found_from_elsewhere(parse, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/mnist5k.py:smallest").train.num_steps == 4
+    own = tmp_path / "configs" / "mnist5k.py"
+    own.parent.mkdir()
+    own.write_text(pathlib.Path(MNIST).read_text().replace("num_steps=4,", "num_steps=7,"))
+    assert parse("--config=configs/mnist5k.py:smallest").train.num_steps == 7
+
+
 def test_the_command_ends_with_one_line(tmp_path):
     child = start(tmp_path, f"--config={MNIST}", "--config.train.ema_dacay=0.999")
     _, err = child.communicate()

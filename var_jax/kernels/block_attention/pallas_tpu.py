@@ -161,7 +161,10 @@ def block_attention(
     produce that array, no copy is made. Any H works; one that neither divides 128 nor is a
     multiple of it is padded with zeros.
 
-    Args, Returns: as for var_jax.kernels.block_attention.block_attention, and
+    The result, and all arguments but two, are those of
+    `var_jax.kernels.block_attention.block_attention`.
+
+    Args:
       max_rows: queries of a whole-row tile, a multiple of 128; 0 streams tiles of keys; None
         chooses by the chip's VMEM.
       interpret: False, or a pltpu.InterpretParams to run without a TPU.
