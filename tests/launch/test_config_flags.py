@@ -95,6 +95,21 @@ def start(workdir, *argv):
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
+def test_keys_of_a_kind_can_be_set(parse):
+    given = f"--config={ROOT}/configs/family/flowar.py:smallest"
+    assert parse(given, "--config.model.head.net_heads=4").model.head.net_heads == 4
+
+
+def test_keys_of_a_kind_that_is_given_alone_can_be_set(parse, tmp_path):
+    text = pathlib.Path(MNIST).read_text()
+    assert text.count("    return config\n") == 1
+    context = '    config.model.context = "recent_levels"\n    return config\n'
+    (tmp_path / "x.py").write_text(text.replace("    return config\n", context))
+    given = f"--config={tmp_path}/x.py:smallest"
+    found = parse(given, "--config.model.context.num_previous=2").model.context
+    assert found.to_dict() == {"kind": "recent_levels", "num_previous": 2}
+
+
 def test_a_config_may_lie_in_the_home_directory(parse, monkeypatch, tmp_path):
     shutil.copy(MNIST, tmp_path / "x.py")
     monkeypatch.setenv("HOME", str(tmp_path))

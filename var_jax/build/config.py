@@ -13,7 +13,17 @@ from var_jax.build.data import DATA
 from var_jax.build.evaluation import EVALUATION
 from var_jax.build.modules import MODEL, sampling_section, tokenizer_section
 from var_jax.build.scaling import SCALING
-from var_jax.build.sections import REQUIRED, ConfigError, Key, Section, check, find, tuples, walk
+from var_jax.build.sections import (
+    REQUIRED,
+    ConfigError,
+    Key,
+    Section,
+    check,
+    find,
+    opened,
+    tuples,
+    walk,
+)
 from var_jax.build.training import MESH, TOKENIZER_TRAIN, TRAIN
 from var_jax.parallel import sharding
 from var_jax.settings import Changeable
@@ -81,14 +91,15 @@ def make_room(config: ConfigDict, names: list[str]) -> None:
     Raises:
       ConfigError: there is no such key, with the nearest one.
     """
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         for name in names:
             key = find(ROOT, config, name)
             *above, last = name.split(".")
             section = config
             for part in above:
-                if section.get(part) is None:
-                    section[part] = ConfigDict()
+                inside = opened(section.get(part))
+                if not isinstance(inside, ConfigDict):  # None, or a kind alone.
+                    section[part] = ConfigDict(inside or {})
                 section = section[part]
             if last in section:
                 continue

@@ -15,6 +15,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from var_jax.build.sections import ConfigError, Section, call, opened, read
 
 METHODS: dict[str, dict[str, str]] = {
@@ -128,7 +130,8 @@ def section(axis: str, value: Any, path: str, offered: tuple[str, ...]) -> Secti
       path: of the section.
       offered: names of what the builder passes.
     """
-    kind = opened(value).get("kind") if isinstance(value, str | Mapping) else None
+    described = isinstance(value, str | Mapping | ConfigDict)
+    kind = opened(value).get("kind") if described else None
     if not isinstance(kind, str):
         raise ConfigError(f"{path} needs a kind: {', '.join(METHODS[axis])} or 'module:Class'.")
     return Section((Kind, find(axis, kind, path)), given=offered)
