@@ -25,7 +25,7 @@ def forward_flops(network: Network) -> float:
     """
     var = network.transformer
     width, tokens = var.width, var.pyramid.length
-    pairs = sum(s.rows * (s.hi - s.lo) for s in key_segments(var.pyramid, var.context))
+    pairs = sum(s.pairs for s in key_segments(var.pyramid, var.context))
     dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
     attention = 4 * pairs * width
     modulation = 0 if var.shared_adaln else 2 * 6 * width * width
