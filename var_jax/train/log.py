@@ -143,7 +143,8 @@ class TrainLog:
         return f"{first}..{first + self._settings.batch_size - 1}"
 
     def _write(self, step: int) -> None:
-        names = self._window[-1]
+        # Steps that train different levels report different names.
+        names = {name: None for m in self._window for name in m}
         mean = {k: statistics.fmean(m[k] for m in self._window if k in m) for k in names}
         mean.pop("skipped_in_row")
         mean["skipped"] = self._skipped
