@@ -151,8 +151,10 @@ class TrainLog:
         rates = self._progress.rates(step + 1)
         shown = {k: mean[k] for k in ("loss", "accuracy_mean", "psnr") if k in mean}
         self._progress.show(step + 1, shown, rates)
-        if self._flops:
-            chip = self._flops * rates["images_per_second_per_chip"]
+        if self._flops is not None:
+            steps = range(step + 1 - len(self._window), step + 1)
+            per_image = statistics.fmean(map(self._flops, steps))
+            chip = per_image * rates["images_per_second_per_chip"]
             rates["teraflops_per_second_per_chip"] = chip / 1e12
             if self._peak:
                 rates["model_flop_utilisation"] = chip / self._peak
