@@ -8,6 +8,7 @@ import pytest
 from small_network import CODE_DIM, filled, network
 
 from var_jax.context import OwnNeighbourhood, OwnScale, dense_mask, key_segments
+from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import Cache
 
@@ -59,3 +60,20 @@ def test_a_level_drawn_alone_equals_the_teacher_forced_pass(level):
     hidden, cache = run(NEAR, given[:, tokens], range(level, level + 1), cached=True)
     np.testing.assert_allclose(hidden, run(NEAR, given)[0][:, tokens], rtol=2e-4, atol=2e-5)
     assert cache.runs == ((),)  # No level looks back.
+
+
+def test_eight_devices_give_the_numbers_of_one():
+    transformer, params = model(NEAR)
+    given, labels = np.tile(inputs(), (4, 1, 1)), np.tile(LABELS, 4)
+    mesh = sharding.make_mesh(data=4, tensor=2)
+
+    @jax.jit
+    def spread(params, given, labels):
+        return transformer.apply({"params": params}, given, labels)[0]
+
+    with sharding.activate(mesh, "fsdp_tensor"):
+        rows = jax.device_put((given, labels), sharding.batch_sharding(mesh))
+        found = spread(params, *rows)
+    assert len(found.sharding.device_set) == 8
+    one = run(NEAR, inputs())[0]
+    np.testing.assert_allclose(found, np.tile(one, (4, 1, 1)), rtol=2e-4, atol=2e-5)

@@ -94,6 +94,15 @@ def test_neighbourhoods_agree_with_float64(dtype):
         _check(xla.block_attention, segments, (1, length, 1, 64), length, dtype, True)
 
 
+def test_bands_leave_out_most_of_what_no_query_sees():
+    pyramid = ScalePyramid.from_patch_nums(PATCHES[680])
+    segments = key_segments(pyramid, OwnNeighbourhood(8), range(8, 10))
+    groups = xla.row_groups(segments)
+    computed = sum(sum(s.rows for s in group) * (hi - lo) for group, lo, hi in groups)
+    whole = sum(n * n for n in pyramid.sizes[8:])
+    assert (sum(s.pairs for s in segments), computed, whole) == (20825, 66688, 94097)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_level_over_a_cache(backend):
     segments = (KeySegment(25, 0, 55),)
