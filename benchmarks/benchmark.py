@@ -101,7 +101,7 @@ def attention_program(config: ConfigDict, mesh: Any, batch_size: int, implementa
         return out.astype(jnp.float32).sum()
 
     function = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-    pairs = sum(s.rows * (s.hi - s.lo) for s in segments)
+    pairs = sum(s.pairs for s in segments)
     # Two products forward, five backward (the scores are computed again), over visible keys.
     flops = 7 * 2.0 * batch_size * var.width * pairs
     args = (array, array, array, scale)

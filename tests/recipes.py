@@ -14,6 +14,7 @@ TRANSFORMERS = [
     *(("var_imagenet256", variant) for variant in ("d16", "d20", "d24", "d30")),
     ("var_imagenet512",),
     *(("family/hmar", variant) for variant in ("", "smallest", "d16")),
+    *(("family/mvar", variant) for variant in ("", "smallest", "d16", "d24_tuned")),
     *(("family/flexvar", variant) for variant in ("", "smallest", "d16")),
 ]
 

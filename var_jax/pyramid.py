@@ -131,8 +131,12 @@ class ScalePyramid:
         """The pyramid of the first `num_levels` levels of the same feature map."""
         if not 1 <= num_levels <= self.num_levels:
             raise ValueError(f"num_levels must be in 1..{self.num_levels}, got {num_levels}.")
-        points = None if self.points is None else self.points[: self.offsets[num_levels]]
-        return ScalePyramid(self.shapes[:num_levels], points, self.grid)
+        return self.part(range(num_levels))
+
+    def part(self, levels: range) -> ScalePyramid:
+        """The pyramid of consecutive levels, one at least, of the same feature map."""
+        points = None if self.points is None else self.points[self.tokens(levels)]
+        return ScalePyramid(self.shapes[levels.start : levels.stop], points, self.grid)
 
     def starts_with(self, other: ScalePyramid) -> bool:
         """Whether the other's levels are the first ones of this pyramid."""

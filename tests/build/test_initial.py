@@ -49,6 +49,12 @@ def table(params):
     return params["transformer"]["class_embedding"]
 
 
+def test_another_context_takes_all(tmp_path, config):
+    params = save(tmp_path, config)
+    found = start(tmp_path, load("family/mvar", "smallest"))
+    jax.tree.map(np.testing.assert_array_equal, found.fit(params), params)
+
+
 @pytest.mark.parametrize("ema", [False, True])
 def test_the_same_classes_take_all(tmp_path, config, ema):
     params = save(tmp_path, config, ema=ema)

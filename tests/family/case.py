@@ -5,13 +5,16 @@ import functools
 import json
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from goldens.fill import fill
 
-from var_jax.convert import mapping
+from var_jax.codecs.residual_vq import ResidualVQ
+from var_jax.convert import mapping, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
+from var_jax.pyramid import ScalePyramid
 
 #: Entries of official state dicts that the code computes from the config.
 DERIVED = (
@@ -134,3 +137,35 @@ def close_where_kept(case, logits, name):
     expected = case.outputs[name]
     case.close(np.where(np.isfinite(logits), logits, expected), name)
     assert np.isfinite(logits).any(-1).all()
+
+
+def pyramid(case):
+    """The levels of a case of squares."""
+    return ScalePyramid.from_patch_nums(case.config["pn"])
+
+
+@functools.cache
+def residual_codec(case):
+    """VAR's codec and its parameters."""
+    config = case.config
+    module = ResidualVQ(pyramid(case), config["V"], config["Cvae"], config["phi"])
+    features = np.zeros((1, *module.pyramid.grid, config["Cvae"]), np.float32)
+    init = functools.partial(module.init, method="encode")
+    abstract = {"codec": nn.unbox(jax.eval_shape(init, jax.random.key(0), features)["params"])}
+    rows = vqvae.rows(config["phi"])
+    params, _ = read_params(case.state("vae_layout"), rows, abstract, vqvae.BUFFERS)
+    return module, params["codec"]
+
+
+def check_teacher_inputs(case):
+    """Asserts VAR's tokens, and what is read for them."""
+    module, params = residual_codec(case)
+
+    @jax.jit
+    def run(features):
+        tokens = module.apply({"params": params}, features, method="encode")
+        return tokens, module.apply({"params": params}, tokens, method="lesson")
+
+    tokens, lesson = run(nhwc(case.outputs["features"]))
+    np.testing.assert_array_equal(tokens, by_level(case.outputs, "tokens"))
+    case.close(lesson.inputs[:, module.pyramid.sizes[0] :], "teacher_forcing_input")

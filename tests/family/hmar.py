@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +9,16 @@ from family.case import (
     GivenDraws,
     by_level,
     check_grad_norms,
+    check_teacher_inputs,
     close_where_kept,
     nchw,
-    nhwc,
+    pyramid,
     read_params,
+    residual_codec,
 )
 
-from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import OwnScale
-from var_jax.convert import official, var, vqvae
+from var_jax.convert import official, var
 from var_jax.decoding.guidance import LinearGuidance
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
@@ -28,23 +28,6 @@ from var_jax.objectives.likelihood import Likelihood
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
-
-
-def pyramid(case):
-    return ScalePyramid.from_patch_nums(case.config["pn"])
-
-
-@functools.cache
-def codec(case):
-    """The codec and its parameters."""
-    config = case.config
-    module = ResidualVQ(pyramid(case), config["V"], config["Cvae"], config["phi"])
-    features = np.zeros((1, *module.pyramid.grid, config["Cvae"]), np.float32)
-    init = functools.partial(module.init, method="encode")
-    abstract = {"codec": nn.unbox(jax.eval_shape(init, jax.random.key(0), features)["params"])}
-    rows = vqvae.rows(config["phi"])
-    params, _ = read_params(case.state("vae_layout"), rows, abstract, vqvae.BUFFERS)
-    return module, params["codec"]
 
 
 @functools.cache
@@ -85,19 +68,6 @@ def network(case):
     return made, params, {names[name]: slot for name, slot in slots.items()}
 
 
-def check_teacher_inputs(case):
-    module, params = codec(case)
-
-    @jax.jit
-    def run(features):
-        tokens = module.apply({"params": params}, features, method="encode")
-        return tokens, module.apply({"params": params}, tokens, method="lesson")
-
-    tokens, lesson = run(nhwc(case.outputs["features"]))
-    np.testing.assert_array_equal(tokens, by_level(case.outputs, "tokens"))
-    case.close(lesson.inputs[:, module.pyramid.sizes[0] :], "teacher_forcing_input")
-
-
 def check_logits(case):
     made, params, _ = network(case)
     first = np.zeros((case.config["B"], pyramid(case).sizes[0], case.config["Cvae"]), np.float32)
@@ -122,7 +92,7 @@ def check_loss_weights(case):
 
 def check_training(case):
     made, params, slots = network(case)
-    module, codec_params = codec(case)
+    module, codec_params = residual_codec(case)
     objective = Likelihood(made, VQVAE(module), weights=LogNormalWeights())
     frozen = {"tokenizer": {"codec": codec_params}}
     batch = {
@@ -146,7 +116,7 @@ def check_training(case):
 def generate(case, noise, top_k, top_p):
     """Tokens, features, and the logits before the draws."""
     made, params, _ = network(case)
-    module, codec_params = codec(case)
+    module, codec_params = residual_codec(case)
     labels = jnp.asarray(case.outputs["labels"])
 
     @jax.jit

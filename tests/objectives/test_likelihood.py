@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from var_jax.codecs.residual_vq import ResidualVQ
+from var_jax.context import OwnScale
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.objectives.curriculum import Stage, TrainedLevels, progressive_stages
@@ -69,6 +70,38 @@ def test_a_progressive_stage_weighs_its_levels_as_the_whole_does(setup):
     alone = dataclasses.replace(objective, trained=TrainedLevels(PYRAMID.prefix(2)))
     value, _ = evaluate(alone, *rest)
     np.testing.assert_allclose(value, (levels[0] + 4 * levels[1]) / 5, rtol=1e-4)
+
+
+def test_levels_that_train_alone_add_up_to_all(setup):
+    objective, params, frozen, batch = setup
+    network = objective.network
+    alone = dataclasses.replace(network, transformer=network.transformer.clone(context=OwnScale()))
+    objective = dataclasses.replace(objective, network=alone)
+
+    def gradient(levels):
+        trained = None if levels is None else TrainedLevels(PYRAMID, levels=levels)
+        loss = dataclasses.replace(objective, trained=trained).loss
+
+        @jax.jit
+        def run(params):
+            return jax.value_and_grad(loss, has_aux=True)(params, frozen, (), batch, None, 0)
+
+        return run(params)
+
+    ((value, aux), grads), *parts = map(gradient, (None, range(2), range(2, 3)))
+    np.testing.assert_allclose(sum(part[0][0] for part in parts), value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, b + c, rtol=1e-4, atol=1e-6),
+        grads,
+        parts[0][1],
+        parts[1][1],
+    )
+    # What is reported goes by the number of the level.
+    coarse, fine = (part[0][1].metrics for part in parts)
+    levels = aux.metrics["loss_level"]
+    np.testing.assert_allclose(coarse["loss_level"], levels[:2], rtol=1e-5)
+    np.testing.assert_allclose(fine["loss_level/2"], levels[2], rtol=1e-5)
+    assert "loss_level" not in fine and fine["loss_last"] == fine["loss_mean"]
 
 
 def test_stages_of_the_official_schedule():

@@ -1,12 +1,14 @@
 """Operation counts against XLA's own, and the formula against the traced model."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from var_jax.context import RecentLevels
+from var_jax.context import OwnScale, RecentLevels
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.parallel import sharding
@@ -55,21 +57,25 @@ def test_a_share_of_a_device_counts_for_all_devices():
     assert traced(mapped, jnp.zeros((16, 4)), jnp.zeros((4, 4))) == 2 * 16 * 4 * 4
 
 
-@pytest.mark.parametrize("context", [None, RecentLevels(1)])
-def test_formula_equals_the_traced_model(context):
+@pytest.mark.parametrize(
+    "context, levels",
+    [(None, None), (RecentLevels(1), None), (OwnScale(), range(3)), (OwnScale(), range(3, 4))],
+)
+def test_formula_equals_the_traced_model(context, levels):
     pyramid = ScalePyramid.from_patch_nums((1, 2, 3, 4))
     options = {} if context is None else {"context": context}
     var = VAR(pyramid, 10, 8, depth=3, width=64, num_heads=2, attention_implementation="xla",
               **options)  # fmt: skip
     head = CategoricalHead(32, 64)
-    tokens = jnp.zeros((2, pyramid.length, 8))
     labels = jnp.zeros((2,), jnp.int32)
-    params = jax.eval_shape(var.init, jax.random.key(0), tokens, labels)
-    hidden = jax.ShapeDtypeStruct((2, pyramid.length, 64), jnp.float32)
+    params = jax.eval_shape(var.init, jax.random.key(0), jnp.zeros((2, pyramid.length, 8)), labels)
+    length = pyramid.part(levels or range(4)).length
+    tokens, hidden = (jax.ShapeDtypeStruct((2, length, n), jnp.float32) for n in (8, 64))
     head_params = jax.eval_shape(head.init, jax.random.key(0), hidden)
-    model = program_flops(jax.jit(var.apply).trace(params, tokens, labels).jaxpr)
+    apply = jax.jit(functools.partial(var.apply, levels=levels))
+    model = program_flops(apply.trace(params, tokens, labels).jaxpr)
     model += program_flops(jax.jit(head.apply).trace(head_params, hidden).jaxpr)
-    assert 2 * forward_flops(Network(var, head)) == pytest.approx(model, rel=0.05)
+    assert 2 * forward_flops(Network(var, head), None, levels) == pytest.approx(model, rel=0.05)
 
 
 def test_formula_is_close_to_xla(tmp_path):

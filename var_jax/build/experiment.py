@@ -135,7 +135,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         seed=config.seed,
         frozen=frozen,
         learning_rate=optim.learning_rate_schedule(optimizer, settings.num_steps),
-        flops_per_image=training.passes * flops.forward_flops(training.network),
+        flops_per_image=lambda step: flops.training_flops(training.at(step)),
         peak_flops=chip.flops if chip else 0.0,
         evaluators=transformer_evaluators(
             config, evaluation, tokenizer, training, frozen, held_out, mesh

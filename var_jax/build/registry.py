@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.model.context: `context.Context`.
     "context": {
         "block_causal": "var_jax.context:BlockCausal",
+        "own_neighbourhood": "var_jax.context:OwnNeighbourhood",
         "own_scale": "var_jax.context:OwnScale",
         "recent_levels": "var_jax.context:RecentLevels",
     },
@@ -63,6 +64,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.train.curriculum: `objectives.curriculum.Curriculum`.
     "curriculum": {
+        "level_cycle": "var_jax.objectives.level_cycle:LevelCycle",
         "random_schedules": "var_jax.objectives.random_schedules:RandomSchedules",
     },
     # config.sampling.decoder: `decoding.base.Decoder`.

@@ -78,7 +78,7 @@ TRAIN = Section(
             "config.train",
             objective=("network", "tokenizer", "from_images", "weights", "curriculum", "trained"),
             weights=(),
-            curriculum=("pyramid", "seed"),
+            curriculum=("pyramid", "context", "seed"),
         ),
     },
 )
@@ -187,6 +187,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
             values["curriculum"],
             f"{path}.curriculum",
             pyramid=made.transformer.pyramid,
+            context=made.transformer.context,
             seed=config.get("seed", 0),
         )
     weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")

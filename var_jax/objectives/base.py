@@ -15,6 +15,7 @@ import jax
 
 from var_jax.fields import Field
 from var_jax.network import Network
+from var_jax.objectives.curriculum import TrainedLevels
 
 
 @flax.struct.dataclass
@@ -99,10 +100,12 @@ class NetworkObjective(Objective, Protocol):
       network: what trains, and what a checkpoint of the run holds.
       fields: what of a batch it reads.
       passes: of a network over each example in a step; a backward pass counts as two.
+      trained: the levels that they go over; None is all.
     """
 
     network: Network
     passes: int
+    trained: TrainedLevels | None
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -65,6 +65,8 @@ class Contrastive:
 
     #: Two forward passes of the reference, two forward and backward ones of what trains.
     passes = 8
+    #: Whole pyramids are compared.
+    trained = None
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:

@@ -20,12 +20,15 @@ class TrainedLevels:
         (step - ramp_start + 1) / ramp_steps, between 0.01 and 1; ramp_steps 0 is no ramp.
       whole: what the pyramid is the beginning of, where its levels weigh as they do there; None:
         they weigh as they do alone.
+      levels: consecutive ones of the pyramid that train, where they see none before them; they
+        weigh as they do among all. None is all.
     """
 
     pyramid: ScalePyramid
     ramp_start: int = 0
     ramp_steps: int = 0
     whole: ScalePyramid | None = None
+    levels: range | None = None
 
 
 class Curriculum(Protocol):

@@ -54,8 +54,14 @@ class Likelihood:
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """The levels that train."""
+        """What a lesson is about."""
         return self.network.transformer.pyramid if self.trained is None else self.trained.pyramid
+
+    @property
+    def levels(self) -> range:
+        """Those of the pyramid that train."""
+        chosen = None if self.trained is None else self.trained.levels
+        return range(self.pyramid.num_levels) if chosen is None else chosen
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -88,7 +94,8 @@ class Likelihood:
     def per_token(
         self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss of each token, [B, L], and what is reported of it; see `Head.loss`.
+        """Loss of each token of the levels that train, [B, n], and what is reported of it; see
+        `Head.loss`.
 
         Args:
           params, frozen, batch: see the class.
@@ -99,15 +106,18 @@ class Likelihood:
             parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
             lesson_keys, network_keys, head_keys = (parts[:, i] for i in range(3))
         lesson = self.lesson(frozen, batch, lesson_keys)
+        tokens = self.pyramid.tokens(self.levels)
         hidden, _ = self.network.hidden(
             params,
-            lesson.inputs,
+            lesson.inputs[:, tokens],
             self.network.transformer.conditioning().read(batch),
             network_keys,
             pyramid=self.pyramid,
+            levels=self.levels,
         )
-        loss, metrics = self.network.loss(params, hidden, lesson.targets, head_keys, self.pyramid)
-        return loss if lesson.weights is None else loss * lesson.weights, metrics
+        targets, part = lesson.targets[:, tokens], self.pyramid.part(self.levels)
+        loss, metrics = self.network.loss(params, hidden, targets, head_keys, part)
+        return loss if lesson.weights is None else loss * lesson.weights[..., tokens], metrics
 
     def lesson(self, frozen: Any, batch: Any, keys: jax.Array | None = None) -> Lesson:
         """What the codec teaches of a batch; without keys (None) as in evaluation."""
@@ -126,14 +136,15 @@ class Likelihood:
         pyramid = self.pyramid
         loss, metrics = self.per_token(params, frozen, batch, keys)
         whole = pyramid if self.trained is None else self.trained.whole or pyramid
-        weight = jnp.asarray(self.weights.weights(whole)[: pyramid.length], jnp.float32)
+        weight = self.weights.weights(whole)[pyramid.tokens(self.levels)]
+        weight = jnp.asarray(weight, jnp.float32)
         if self.trained is not None and self.trained.ramp_steps:
             ramp = (step - self.trained.ramp_start + 1) / self.trained.ramp_steps
-            last = pyramid.level(pyramid.num_levels - 1)
+            last = slice(-pyramid.sizes[self.levels[-1]], None)
             weight = weight.at[last].multiply(jnp.clip(ramp, 0.01, 1.0))
         value = (loss * weight).sum(-1).mean()
         means = {name: x.mean(0) for name, x in metrics.items()}
-        return value, Aux({"loss": value, **summarise(pyramid, means)})
+        return value, Aux({"loss": value, **summarise(pyramid, means, self.levels)})
 
     def after_update(
         self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
@@ -141,23 +152,27 @@ class Likelihood:
         return params, ema, stats
 
 
-def summarise(pyramid: ScalePyramid, means: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    pyramid: ScalePyramid, means: dict[str, Any], levels: range | None = None
+) -> dict[str, Any]:
     """Means of per-token numbers over all tokens, the last level, and each level.
 
     Args:
       pyramid: of the tokens.
-      means: float [L] each, such as 'loss' in nats and 'accuracy'.
+      means: float [n] each, such as 'loss' in nats and 'accuracy'.
+      levels: consecutive ones of the pyramid that the tokens are of; all by default.
 
     Returns:
       Of each name, such as loss: loss_mean and loss_last (`Lm`, `Lt` officially) as scalars, and
-      loss_level [K].
+      loss_level [K]; or, where levels before are missing, scalars by number, such as loss_level/8.
     """
+    levels = range(pyramid.num_levels) if levels is None else levels
     found = {}
     for name, values in means.items():
-        by_level = jnp.stack([x.mean() for x in pyramid.split(values, axis=0)])
-        found |= {
-            f"{name}_mean": values.mean(),
-            f"{name}_last": by_level[-1],
-            f"{name}_level": by_level,
-        }
+        by_level = [x.mean() for x in pyramid.part(levels).split(values, axis=0)]
+        found |= {f"{name}_mean": values.mean(), f"{name}_last": by_level[-1]}
+        if levels.start:
+            found |= {f"{name}_level/{k}": x for k, x in zip(levels, by_level, strict=True)}
+        else:
+            found[f"{name}_level"] = jnp.stack(by_level)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,9 +11,13 @@ import numpy as np
 
 from var_jax.context import key_segments
 from var_jax.network import Network
+from var_jax.objectives.base import NetworkObjective
+from var_jax.pyramid import ScalePyramid
 
 
-def forward_flops(network: Network) -> float:
+def forward_flops(
+    network: Network, pyramid: ScalePyramid | None = None, levels: range | None = None
+) -> float:
     """Multiplications and additions of one image's teacher-forced pass, head included.
 
     Counts matrix products only, two operations for each multiply-add; attention counts the
@@ -21,20 +26,34 @@ def forward_flops(network: Network) -> float:
     work done).
 
     Args:
-      network: gives depth, width, MLP ratio, tokens, context and head.
+      network: gives depth, width, MLP ratio, context and head.
+      pyramid: of the pass; the network's own by default.
+      levels: of the pyramid, consecutive ones that see none before them; all by default.
     """
     var = network.transformer
-    width, tokens = var.width, var.pyramid.length
-    pairs = sum(s.rows * (s.hi - s.lo) for s in key_segments(var.pyramid, var.context))
+    pyramid = var.pyramid if pyramid is None else pyramid
+    levels = range(pyramid.num_levels) if levels is None else levels
+    width, tokens = var.width, pyramid.part(levels).length
+    pairs = sum(s.pairs for s in key_segments(pyramid, var.context, levels))
     dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
     attention = 4 * pairs * width
     modulation = 0 if var.shared_adaln else 2 * 6 * width * width
     cross = 4 * tokens * width * width if var.cross_attention else 0  # without its few keys
     block = dense + attention + modulation + cross
     once = 2 * 6 * width * width if var.shared_adaln else 0
-    code = 2 * (tokens - var.pyramid.sizes[0]) * var.code_dim * width
+    coded = tokens if levels.start else tokens - pyramid.sizes[0]
+    code = 2 * coded * var.code_dim * width
     head = network.head.flops(tokens) + 2 * 2 * width * width
     return var.depth * block + once + code + head
+
+
+@functools.lru_cache(maxsize=256)  # A log asks for every step, and few objectives differ.
+def training_flops(objective: NetworkObjective) -> float:
+    """Operations of a training step for one image: the passes of an objective over the levels that
+    it trains, each as `forward_flops` counts it."""
+    trained = objective.trained
+    over = () if trained is None else (trained.pyramid, trained.levels)
+    return objective.passes * forward_flops(objective.network, *over)
 
 
 def program_flops(jaxpr: Any) -> float:

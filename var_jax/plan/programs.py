@@ -21,7 +21,7 @@ from var_jax.fields import Field
 from var_jax.network import sampling_params
 from var_jax.objectives.base import NetworkObjective
 from var_jax.parallel import sharding
-from var_jax.plan.flops import forward_flops
+from var_jax.plan.flops import training_flops
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train import optim
 from var_jax.train.state import TrainState, create
@@ -81,7 +81,7 @@ def train_step(
     objective = model.objective
     frozen = build.abstract_frozen(objective, config, mesh)
     program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
-    flops = objective.passes * batch_size * forward_flops(objective.network)
+    flops = batch_size * training_flops(objective)
     beside = beside_training(config, mesh, model)
     return dataclasses.replace(program, model_flops=flops, beside=beside)
 

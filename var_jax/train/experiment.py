@@ -99,8 +99,8 @@ class Experiment:
       frozen: parameters that do not train, on the mesh, placed once for all who use them; host
         arrays are replicated.
       learning_rate: schedule, to be logged.
-      flops_per_image: floating-point operations of a training step for one image, for
-        TFLOP/s; 0 where unknown.
+      flops_per_image: floating-point operations of a training step for one image, by step, for
+        TFLOP/s; None where unknown.
       peak_flops: of one chip a second, for the utilisation; 0 where unknown.
       evaluators: run every settings.evaluate_every steps and at the end.
       initial_params: host arrays to start from in place of random parameters (fine-tuning).
@@ -118,7 +118,7 @@ class Experiment:
     seed: int = 0
     frozen: Any = dataclasses.field(default_factory=dict)
     learning_rate: Callable[[int], Any] | None = None
-    flops_per_image: float = 0.0
+    flops_per_image: Callable[[int], float] | None = None
     peak_flops: float = 0.0
     evaluators: Sequence[Evaluator] = ()
     initial_params: Any = None

@@ -143,15 +143,18 @@ class TrainLog:
         return f"{first}..{first + self._settings.batch_size - 1}"
 
     def _write(self, step: int) -> None:
-        names = self._window[-1]
+        # Steps that train different levels report different names.
+        names = {name: None for m in self._window for name in m}
         mean = {k: statistics.fmean(m[k] for m in self._window if k in m) for k in names}
         mean.pop("skipped_in_row")
         mean["skipped"] = self._skipped
         rates = self._progress.rates(step + 1)
         shown = {k: mean[k] for k in ("loss", "accuracy_mean", "psnr") if k in mean}
         self._progress.show(step + 1, shown, rates)
-        if self._flops:
-            chip = self._flops * rates["images_per_second_per_chip"]
+        if self._flops is not None:
+            steps = range(step + 1 - len(self._window), step + 1)
+            per_image = statistics.fmean(map(self._flops, steps))
+            chip = per_image * rates["images_per_second_per_chip"]
             rates["teraflops_per_second_per_chip"] = chip / 1e12
             if self._peak:
                 rates["model_flop_utilisation"] = chip / self._peak

@@ -9,7 +9,14 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from var_jax.context import BlockCausal, KeySegment, RecentLevels, key_segments
+from var_jax.context import (
+    BlockCausal,
+    Columns,
+    KeySegment,
+    OwnNeighbourhood,
+    RecentLevels,
+    key_segments,
+)
 from var_jax.kernels.block_attention import (
     best_implementation,
     block_attention,
@@ -77,6 +84,25 @@ def test_agrees_with_float64(backend, case):
         assert not interpret_pallas_call.races.races_found
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_neighbourhoods_agree_with_float64(dtype):
+    pyramid = ScalePyramid.from_patch_nums(PATCHES[680])
+    # All levels, and one alone, as it is drawn.
+    for levels in (range(10), range(8, 9)):
+        segments = key_segments(pyramid, OwnNeighbourhood(8), levels)
+        length = sum(s.rows for s in segments)
+        _check(xla.block_attention, segments, (1, length, 1, 64), length, dtype, True)
+
+
+def test_bands_leave_out_most_of_what_no_query_sees():
+    pyramid = ScalePyramid.from_patch_nums(PATCHES[680])
+    segments = key_segments(pyramid, OwnNeighbourhood(8), range(8, 10))
+    groups = xla.row_groups(segments)
+    computed = sum(sum(s.rows for s in group) * (hi - lo) for group, lo, hi in groups)
+    whole = sum(n * n for n in pyramid.sizes[8:])
+    assert (sum(s.pairs for s in segments), computed, whole) == (20825, 66688, 94097)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_level_over_a_cache(backend):
     segments = (KeySegment(25, 0, 55),)
@@ -108,6 +134,8 @@ def test_none_picks_by_backend():
     assert best_implementation("tpu", jnp.float32) == "pallas_tpu"
     assert best_implementation("gpu", jnp.bfloat16) == "cudnn"
     assert best_implementation("gpu", jnp.float32) == "xla"
+    assert best_implementation("tpu", jnp.bfloat16, near=True) == "xla"
+    assert best_implementation("gpu", jnp.bfloat16, near=True) == "cudnn"
 
 
 def test_explicit_implementation_never_falls_back():
@@ -120,6 +148,9 @@ def test_explicit_implementation_never_falls_back():
         block_attention(full, full, full, segments, implementation="cudnn")
     with pytest.raises(ValueError, match="choose one of"):
         block_attention(q, q, q, segments, implementation="flash")
+    near = (KeySegment(4, 0, 4, Columns(4, 3)),)
+    with pytest.raises(ValueError, match="'pallas_tpu' .* no neighbourhoods"):
+        block_attention(q, q, q, near, implementation="pallas_tpu")
 
 
 def test_arguments_that_do_not_fit(unchecked):
@@ -128,6 +159,8 @@ def test_arguments_that_do_not_fit(unchecked):
         block_attention(q, q, q, (KeySegment(3, 0, 4),))
     with pytest.raises(ValueError, match="interval"):
         block_attention(q, q, q, (KeySegment(4, 0, 5),))
+    with pytest.raises(ValueError, match="whole rows of 3"):
+        block_attention(q, q, q, (KeySegment(4, 0, 3, Columns(3, 1)),))
     with pytest.raises(ValueError, match="one entry"):
         block_attention(q, q, q, (KeySegment(4, 0, 4),), log_scale=jnp.zeros(3))
     with pytest.raises(TypeError, match="float16"):

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.context import BlockCausal, KeySegment, RecentLevels, key_segments
+from var_jax.context import (
+    BlockCausal,
+    KeySegment,
+    OwnNeighbourhood,
+    RecentLevels,
+    key_segments,
+)
 from var_jax.kernels.block_attention import cudnn, reference
 from var_jax.pyramid import ScalePyramid
 
@@ -37,6 +43,7 @@ def calls_fixture(monkeypatch):
         (key_segments(LEVELS, BlockCausal()), 91, 256, 1),
         (key_segments(LEVELS, RecentLevels(0)), 91, 1, 6),
         (key_segments(LEVELS, RecentLevels(1)), 91, 20, 3),
+        (key_segments(LEVELS, OwnNeighbourhood(3, 3)), 91, 256, 4),
         ((KeySegment(25, 0, 55),), 55, 256, 1),
         ((KeySegment(1, 0, 3),), 3, 256, 1),
     ],

@@ -1,7 +1,7 @@
-"""Attention of each query over one static interval of keys.
+"""Attention of each query over one static interval of keys, or a neighbourhood inside it.
 
-The one attention of this project: block-causal (VAR), own-scale (HMAR, MVAR) and previous
-scales differ only in their key intervals, which come from `context.key_segments`. JAX's
+The one attention of this project: block-causal (VAR), own-scale (HMAR), neighbourhoods (MVAR) and
+previous scales differ only in their key segments, which come from `context.key_segments`. JAX's
 own kernels, splash and flash attention, take twice as long or longer by docs/kernels.md.
 """
 
@@ -29,14 +29,15 @@ BATCH_AXES = ("data", "fsdp")
 HEAD_AXIS = "tensor"
 
 
-def best_implementation(platform: str, dtype: jnp.dtype) -> str:
+def best_implementation(platform: str, dtype: jnp.dtype, near: bool = False) -> str:
     """The implementation that None stands for.
 
     Args:
       platform: "cpu", "gpu", "cuda", "rocm" or "tpu".
       dtype: of q.
+      near: some level has a neighbourhood, which "pallas_tpu" does not serve.
     """
-    if platform == "tpu":
+    if platform == "tpu" and not near:
         return "pallas_tpu"
     if platform in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
@@ -83,7 +84,8 @@ def block_attention(
 
     Args:
       q, k, v: queries, keys and values.
-      segments: static; consecutive queries and the keys [lo, hi) they see. Rows sum to Lq.
+      segments: static; consecutive queries and the keys [lo, hi) they see, all of them or those of
+        near columns. Rows sum to Lq.
       scale: logits = scale * q . k; ignored if log_scale is given.
       log_scale: if given, q and k are L2-normalised over H in float32 (norms below
         1e-12 count as 1e-12) and logits = exp(min(log_scale, ln 100)) * q . k.
@@ -96,7 +98,8 @@ def block_attention(
 
     Raises:
       ValueError: unknown implementation; shapes or segments that do not fit together; a
-        number of heads that the mesh's tensor axis does not divide.
+        number of heads that the mesh's tensor axis does not divide; a neighbourhood that the named
+        implementation does not serve.
       TypeError: a dtype the implementation does not take.
     """
     if (
@@ -114,7 +117,8 @@ def block_attention(
             f"log_scale needs one entry for each of the {q.shape[2]} heads, got {log_scale.shape}."
         )
     tiling.check_segments(segments, q.shape[1], k.shape[1])
-    name = implementation or best_implementation(kernels.platform(), q.dtype)
+    near = any(s.columns for s in segments)
+    name = implementation or best_implementation(kernels.platform(), q.dtype, near)
     if name not in IMPLEMENTATIONS:
         raise ValueError(
             f"There is no block attention implementation {name!r}; choose one of "

@@ -74,7 +74,7 @@ def _even_slice(x: jax.Array, start: int, stop: int) -> jax.Array:
 def _visible(group: tuple[KeySegment, ...], lo: int, hi: int, batch: int) -> dict[str, Any]:
     """Arguments that say which keys of the even slice [lo, hi) the queries of a group see."""
     odd = (hi - lo) % 2
-    if all((s.lo, s.hi) == (lo, hi) for s in group):
+    if all(s.sees_all(lo, hi) for s in group):
         return {"key_value_seq_lengths": jnp.full(batch, hi - lo, jnp.int32)} if odd else {}
     mask = dense_mask(group, hi + odd)[:, lo:]
     # What the row behind the group's gives is dropped; it must see something, or it is NaN.

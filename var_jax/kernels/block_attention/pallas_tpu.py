@@ -171,7 +171,13 @@ def block_attention(
 
     Raises:
       TypeError: q, k and v are not all bfloat16 or all float32.
+      ValueError: a segment has columns.
     """
+    if any(s.columns for s in segments):
+        raise ValueError(
+            "implementation 'pallas_tpu' gives every query a whole interval of keys, and has no "
+            "neighbourhoods within a level; use 'xla' or None."
+        )
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
         raise TypeError(
             "implementation 'pallas_tpu' takes q, k and v in bfloat16 or all in float32, got "

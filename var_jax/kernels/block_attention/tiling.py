@@ -58,6 +58,8 @@ def check_segments(segments: tuple[KeySegment, ...], num_queries: int, num_keys:
             raise ValueError(
                 f"{s} is not a non-empty interval of the {num_keys} keys with at least one row."
             )
+        if s.columns is not None and (s.rows % s.columns.width or (s.hi - s.lo) % s.columns.width):
+            raise ValueError(f"{s} does not consist of whole rows of {s.columns.width} tokens.")
 
 
 def spans(segments: tuple[KeySegment, ...]) -> tuple[tuple[int, int, int, int], ...]:
