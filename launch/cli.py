@@ -328,6 +328,21 @@ def define_sampling_flags() -> None:
     )
 
 
+def sampling_settings() -> dict[str, Any]:
+    """What the flags of sampling say, as keys and values of config.sampling."""
+    settings = {}
+    if flags.FLAGS["sampling"].value:
+        settings.update(json_section("sampling", flags.FLAGS["sampling"].value))
+    for name, kind in (("cfg", float), ("top_k", int), ("top_p", float), ("temperature", float)):
+        given = flags.FLAGS[name].value
+        if given is not None:
+            settings[name] = _numbers(name, given, kind)
+    for name in ("cfg_schedule", "smooth"):
+        if flags.FLAGS[name].value is not None:
+            settings[name] = flags.FLAGS[name].value
+    return settings
+
+
 def decoder(config: ConfigDict, tokenizer_fingerprint: str) -> Any:
     """The checkpoint's decoder with the flags over its settings, printed level by level: a
     `build.LoadedDecoder`."""
@@ -336,21 +351,8 @@ def decoder(config: ConfigDict, tokenizer_fingerprint: str) -> Any:
 
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
-        if flags.FLAGS["sampling"].value:
-            config.sampling.update(_json_section("sampling", flags.FLAGS["sampling"].value))
-            build.resolve_paths(config)
-        for name, kind in (
-            ("cfg", float),
-            ("top_k", int),
-            ("top_p", float),
-            ("temperature", float),
-        ):
-            given = flags.FLAGS[name].value
-            if given is not None:
-                config.sampling[name] = _numbers(name, given, kind)
-        for name in ("cfg_schedule", "smooth"):
-            if flags.FLAGS[name].value is not None:
-                config.sampling[name] = flags.FLAGS[name].value
+        config.sampling.update(sampling_settings())
+        build.resolve_paths(config)
     made = build.load_decoder(config, tokenizer_fingerprint)
     described = describe_decoder(made.decoder, build.pyramid(config))
     for name, values in described.items():
@@ -376,7 +378,7 @@ def parse_labels(values: list[str], num_classes: int) -> Any:
     return np.array([num_classes if label < 0 else label for label in numbers], np.int32)
 
 
-def _json_section(name: str, text: str) -> dict[str, Any]:
+def json_section(name: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:

@@ -7,6 +7,8 @@ import var_jax
 from var_jax import build
 from var_jax.parallel import sharding
 
+BLANK = np.zeros((1, 32, 32, 1), np.uint8)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -45,6 +47,37 @@ def test_encode_decode_and_score(folder, model):
     np.testing.assert_allclose(model.log_likelihood(images[1:2], [1]), score[1:2], rtol=1e-5)
 
 
+def test_an_edit_that_keeps_all_reconstructs_and_one_that_keeps_nothing_samples(model):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    rebuilt, labels = model.decode(model.encode(images)), [3, 1, 3]
+    settings = dict(seed=5, cfg=1.5, temperature=2.0)
+    mask = np.zeros((32, 32), bool)
+    kept = model.edit(images, labels, mask, **settings)
+    assert np.abs(kept.astype(int) - rebuilt).max() <= 1  # Rounding at a half.
+    new = model.edit(images, labels, ~mask, **settings)
+    assert np.abs(new.astype(int) - model.sample(labels, **settings)).max() <= 1
+    mask[:, 16:] = True
+    made = model.edit(images, labels, mask, **settings)
+    assert np.abs(made[:, :, :16].astype(int) - rebuilt[:, :, :16]).max() <= 1
+    made = model.edit(images, labels, mask, kept="source", **settings)
+    np.testing.assert_array_equal(made[:, :, :16], images[:, :, :16])
+    part = model.edit(images[:2], labels[:2], mask, kept="source", batch_size=1, **settings)
+    assert np.abs(part.astype(int) - made[:2]).max() <= 1
+    assert model.edit(images[:0]).shape == (0, 32, 32, 1)
+
+
+def test_a_mixture_has_the_first_levels_of_one_image_and_the_rest_of_another(model):
+    images, others = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 1), np.uint8)
+    tokens = model.encode(images)
+    tokens[:, 5:] = model.encode(others)[:, 5:]
+    np.testing.assert_array_equal(model.mix(images, others, level=2), model.decode(tokens))
+    np.testing.assert_array_equal(
+        model.mix(images, others, level=4), model.decode(model.encode(images))
+    )
+    with pytest.raises(ValueError, match="2 and 1 images cannot be mixed at level 2 of 4"):
+        model.mix(images, others[:1], level=2)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -56,6 +89,15 @@ def test_encode_decode_and_score(folder, model):
         (lambda m: m.decode(np.zeros((1, 3), int)), r"tokens must be \[n, 37\], got \[1, 3\]"),
         (lambda m: m.decode(np.full((1, 37), 32)), r"tokens must lie in 0\.\.31"),
         (lambda m: m.log_likelihood(np.zeros((1, 32, 32, 1), np.uint8), [1, 2]), "2 labels"),
+        (lambda m: m.edit(BLANK, [11]), r"Labels must lie in 0\.\.10"),
+        (lambda m: m.edit(BLANK, [1], np.ones((8, 8), bool)), r"mask must be bool \[1, 32, 32\]"),
+        (lambda m: m.edit(BLANK, [1], np.ones((32, 32))), "got float64"),
+        (lambda m: m.edit(BLANK, rule="refti"), "rule.kind is 'refti'; did you mean 'refit'"),
+        (lambda m: m.edit(BLANK, rule=dict(kind="refit", cover=2.0)), "cover is a share"),
+        (lambda m: m.edit(BLANK, level=9), "level is 9, but the pyramid has 4 levels"),
+        (lambda m: m.edit(BLANK, fade=-1.0), "fade is a number of pixels"),
+        (lambda m: m.edit(BLANK, kept="all"), "kept is 'all'; choose one of reconstructed"),
+        (lambda m: m.edit(BLANK, patch_nums=(1, 2)), "leave out patch_nums"),
     ],
 )
 def test_mistakes_are_sentences(model, call, message):

@@ -17,7 +17,7 @@ from var_jax.objectives.base import FrozenPart
 from var_jax.objectives.curriculum import TrainedLevels
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.pyramid import ScalePyramid
-from var_jax.resample import resize
+from var_jax.resample import resize, weighted_mean
 from var_jax.transformer.condition import Condition
 from var_jax.transformer.layers import Linear
 
@@ -50,6 +50,10 @@ class Signs(nn.Module):
         return (jnp.concatenate(flat, 1) > 0).astype(jnp.int32)
 
     read = encode
+
+    def nearest(self, features, carry, level, weights=None):
+        cells = weighted_mean(features, weights, self.pyramid.shapes[level])
+        return (cells.reshape(len(cells), -1, self.channels) > 0).astype(jnp.int32)
 
     def lesson(self, source, pyramid=None, keys=None):
         length = (pyramid or self.pyramid).length

@@ -1,4 +1,4 @@
-"""A trained model in three lines: `var_jax.load(path)`, then sample, encode, decode, score.
+"""A trained model in three lines: `var_jax.load(path)`, then sample, edit, encode, decode, score.
 
     import var_jax
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,22 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from var_jax import build, checkpoint
-from var_jax.convert import config as convert_config
-from var_jax.convert import official
-from var_jax.decoding.images import ImageSampler
-from var_jax.network import sampling_params
+from var_jax.decoding.edited_images import jit_editing
+from var_jax.decoding.images import ImageSampler, sample_numbers
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import arrays, sharding
 from var_jax.paths import resolve
 from var_jax.pixels import to_float, to_uint8
-
-#: Endings of official files; anything else is a checkpoint's folder.
-FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
-#: Samples of one seed and label before numbers repeat.
-_MOST_PER_LABEL = 2**20
 
 
 def load(
@@ -61,47 +53,13 @@ def load(
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     path, tokenizer = resolve(path), tokenizer and resolve(tokenizer)
-    if str(path).endswith(FILES):
-        return _load_official(str(path), tokenizer and str(tokenizer), patch_nums, mesh)
+    if str(path).endswith(build.OFFICIAL_FILES):
+        official = build.load_official(str(path), tokenizer and str(tokenizer), patch_nums, mesh)
+        return Model(*official, mesh)
     if checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
         return Model(build.load_tokenizer(path).on(mesh), None, mesh)
     loaded = build.load_transformer(path, tokenizer, mesh=mesh, for_sampling=True)
     return Model(loaded.tokenizer, loaded, mesh)
-
-
-def _load_official(
-    path: str, tokenizer: str | None, patch_nums: Sequence[int] | None, mesh: Mesh
-) -> Model:
-    everywhere = sharding.replicated_sharding(mesh)
-    if tokenizer is None:
-        module, params = official.read_tokenizer(path, patch_nums)
-        return Model(_tokenizer(module, params).on(mesh), None, mesh)
-    shape = official.describe_transformer(path, patch_nums)
-    if tokenizer.endswith(FILES):
-        loaded = _tokenizer(*official.read_tokenizer(tokenizer, shape.patch_nums))
-    else:
-        loaded = build.load_tokenizer(tokenizer)
-    official.check_match(loaded.module, shape, tokenizer, path)
-    network, params = official.read_network(path, shape.patch_nums, shape.num_heads)
-    params = arrays.place(sampling_params(network, params), everywhere)
-    config = convert_config.transformer_config(loaded.module, network.transformer)
-    loaded = loaded.on(mesh)
-    transformer = build.LoadedTransformer(
-        network=network,
-        params=params,
-        tokenizer=loaded,
-        config=ConfigDict(config),
-        step=0,
-        metadata={},
-        mesh=mesh,
-        preset="replicated",
-    )
-    return Model(loaded, transformer, mesh)
-
-
-def _tokenizer(module: Any, params: Any) -> build.LoadedTokenizer:
-    config = ConfigDict(convert_config.tokenizer_config(module))
-    return build.LoadedTokenizer(module, params, checkpoint.fingerprint(params), config)
 
 
 class Model:
@@ -121,6 +79,7 @@ class Model:
     ) -> None:
         self.tokenizer, self.transformer, self.mesh = tokenizer, transformer, mesh
         self._samplers: dict[str, ImageSampler] = {}
+        self._editors: dict[str, Callable[..., jax.Array]] = {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -155,7 +114,7 @@ class Model:
           ValueError: a label or a setting out of range.
         """
         labels = np.asarray(labels, np.int64).reshape(-1)
-        number = _occurrences(labels) + _MOST_PER_LABEL * labels
+        number = sample_numbers(labels)
         params, sampler = self._need_transformer().params, self._sampler(settings)
         size = min(batch_size, max(len(labels), 1))
         images = []
@@ -165,6 +124,92 @@ class Model:
             found = sampler(params, next(filled), seed, next(filled))
             images.append(found.images[: part.stop - part.start])
         return np.concatenate(images) if images else np.zeros((0, *self.image_shape), np.uint8)
+
+    def edit(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | None = None,
+        mask: np.ndarray | None = None,
+        *,
+        rule: str | Mapping[str, Any] = "refit",
+        level: int = 0,
+        candidates: int = 1,
+        kept: str = "reconstructed",
+        fade: float = 2.0,
+        shown: Sequence[int] | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        **settings: Any,
+    ) -> np.ndarray:
+        """Draws parts of images anew; docs/editing.md shows what for.
+
+        A result depends on its image, mask and label, on the seed, and on how often the label came
+        before, as in `sample`, which it equals where nothing is kept.
+
+        Args:
+          images: uint8 [N, H, W, c].
+          labels: what the results should show, int [N] in 0..num_classes; num_classes is 'no
+            class', and the default.
+          mask: bool [N, H, W] or [H, W], true where pixels are drawn anew; all of them by default.
+          rule: 'refit', 'forced' (VAR's) or 'relabel'; or a mapping of such a kind and its
+            fields, see `decoding.edit_rules`.
+          level: so many levels, from the coarsest, are the images' own, mask or not: of 1..K - 1,
+            variations that differ in ever finer detail.
+          candidates: draws of which the one is taken that fits best to what is kept.
+          kept, fade: what stands where pixels are kept: 'reconstructed', 'source' or 'decoded';
+            and over how many pixels the difference fades out, see `jit_editing`.
+          shown: what the images show, int [N], for the rule 'relabel'; 'no class' by default.
+          seed, batch_size, **settings: see `sample`.
+
+        Returns:
+          uint8 [N, H, W, c].
+
+        Raises:
+          ValueError: images, mask or labels do not fit each other or the model, or a setting is
+            wrong.
+        """
+        images, loaded = self._images(images), self._need_transformer()
+        none = [self.num_classes] * len(images)
+        given = self._labels(none if labels is None else labels, len(images))
+        shown = self._labels(none if shown is None else shown, len(images))
+        mask = np.ones(images.shape[1:3], bool) if mask is None else np.asarray(mask)
+        if mask.dtype != bool or mask.shape not in (images.shape[:3], images.shape[1:3]):
+            raise ValueError(
+                f"The mask must be bool {list(images.shape[:3])} or {list(images.shape[1:3])}, as "
+                f"the images are, got {mask.dtype} {list(mask.shape)}."
+            )
+        keep = np.broadcast_to(~mask, images.shape[:3]).astype(np.float32)
+        edit = self._editor(settings, rule, level, candidates, kept, fade)
+        frozen = (loaded.params, self.tokenizer.params, np.uint32(seed))
+        rows = [images, keep, given, shown, sample_numbers(given).astype(np.uint32)]
+        blank = np.zeros((0, *self.image_shape), np.uint8)
+        return self._map(functools.partial(edit, *frozen), rows, batch_size, blank)
+
+    def mix(
+        self, images: np.ndarray, others: np.ndarray, *, level: int, batch_size: int = 64
+    ) -> np.ndarray:
+        """The first levels of images, the rest of others: shapes of the ones, detail of the others.
+
+        Args:
+          images, others: uint8 [N, H, W, c].
+          level: so many levels are those of `images`.
+
+        Returns:
+          uint8 [N, H, W, c].
+
+        Raises:
+          ValueError: they are not as many, or there are not so many levels.
+        """
+        first, rest = (self.encode(x, batch_size=batch_size) for x in (images, others))
+        offsets = self.tokenizer.module.codec.pyramid.offsets
+        if len(first) != len(rest) or not 0 <= level < len(offsets):
+            raise ValueError(
+                f"{len(first)} and {len(rest)} images cannot be mixed at level {level} of "
+                f"{len(offsets) - 1}; give as many of both, and a level from 0 to that."
+            )
+        start = offsets[level]
+        tokens = np.concatenate([first[:, :start], rest[:, start:]], axis=1)
+        return self.decode(tokens, batch_size=batch_size)
 
     def encode(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
         """Images uint8 [N, H, W, c] -> tokens int32 [N, L], the levels one after the other.
@@ -222,15 +267,18 @@ class Model:
         Raises:
           ValueError: as for `encode`, or a label out of range.
         """
-        network = self._need_transformer().network
-        if not network.head.has_likelihood:
+        if not self._need_transformer().network.head.has_likelihood:
             raise ValueError("This model's head draws, but has no likelihood to score with.")
-        labels = np.asarray(labels, np.int32).reshape(-1)
-        network.transformer.conditioning().check(labels)
-        if len(labels) != len(images):
-            raise ValueError(f"{len(images)} images came with {len(labels)} labels.")
+        labels = self._labels(labels, len(images))
         source = self._read(images, batch_size)
         return self._map(self._score, [source, labels], batch_size, np.zeros(0)).astype(np.float64)
+
+    def _labels(self, labels: Sequence[int], count: int) -> np.ndarray:
+        labels = np.asarray(labels, np.int32).reshape(-1)
+        self._need_transformer().network.transformer.conditioning().check(labels)
+        if len(labels) != count:
+            raise ValueError(f"{count} images came with {len(labels)} labels.")
+        return labels
 
     def _need_transformer(self) -> build.LoadedTransformer:
         if self.transformer is None:
@@ -242,14 +290,10 @@ class Model:
 
     def _sampler(self, settings: dict[str, Any]) -> ImageSampler:
         """One for each choice of settings, so that the same ones compile once."""
-        loaded = self._need_transformer()
-        name = json.dumps(settings, sort_keys=True, default=lambda x: np.asarray(x).tolist())
+        loaded, name = self._need_transformer(), _name(settings)
         if name in self._samplers:
             return self._samplers[name]
-        config = loaded.config.copy_and_resolve_references()
-        with config.unlocked(), config.ignore_type():
-            config.sampling.update(settings)
-        sampling = build.load_decoder(config, self.tokenizer.fingerprint)
+        sampling = self._decoder(settings)
         self._samplers[name] = ImageSampler(
             loaded.network,
             self.tokenizer.module,
@@ -259,6 +303,23 @@ class Model:
             decoder_params=sampling.params,
         )
         return self._samplers[name]
+
+    def _editor(self, settings: dict[str, Any], *choice: Any) -> Callable[..., jax.Array]:
+        """The same for editing: rule, level, candidates, kept, fade."""
+        loaded, name = self._need_transformer(), _name([settings, *choice])
+        if name not in self._editors:
+            *of_editing, kept, fade = choice
+            editing = build.editing(self._decoder(settings).decoder, *of_editing)
+            editing.check(loaded.network)
+            run = jit_editing(loaded.network, self.tokenizer.module, editing, self.mesh, kept, fade)
+            self._editors[name] = lambda *args: run(*args).images
+        return self._editors[name]
+
+    def _decoder(self, settings: dict[str, Any]) -> build.LoadedDecoder:
+        config = self._need_transformer().config.copy_and_resolve_references()
+        with config.unlocked(), config.ignore_type():
+            config.sampling.update(settings)
+        return build.load_decoder(config, self.tokenizer.fingerprint)
 
     @functools.cached_property
     def _encode(self) -> Callable[..., jax.Array]:
@@ -329,11 +390,6 @@ def _batches(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _occurrences(labels: np.ndarray) -> np.ndarray:
-    """How often each entry came before: [3, 1, 3] -> [0, 0, 1]."""
-    seen: dict[int, int] = {}
-    found = np.zeros(len(labels), np.int64)
-    for i, label in enumerate(labels.tolist()):
-        found[i] = seen.get(label, 0)
-        seen[label] = found[i] + 1
-    return found
+def _name(settings: Any) -> str:
+    """A name of settings, the same for the same ones."""
+    return json.dumps(settings, sort_keys=True, default=lambda x: np.asarray(x).tolist())

@@ -105,6 +105,27 @@ def resize(
     return apply_matrices(x, matrix(h, shape[0]), matrix(w, shape[1]))
 
 
+def weighted_mean(
+    x: Float[Array, "B h w C"], weights: Float[Array, "B h w"] | None, shape: tuple[int, int]
+) -> Float[Array, "B H W C"]:
+    """Area-downsamples a map whose cells count by their weights; None is all alike.
+
+    Args:
+      x: the map.
+      weights: in [0, 1].
+      shape: (H, W) to resize to.
+
+    Returns:
+      The mean over each cell of the new shape; 0 where nothing in it counts.
+    """
+    if weights is None:
+        return resize(x, shape, "area")
+    share = resize(weights[..., None], shape, "area")
+    total = resize(x * weights[..., None], shape, "area")
+    # A cell that counts whole has the plain mean, to the bit.
+    return total / jnp.where(share > 1 - 1e-6, 1.0, jnp.maximum(share, 1e-6))
+
+
 def apply_matrices(
     x: Float[Array, "B h w C"],
     rows: Float[Array | np.ndarray, "H h"],

@@ -1,51 +1,15 @@
-"""The evaluation commands on an untrained model of the smallest config.
-
-One process runs all cases of a command: starting and compiling take longer than the work.
-"""
+"""The evaluation commands on an untrained model of the smallest config."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from commands import import_command
+from commands import import_command, run_cases
 from untrained import write_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 tokenizer_command = import_command("launch.evaluate_tokenizer")
-
-DRIVER = """
-import importlib, json, sys
-from absl import flags, logging
-module = importlib.import_module(sys.argv[1])
-cases = json.loads(sys.argv[2])
-errors = {}
-for name, argv in cases.items():
-    for flag in flags.FLAGS:
-        flags.FLAGS[flag].unparse()
-    try:
-        flags.FLAGS([sys.argv[1], "--single_host", *argv])
-        module.main()
-    except (ValueError, FileNotFoundError, flags.Error) as error:
-        errors[name] = "; ".join(str(error).splitlines())
-print("ERRORS " + json.dumps(errors))
-"""
-
-
-def run(module, cases):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, module, json.dumps(cases)],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1].removeprefix("ERRORS "))
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +43,8 @@ def outcome(checkpoint, tmp_path_factory):
         ],
     }
     making = ["--config=configs/mnist5k.py", f"--output={folder / 'val.npz'}"]
-    errors = run("launch.make_reference", {"reference": making})
-    return folder, {**errors, **run("launch.evaluate", cases)}
+    errors = run_cases("launch.make_reference", {"reference": making})
+    return folder, {**errors, **run_cases("launch.evaluate", cases)}
 
 
 def test_samples_and_manifest_of_a_checkpoint(outcome, checkpoint):
@@ -140,7 +104,7 @@ def test_a_tokenizer_of_one_channel_gets_its_report(checkpoint, outcome, tmp_pat
     np.savez(tmp_path / "few.npz", np.load(folder / "val.npz")["arr_0"][:6])
     npz = f"--images={tmp_path / 'few.npz'}"
     val = f"--reference={folder / 'val.npz'}"
-    errors = run(
+    errors = run_cases(
         "launch.evaluate_tokenizer",
         {
             "data": [own, f"--output={tmp_path / 'a'}", "--num_images=10", *options],

@@ -34,7 +34,8 @@ from var_jax.build.loading import (
     load_transformer,
     use_tokenizer,
 )
-from var_jax.build.modules import decoder, network, pyramid, tokenizer
+from var_jax.build.modules import decoder, editing, network, pyramid, tokenizer
+from var_jax.build.official_models import OFFICIAL_FILES, load_official
 from var_jax.build.resuming import changes_since, data_changes, identity
 from var_jax.build.scaling import ScalingSettings, scaling_settings
 from var_jax.build.training import (
@@ -49,6 +50,7 @@ from var_jax.build.training_run import MODELS, run
 
 __all__ = [
     "MODELS",
+    "OFFICIAL_FILES",
     "Change",
     "ConfigError",
     "EvaluationSettings",
@@ -69,10 +71,12 @@ __all__ = [
     "data_facts",
     "data_paths",
     "decoder",
+    "editing",
     "evaluation_settings",
     "flat",
     "identity",
     "load_decoder",
+    "load_official",
     "load_params",
     "load_tokenizer",
     "load_transformer",

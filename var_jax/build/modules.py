@@ -14,6 +14,8 @@ from var_jax.build.sections import ConfigError, Section, call, opened, read_sect
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.decoding import guidance
 from var_jax.decoding.base import Decoder
+from var_jax.decoding.editing import Editing
+from var_jax.decoding.next_scale import NextScale
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
@@ -254,6 +256,30 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         cache_policy=policy
         and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=drawn),
         pyramid=drawn if patch_nums else None,
+    )
+
+
+def editing(
+    decoder: Decoder, rule: str | Mapping[str, Any], level: int = 0, candidates: int = 1
+) -> Editing:
+    """How pictures are edited, with a decoder's guidance and sampling.
+
+    Args:
+      decoder: of the model.
+      rule: a kind of the axis 'edit_rule', or a mapping of its kind and fields.
+      level, candidates: see `Editing`.
+
+    Raises:
+      ValueError: another decoder than next_scale, or other levels than the model's.
+    """
+    if not isinstance(decoder, NextScale) or decoder.pyramid is not None:
+        raise ValueError(
+            "Editing draws the model's own levels one after the other; leave out patch_nums, and "
+            "another config.sampling.decoder than 'next_scale'."
+        )
+    made = registry.make("edit_rule", rule, "rule")
+    return Editing(
+        made, level, candidates, decoder.guidance, decoder.sampling, decoder.cache_policy
     )
 
 

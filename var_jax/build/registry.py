@@ -72,6 +72,12 @@ METHODS: dict[str, dict[str, str]] = {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
     },
+    # Of an edit, not of a config: `decoding.editing.Rule`.
+    "edit_rule": {
+        "forced": "var_jax.decoding.edit_rules:Forced",
+        "refit": "var_jax.decoding.edit_rules:Refit",
+        "relabel": "var_jax.decoding.edit_rules:Relabel",
+    },
     # config.sampling.cache_policy: `transformer.cache.CachePolicy`.
     "cache_policy": {
         "scale_kv": "var_jax.transformer.scale_kv:ScaleKV",

@@ -111,6 +111,25 @@ class Codec(Protocol):
           The new carry, and the next level's input (None after the last).
         """
 
+    def nearest(
+        self,
+        features: Float[jax.Array, "B h w C"],
+        carry: Any,
+        level: int,
+        weights: Float[jax.Array, "B h w"] | None = None,
+    ) -> jax.Array:
+        """The targets of a level after which the sum is nearest to features.
+
+        A fold of it and `advance` is `encode`; here the carry may be that of other targets.
+
+        Args:
+          features: to come near to.
+          carry: see `advance`.
+          level: of the targets, in the codec's own pyramid.
+          weights: in [0, 1], how much each cell of the features counts; None is all alike. The
+            targets of what does not count at all are those of a zero vector.
+        """
+
     def finish(self, carry: Any) -> Float[jax.Array, "B h w C"]:
         """The carry after any level -> features float32, for the decoder."""
 

@@ -16,7 +16,7 @@ from var_jax.codecs.base import Lesson, Quantized, checked_features, prefix_of
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.spherical import BinarySpherical, bits_of, codes_of, entropy
-from var_jax.resample import resize
+from var_jax.resample import resize, weighted_mean
 
 
 class Bitwise(nn.Module):
@@ -95,6 +95,18 @@ class Bitwise(nn.Module):
     def encode(self, features: Float[jax.Array, "B h w d"]) -> UInt8[jax.Array, "B L b"]:
         """Features -> bits."""
         return self._follow(checked_features(self, features)).targets
+
+    def nearest(
+        self,
+        features: Float[jax.Array, "B h w d"],
+        carry: jax.Array | None,
+        level: int,
+        weights: Float[jax.Array, "B h w"] | None = None,
+    ) -> UInt8[jax.Array, "B n b"]:
+        """Bits of what is left of the features; see `Codec`."""
+        f = checked_features(self, features)
+        rest = f if carry is None else f - carry
+        return bits_of(self._in_tokens(weighted_mean(rest, weights, self._cells(level))))
 
     def read(self, features: Float[jax.Array, "B h w d"]) -> jax.Array:
         """Features -> what `source` describes: uint8 [B, n], or float16 [B, h, w, d]."""
@@ -259,8 +271,7 @@ class Bitwise(nn.Module):
         """What follows from features level by level: `advance`, folded over their bits."""
         pyramid, carry, targets, inputs = prefix_of(self, pyramid), None, [], []
         for k in range(pyramid.num_levels):
-            rest = features if carry is None else features - carry
-            bits = bits_of(self._in_tokens(resize(rest, self._cells(k), "area")))
+            bits = self.nearest(features, carry, k)
             targets.append(bits)
             if flips is not None:
                 bits = bits ^ flips[:, pyramid.level(k)].astype(jnp.uint8)

@@ -11,7 +11,7 @@ from var_jax.codecs.base import Lesson, Quantized, checked_features
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.nearest import Codebook, unit
-from var_jax.resample import resize
+from var_jax.resample import resize, weighted_mean
 
 
 class GroundTruthVQ(nn.Module):
@@ -64,6 +64,18 @@ class GroundTruthVQ(nn.Module):
 
     def encode(self, features: Float[jax.Array, "B h w C"]) -> Int[jax.Array, "B L"]:
         return self._choose(features, self.pyramid)[1]
+
+    def nearest(
+        self,
+        features: Float[jax.Array, "B h w C"],
+        carry: jax.Array | None,
+        level: int,
+        weights: Float[jax.Array, "B h w"] | None = None,
+    ) -> Int[jax.Array, "B n"]:
+        """Tokens of the features themselves, whatever the level before is; see `Codec`."""
+        f = checked_features(self, features)
+        means = weighted_mean(f, weights, self.pyramid.shapes[level])
+        return self.quantizer.choose(unit(_tokens(means)))
 
     def read(self, features: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
         return checked_features(self, features)

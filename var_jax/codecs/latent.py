@@ -10,7 +10,7 @@ from jaxtyping import Float
 from var_jax.codecs.base import Lesson, Quantized, checked_features
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
-from var_jax.resample import resize
+from var_jax.resample import resize, weighted_mean
 
 #: Types in which features may be stored.
 _STORED = ("float16", "float32")
@@ -71,6 +71,18 @@ class Latent(nn.Module):
     def encode(self, features: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B L C"]:
         """See `Codec`."""
         return self._targets(features, self.pyramid)
+
+    def nearest(
+        self,
+        features: Float[jax.Array, "B h w C"],
+        carry: Float[jax.Array, "B h w C"] | None,
+        level: int,
+        weights: Float[jax.Array, "B h w"] | None = None,
+    ) -> Float[jax.Array, "B n C"]:
+        """Latents of the features themselves, whatever the level before is; see `Codec`."""
+        latents = checked_features(self, features) / self.scale
+        means = weighted_mean(latents, weights, self.pyramid.shapes[level])
+        return means.reshape(len(means), -1, self.code_dim)
 
     def read(self, features: Float[jax.Array, "B h w C"]) -> Float[jax.Array, "B h w C"]:
         """The features in the type in which they are stored."""

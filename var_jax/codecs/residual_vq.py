@@ -14,7 +14,7 @@ from var_jax.codecs.base import Lesson, Quantized, checked_features, prefix_of
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.nearest import Codebook
-from var_jax.resample import apply_matrices, area_matrix, bicubic_matrix, resize
+from var_jax.resample import apply_matrices, area_matrix, bicubic_matrix, resize, weighted_mean
 
 # A code is chosen by small differences of sums, so nothing here may run in bfloat16.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -170,6 +170,17 @@ class ResidualVQ(nn.Module):
             tokens.append(chosen)
         return jnp.concatenate(tokens, 1)
 
+    def nearest(
+        self,
+        features: jax.Array,
+        carry: jax.Array | None,
+        level: int,
+        weights: jax.Array | None = None,
+    ) -> jax.Array:
+        """Tokens int32 [B, n_k] of what is left of the features; see `Codec`."""
+        f = checked_features(self, features)
+        return self._choose(f if carry is None else f - carry, level, weights)[1]
+
     def read(self, features: jax.Array) -> jax.Array:
         """Features float [B, h, w, C] -> tokens int32 [B, L]."""
         return self.encode(features)
@@ -290,9 +301,11 @@ class ResidualVQ(nn.Module):
             vectors=jnp.concatenate(residuals, 1),
         )
 
-    def _choose(self, rest: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
+    def _choose(
+        self, rest: jax.Array, level: int, weights: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Residual [B, h, w, C] -> its vectors at a level [B, n, C] and their codes [B, n]."""
-        wanted = resize(rest, self.pyramid.shapes[level], "area")
+        wanted = weighted_mean(rest, weights, self.pyramid.shapes[level])
         wanted = wanted.reshape(rest.shape[0], -1, self.code_dim)
         return wanted, self.quantizer.choose(wanted)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import flax
@@ -194,6 +194,69 @@ def hidden_states(
     return twins, state.replace(cache=cache)
 
 
+def conditions(
+    network: Network,
+    params: Any,
+    state: State,
+    weights: Sequence[float],
+    policy: CachePolicy | None = None,
+) -> tuple[tuple[jax.Array, ...], tuple[float, ...], State]:
+    """What the next level is drawn from: hidden states, and how guidance mixes them.
+
+    Args:
+      network, params, policy: see `hidden_states`.
+      state: before the level.
+      weights: t of each level: (1 + t) cond - t uncond, or cond alone at 0.
+
+    Returns:
+      Hidden states [B, n, C], conditional and maybe unconditional; the weight of each; the state
+      with the new cache.
+    """
+    if not any(weights[state.level :]):
+        # The unconditional half runs up to the last guided level: later ones do not look at it.
+        state = unpaired(state)
+    t = weights[state.level]
+    hiddens, state = hidden_states(network, params, state, policy)
+    mix = (1 + t, -t) if t != 0 else (1.0,)
+    return hiddens[: len(mix)], mix, state
+
+
+def sample(
+    network: Network,
+    params: Any,
+    hiddens: tuple[jax.Array, ...],
+    weights: tuple[float, ...],
+    settings: Any,
+    state: State,
+) -> tuple[jax.Array, jax.Array]:
+    """A draw of the next level from hidden states; see `Head.sample`.
+
+    Args:
+      network, params: of the model whose head draws.
+      hiddens, weights, settings: see `Head.sample`.
+      state: before the level.
+    """
+    level_keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.level)
+    return network.sample(params, hiddens, weights, level_keys, settings)
+
+
+def add(codec: Codec, codec_params: Any, target: jax.Array, code: jax.Array, state: State) -> State:
+    """The state with its next level.
+
+    Args:
+      codec, codec_params: of the tokenizer.
+      target: of the level.
+      code: what the codec accumulates for it, see `Head.sample`.
+      state: before the level.
+    """
+    carry, following = codec.apply(
+        {"params": codec_params}, state.carry, state.level, code, state.pyramid, method="advance"
+    )
+    return state.replace(
+        carry=carry, inputs=(*state.inputs, following), targets=(*state.targets, target)
+    )
+
+
 def draw(
     network: Network,
     params: Any,
@@ -204,23 +267,9 @@ def draw(
     settings: Any,
     state: State,
 ) -> State:
-    """Draws the next level from hidden states and adds it.
-
-    Args:
-      network, params: of the model whose head draws.
-      codec, codec_params: of the tokenizer.
-      hiddens, weights, settings: see `Head.sample`.
-      state: before the level.
-    """
-    level = state.level
-    level_keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, level)
-    target, code = network.sample(params, hiddens, weights, level_keys, settings)
-    carry, following = codec.apply(
-        {"params": codec_params}, state.carry, level, code, state.pyramid, method="advance"
-    )
-    return state.replace(
-        carry=carry, inputs=(*state.inputs, following), targets=(*state.targets, target)
-    )
+    """Draws the next level from hidden states and adds it; see `sample` and `add`."""
+    target, code = sample(network, params, hiddens, weights, settings, state)
+    return add(codec, codec_params, target, code, state)
 
 
 def generate(
@@ -245,22 +294,16 @@ def generate(
       policy: of the cache.
     """
     weights = [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
-    # The unconditional half runs up to the last guided level: later ones do not look at it.
-    guided_levels = max((k + 1 for k, t in enumerate(weights) if t != 0), default=0)
     network, params = models[0]
-    state, partial = start(network, given, keys, guided_levels > 0, pyramid), []
-    for k, t in enumerate(weights):
+    state, partial = start(network, given, keys, any(weights), pyramid), []
+    for k in range(pyramid.num_levels):
         if k > 0 and k in models:
             # An empty cache: the next pass reads all levels before.
             network, params = models[k]
             state = state.replace(cache=Cache())
-        if k == guided_levels:
-            state = unpaired(state)
-        hiddens, state = hidden_states(network, params, state, policy)
-        mix = (1 + t, -t) if t != 0 else (1.0,)
+        hiddens, mix, state = conditions(network, params, state, weights, policy)
         settings = sampling.at(k, pyramid)
-        chosen = hiddens[: len(mix)]
-        state = draw(network, params, codec, codec_params, chosen, mix, settings, state)
+        state = draw(network, params, codec, codec_params, hiddens, mix, settings, state)
         if keep_partial:
             partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
     features = codec.apply({"params": codec_params}, state.carry, method="finish")

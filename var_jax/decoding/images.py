@@ -10,6 +10,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from var_jax.decoding.base import Decoder
 from var_jax.network import Network
@@ -17,11 +18,25 @@ from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_uint8
 from var_jax.tokenizer.vqvae import VQVAE
 
+#: Samples of one seed and label before numbers repeat.
+_MOST_PER_LABEL = 2**20
+
 
 def sample_keys(seed: int, index: jax.Array) -> jax.Array:
     """One PRNG key a sample from the seed and its global number int [B], so that a sample is
     the same in any batch and on any number of devices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+
+
+def sample_numbers(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Global numbers of samples that hang on the label and on how often it came before, so that
+    the n-th of a label is the same in any list."""
+    seen: dict[int, int] = {}
+    found = np.zeros(len(labels), np.int64)
+    for i, label in enumerate(labels.tolist()):
+        found[i] = seen.get(label, 0)
+        seen[label] = found[i] + 1
+    return found + _MOST_PER_LABEL * labels
 
 
 @flax.struct.dataclass

@@ -14,8 +14,42 @@ from ml_collections import ConfigDict
 from var_jax import build, paths
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.small_sets import small_set
-from var_jax.evaluation.small_sets.classifier import train_classifier
+from var_jax.evaluation.small_sets.classifier import Classifier, train_classifier
 from var_jax.parallel import sharding
+
+
+def real_images(config: ConfigDict, split: str, augment: bool = False) -> small_set.LabelledImages:
+    """All images of a split of the config's data, as the model reads them."""
+    pipeline = build.pipeline(
+        config, build.source(config, split), 100, train=False, augment=augment
+    )
+    batches = [{k: v[b["mask"]] for k, v in b.items()} for b in pipeline.batches()]
+    return small_set.LabelledImages(
+        np.concatenate([b["image"] for b in batches]),
+        np.concatenate([b["label"] for b in batches]),
+    )
+
+
+def classifier_of(
+    config: ConfigDict, train: small_set.LabelledImages, num_classes: int, steps: int
+) -> Classifier:
+    """The classifier that scores, of the training split and, where the config has an affine map,
+    of augmented copies."""
+    logging.info("Training the classifier on %d real images.", len(train.images))
+    # Augmented copies beside the images as they are make a better classifier, and one that does
+    # not take the softness of a decoder for a difference in kind.
+    known = [train]
+    if config.data.transform.get("affine"):
+        for copy in range(4):
+            settings = config.copy_and_resolve_references()
+            settings.seed = copy
+            known.append(real_images(settings, "train", augment=True))
+    return train_classifier(
+        np.concatenate([data.images for data in known]),
+        np.concatenate([data.labels for data in known]),
+        num_classes=num_classes,
+        steps=steps,
+    )
 
 
 def score_small_set(
@@ -48,34 +82,12 @@ def score_small_set(
     config, tokenizer = loaded.config, loaded.tokenizer
     output = epath.Path(output_path)
     output.mkdir(parents=True, exist_ok=True)
-
-    def real(split, settings=config, augment=False):
-        source = build.source(settings, split)
-        build.check_same_classes(loaded.metadata, source, f"The transformer in {checkpoint}")
-        pipeline = build.pipeline(settings, source, 100, train=False, augment=augment)
-        batches = [{k: v[b["mask"]] for k, v in b.items()} for b in pipeline.batches()]
-        return small_set.LabelledImages(
-            np.concatenate([b["image"] for b in batches]),
-            np.concatenate([b["label"] for b in batches]),
-        )
-
-    train, held_out = real("train"), real("val")
+    for split in ("train", "val"):
+        known = build.source(config, split)
+        build.check_same_classes(loaded.metadata, known, f"The transformer in {checkpoint}")
+    train, held_out = real_images(config, "train"), real_images(config, "val")
     num_classes = loaded.network.transformer.num_classes
-    logging.info("Training the classifier on %d real images.", len(train.images))
-    # Augmented copies beside the images as they are make a better classifier, and one that does
-    # not take the softness of a decoder for a difference in kind.
-    known = [train]
-    if config.data.transform.get("affine"):
-        for copy in range(4):
-            settings = config.copy_and_resolve_references()
-            settings.seed = copy
-            known.append(real("train", settings, augment=True))
-    classifier = train_classifier(
-        np.concatenate([data.images for data in known]),
-        np.concatenate([data.labels for data in known]),
-        num_classes=num_classes,
-        steps=classifier_steps,
-    )
+    classifier = classifier_of(config, train, num_classes, classifier_steps)
 
     sampling = decoder_of(config, tokenizer.fingerprint)
     model = (loaded.network, tokenizer.module, tokenizer.params, sampling.decoder)
