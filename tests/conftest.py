@@ -2,6 +2,10 @@
 
 import os
 
+# Without LLVM's costly passes, in commands too: tests compile more than they compute. XLA's own
+# passes, the partitioner's among them, do all their work.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import bucket as local_bucket
 import jaxtyping
 import pytest

@@ -23,14 +23,6 @@ TOKENIZER = VQVAE(CODEC, 1, 8, (1,), 1, False, norm_groups=4)
 OBJECTIVE = Contrastive(model()[0], TOKENIZER, beta=0.1, negative_weight=3.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Only LLVM takes less time over its own."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def batch():
     tokens = np.random.default_rng(1).integers(0, CODEC.vocab_size, (8, PYRAMID.length))
     return {"label": LABELS, "tokens": jnp.asarray(tokens, jnp.int32)}

@@ -18,14 +18,12 @@ STEPS = methods.SETTINGS["train.num_steps"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """A program is compiled once, by an LLVM that takes less time over its own."""
+def programs_kept(tmp_path_factory):
+    """A program is compiled once."""
     before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
     compilation_cache.reset_cache()
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
 

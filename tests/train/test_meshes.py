@@ -42,14 +42,6 @@ def small_config():
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The partitioner's work is all done; only LLVM takes less time over its own."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def mesh_of(num_devices, **axes):
     return sharding.make_mesh(**axes, devices=jax.devices()[:num_devices])
 
