@@ -64,5 +64,12 @@ def _text(line):
     return "".join(parts)
 
 
+def notebooks_link_from_here(app, docname, source):
+    """docs/notebooks is colabs/, where a link to a page of this folder starts with ../docs."""
+    if docname.startswith("notebooks/"):
+        source[0] = source[0].replace("](../docs/", "](../")
+
+
 def setup(app):
+    app.connect("source-read", notebooks_link_from_here)
     app.connect("autodoc-process-docstring", only_code_is_markup, priority=100)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import logging as std_logging
 import os
 import pathlib
 import re
@@ -18,7 +17,7 @@ from jaxlib import version as jaxlib_version
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from launch import compilation_cache
+from launch import compilation_cache, log
 
 
 class _PathParser(flags.ArgumentParser):
@@ -61,7 +60,6 @@ _USER_ERRORS = (ValueError, KeyError, OSError)
 VALUE_RANGES = ("-1..1", "0..1", "0..255")
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_PACKAGES = tuple(f"{_ROOT / name}{os.sep}" for name in ("launch", "var_jax"))
 
 _CPU_LIBRARY_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -105,13 +103,7 @@ def run(main: Callable[..., None], *, words: Sequence[str] = (), on_cpu: bool = 
             raise app.UsageError(f"Unknown argument {given[len(words)]!r}; {where} --flags.")
         if len(given) < len(words):
             raise app.UsageError(f"Give {words[len(given)]}.")
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().setFormatter(
-            std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-        )
-        # Orbax reports every file through the same logger; keep the run's own lines readable.
-        logging.get_absl_handler().addFilter(_is_worth_reading)
+        log.show()
         try:
             _resolve_config_paths()
             compilation_cache.use_local(_COMPILATION_CACHE.value)
@@ -257,16 +249,6 @@ def _resolve_config_paths() -> None:
             from var_jax import build
 
             build.resolve_paths(config)
-
-
-def _is_worth_reading(record: std_logging.LogRecord) -> bool:
-    if record.name == "gcsfs" and record.exc_info:
-        return False  # What it raises it also prints, trace and all.
-    # By the whole path: a clone, and the environment in it, lies in a folder of the same name.
-    ours = record.pathname.startswith(_PACKAGES)
-    # Orbax also warns about files that its own older formats had.
-    orbax = f"{os.sep}orbax{os.sep}" in record.pathname
-    return ours or record.levelno > (std_logging.WARNING if orbax else std_logging.INFO)
 
 
 def _message(error: Exception) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 from commands import import_command
 from recipes import load
 
+from launch import log
 from var_jax.evaluation.generated import image_files
 from var_jax.parallel import distributed
 
@@ -82,11 +83,11 @@ def test_no_flag_where_a_tpu_may_read_it(monkeypatch, chips):
 
 
 def test_a_library_in_a_clone_of_the_packages_name_is_not_taken_for_ours(monkeypatch):
-    monkeypatch.setattr(cli, "_PACKAGES", ("/home/me/var_jax/launch/", "/home/me/var_jax/var_jax/"))
+    monkeypatch.setattr(log, "_PACKAGES", ("/home/me/var_jax/launch/", "/home/me/var_jax/var_jax/"))
 
     def kept(path, level):
         record = logging.LogRecord("absl", level, f"/home/me/var_jax/{path}", 1, "m", (), None)
-        return cli._is_worth_reading(record)
+        return log._is_worth_reading(record)
 
     orbax = ".venv/lib/python3.11/site-packages/orbax/checkpoint/manager.py"
     assert kept("var_jax/train/loop.py", logging.INFO) and kept("launch/train.py", logging.INFO)
@@ -98,7 +99,7 @@ def test_what_gcsfs_raises_is_not_printed_as_well():
     def kept(error):
         info = (type(error), error, None) if error else None
         record = logging.LogRecord("gcsfs", logging.ERROR, "gcsfs/retry.py", 1, "m", (), info)
-        return cli._is_worth_reading(record)
+        return log._is_worth_reading(record)
 
     assert kept(None) and not kept(OSError("no route"))
 

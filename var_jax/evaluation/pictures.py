@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 
 def make_grid(
@@ -26,3 +27,16 @@ def make_grid(
         x = padding + i % columns * (width + padding)
         out[y : y + height, x : x + width] = image
     return out
+
+
+def as_picture(images: UInt8[np.ndarray, "n H W c"], columns: int, zoom: int = 1) -> Image.Image:
+    """A grid of images as a picture that a notebook shows; see `make_grid`.
+
+    Args:
+      images: all of one size, with one or three channels.
+      columns: images per row.
+      zoom: screen pixels for each side of a pixel.
+    """
+    grid = make_grid(images, columns)
+    grid = grid.repeat(zoom, 0).repeat(zoom, 1)
+    return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
