@@ -40,6 +40,8 @@ def _imagenet(size: str) -> ConfigDict:
     steps = EPOCHS * IMAGES // config.train.batch_size
     with config.unlocked():
         config.model.head = dict(kind="refiner", max_side=16, stop_gradient=True)
+    # Of what does not learn nothing is dropped, but classes, which guidance asks for.
+    config.model.drop_path_rate = 0.0
     config.train.num_steps = steps
     config.train.optimizer.update(
         learning_rate=2.5e-5,

@@ -6,11 +6,11 @@ conditionals in row-major order, p(token i | tokens before it, hidden states up 
 likelihood stays exact. The transformer still runs once for each level; only the refiner runs once
 for each token.
 
-What differs from the paper: a head does not see the condition, so the blocks have gates of their
-own in place of adaptive layer norm, and class and text reach them through the hidden states; these
-are read after the transformer's last adaptive layer norm, not before it; codes have embeddings of
-their own, not the transformer's map of the codebook; levels that are refined and others share one
-linear map to logits; and a level of one token, which has nothing to refine, is not refined.
+What differs from the paper: a head does not see the condition, so that the blocks' layer norms are
+not adaptive, and class and text reach them through the hidden states; these are read after the
+transformer's last adaptive layer norm, not before it; codes have embeddings of their own, not the
+transformer's map of the codebook; levels that are refined and others share one linear map to
+logits; and a level of one token, which has nothing to refine, is not refined.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from var_jax.heads.categorical import CategoricalHead, CategoricalSampling, Leve
 from var_jax.heads.filters import filter_logits
 from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.block import MLP
 from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.layers import Linear, init_std, layer_norm
 
@@ -184,12 +183,14 @@ class RefinerHead(nn.Module):
             return self.plain.sample(hiddens, weights, keys, settings)
         batch, count, _ = hiddens[0].shape
 
-        # The noise by which the categorical head draws: where nothing is refined, so are its codes.
         def gumbel(key):
             return jax.random.gumbel(key, (count, self.target.num_values))
 
-        noise = jax.vmap(gumbel)(keys) if settings.top_k != 1 else jnp.zeros((batch, count, 1))
-        noise = nn.with_logical_constraint(noise, ("batch", "length", "act_vocab"))
+        # The noise by which the categorical head draws: from the same logits come the same codes.
+        noise = jnp.zeros((batch, count, 1))
+        if settings.top_k != 1:
+            axes = ("batch", "length", "act_vocab")
+            noise = nn.with_logical_constraint(jax.vmap(gumbel)(keys), axes)
 
         def step(head, carry, index, noise, hiddens):
             caches, before = carry
@@ -233,7 +234,7 @@ class RefinerHead(nn.Module):
 class Refiner(nn.Module):
     """h + W [h; e], then causal blocks; e is the embedding of the token before.
 
-    W and the blocks' gates are 0 at initialisation, so that h comes out.
+    W and what the blocks' attentions and MLPs end with are 0 at initialisation: h comes out.
 
     Attributes:
       vocab_size: V; the number V stands for the start of a level.
@@ -291,9 +292,7 @@ class Refiner(nn.Module):
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return loop(
-            CausalBlock(self.width, self.depth, self.num_heads, self.dtype, name="blocks"), x, cache
-        )
+        return loop(CausalBlock(self.width, self.num_heads, self.dtype, name="blocks"), x, cache)
 
     @nn.nowrap
     def cache(self, batch: int, count: int) -> KeysValues:
@@ -305,10 +304,9 @@ class Refiner(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """x + gate * attention(norm(x)), then + gate * MLP(norm(x)); for its fields see `Refiner`."""
+    """x + attention(norm(x)), then + MLP(norm(x)); for its fields see `Refiner`."""
 
     width: int
-    depth: int
     num_heads: int
     dtype: jnp.dtype
 
@@ -322,16 +320,16 @@ class CausalBlock(nn.Module):
     ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
         """Args, Returns: see `Refiner`."""
 
-        def gate(name: str) -> jax.Array:
-            boxed = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
-            made: jax.Array = self.param(name, boxed, (self.width,), jnp.float32)
-            return made.astype(self.dtype)
+        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str], std: float):
+            return Linear(sizes[:1], sizes[1:], axes, std, self.dtype, name=name)
 
         attention = CausalAttention(self.num_heads, self.dtype, name="attention")
         y, cache = attention(layer_norm(x).astype(self.dtype), pyramid, cache, index)
-        x = x + gate("attention_gate") * y
-        mlp = MLP(self.width, _MLP_RATIO * self.width, self.depth, self.dtype, name="mlp")
-        x = x + gate("mlp_gate") * mlp(layer_norm(x).astype(self.dtype))
+        x = x + y
+        width, middle = self.width, _MLP_RATIO * self.width
+        y = linear("up", (width, middle), ("embed", "mlp"), init_std(width))(layer_norm(x))
+        y = nn.with_logical_constraint(y, ("batch", "length", "act_mlp"))
+        x = x + linear("down", (middle, width), ("mlp", "embed"), 0.0)(nn.gelu(y))
         return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), cache
 
 
@@ -380,9 +378,8 @@ class CausalAttention(nn.Module):
             cache = KeysValues(put(cache.keys, k, index, 1), put(cache.values, v, index, 1))
             out = attend(q, cache.keys, cache.values, (jnp.arange(cache.length) <= index)[None])
         axes = ("heads", "head_dim", "embed")
-        return Linear((self.num_heads, head_dim), (width,), axes, std, dtype, name="out")(
-            out
-        ), cache
+        out = Linear((self.num_heads, head_dim), (width,), axes, 0.0, dtype, name="out")(out)
+        return out, cache
 
 
 def attend(
