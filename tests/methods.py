@@ -20,7 +20,10 @@ SETTINGS = {
     "evaluation.samples_per_class": 0,
 }
 #: What a tensor axis of four can cut.
-SIZES = {"family/flowar": {"model.head.net_width": 96, "model.head.net_heads": 4}}
+SIZES = {
+    "family/flowar": {"model.head.net_width": 96, "model.head.net_heads": 4},
+    "family/refiner": {"model.head.num_heads": 4},
+}
 #: The key that names a transformer, where a method needs one.
 MODELS = {"family/cca": "train.initial_checkpoint", "family/code": "sampling.decoder.refiner"}
 

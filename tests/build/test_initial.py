@@ -55,6 +55,22 @@ def test_another_context_takes_all(tmp_path, config):
     jax.tree.map(np.testing.assert_array_equal, found.fit(params), params)
 
 
+def test_a_head_that_has_grown_keeps_what_it_had(tmp_path, config):
+    params, bigger = save(tmp_path, config), load("family/refiner", "smallest")
+    found = start(tmp_path, bigger)
+    assert f"all parameters with {len(jax.tree.leaves(found.head)) - 2} new arrays" in found.summary
+    fitted = found.fit(params)
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (fitted, abstract(bigger))]
+    assert shapes[0] == shapes[1]
+    refiner = fitted["head"].pop("refiner")
+    jax.tree.map(np.testing.assert_array_equal, fitted, params)
+    assert not refiner["input"]["kernel"].any() and refiner["codes"].any()
+    # The other way there is no head to take.
+    save(tmp_path / "bigger", bigger)
+    with pytest.raises(ConfigError, match="config.model.head.kind is None, there it is refiner"):
+        start(tmp_path / "bigger", config)
+
+
 @pytest.mark.parametrize("ema", [False, True])
 def test_the_same_classes_take_all(tmp_path, config, ema):
     params = save(tmp_path, config, ema=ema)

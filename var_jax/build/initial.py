@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from var_jax.build.config import flat
@@ -19,7 +20,7 @@ from var_jax.checkpoint import files
 from var_jax.parallel import sharding
 from var_jax.transformer.layers import init_std
 
-_CLASSES = "transformer/class_embedding"
+_CLASSES, _HEAD = "transformer/class_embedding", "head/"
 #: Keys that decide which parameters a transformer has, and of which shapes.
 _SHAPING = (
     "patch_nums",
@@ -45,12 +46,15 @@ class Start:
         run's takes, the last one for 'no class'; -1 is a new row. None where there is no such
         table, as with other conditions than class labels.
       seed: of the new rows.
+      head: parameters at initialisation on the host, where the checkpoint's head has but a part of
+        them; None where it has all.
       summary: what is taken over, in one sentence.
     """
 
     rows: np.ndarray | None
     seed: int
     summary: str
+    head: Any = None
 
     def fit(self, params: Any) -> Any:
         """The run's first parameters.
@@ -59,9 +63,12 @@ class Start:
           params: all of the checkpoint's, {'transformer': ..., 'head': ...}.
 
         Returns:
-          The same on the host (NumPy), with the run's table of classes.
+          The same on the host (NumPy), with the run's table of classes and all of its head's.
         """
         params = jax.tree.map(np.asarray, params)
+        if self.head is not None:
+            head = flatten_dict(self.head) | flatten_dict(params["head"])
+            params = {**params, "head": unflatten_dict(head)}
         if self.rows is None:
             return params
         table = params["transformer"]["class_embedding"]
@@ -107,21 +114,40 @@ def start_from(
             f"config.tokenizer_checkpoint is {tokenizer.fingerprint[:12]}, whose tokens mean "
             f"something else; give its own, such as {epath.Path(path) / 'tokenizer'}."
         )
-    if not _check_shapes(path, found, config):
-        summary = f"Starting from step {found.step} of {path}: all parameters."
-        return Start(None, config.get("seed", 0), summary)
+    added, classes = _check_shapes(path, found, config)
+    seed = config.get("seed", 0)
+    head = _head(config, seed) if added else None
+    summary = f"Starting from step {found.step} of {path}: all parameters"
+    if added:
+        summary += f" with {added} new arrays of the head"
+    if not classes:
+        return Start(None, seed, f"{summary}.", head)
     rows, matched = _match_classes(metadata, config.model.num_classes, class_names)
     taken = int((rows[:-1] >= 0).sum())
     return Start(
         rows,
-        config.get("seed", 0),
-        f"Starting from step {found.step} of {path}: all parameters, the rows of {taken} of "
-        f"{len(rows) - 1} classes ({matched}) and of 'no class'; {len(rows) - 1 - taken} new rows.",
+        seed,
+        f"{summary}, the rows of {taken} of {len(rows) - 1} classes ({matched}) and of 'no class'; "
+        f"{len(rows) - 1 - taken} new rows.",
+        head,
     )
 
 
-def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigDict) -> bool:
-    """Raises ConfigError if the parameters do not fit; whether a table of classes is among them."""
+def _head(config: ConfigDict, seed: int) -> Any:
+    """The head's parameters at initialisation, on the host."""
+    init = network(config).init_params
+    made = jax.jit(lambda key: sharding.unbox(init(key)["head"]))(jax.random.key(seed))
+    return jax.tree.map(np.asarray, made)
+
+
+def _check_shapes(
+    path: epath.PathLike, found: files.Inspection, config: ConfigDict
+) -> tuple[int, bool]:
+    """How many arrays of the head are new, and whether there is a table of classes.
+
+    Raises:
+      ConfigError: the parameters do not fit.
+    """
     boxed = jax.eval_shape(network(config).init_params, jax.random.key(0))
     here = files.named_leaves(sharding.unbox(boxed))
     root = "ema" if found.metadata.get("ema") else "params"
@@ -132,8 +158,9 @@ def _check_shapes(path: epath.PathLike, found: files.Inspection, config: ConfigD
     for named in (shapes, saved):
         if _CLASSES in named:
             named[_CLASSES] = named[_CLASSES][1:]
-    if shapes == saved:
-        return _CLASSES in shapes
+    new = [name for name in shapes if name.startswith(_HEAD) and name not in saved]
+    if {name: shape for name, shape in shapes.items() if name not in new} == saved:
+        return len(new), _CLASSES in shapes
     before, now = flat(found.metadata["config"]), flat(config)
     knobs = []
     for name in _SHAPING:

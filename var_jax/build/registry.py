@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, str]] = {
         "bitwise": "var_jax.heads.bitwise:BitwiseHead",
         "categorical": "var_jax.heads.categorical:CategoricalHead",
         "flow": "var_jax.heads.flow:FlowHead",
+        "refiner": "var_jax.heads.refiner:RefinerHead",
     },
     # config.train.objective: `objectives.base.NetworkObjective`.
     "objective": {
