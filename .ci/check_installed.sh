@@ -23,4 +23,5 @@ assert var_jax.__version__ == importlib.metadata.version("var_jax")
 for name in ("mnist5k.py:smallest", "family/hmar.py"):
     assert find_config(f"configs/{name}").startswith(f"{site}/var_jax/configs/{name}")
 PYTHON
-(PYTHONPATH="$folder/site" "$python" -m launch.sample --help || true) | grep -q -- --checkpoint
+help="$(PYTHONPATH="$folder/site" "$python" -m launch.sample --help || true)"
+grep -q -- --checkpoint <<< "$help"

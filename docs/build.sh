@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh docs
-rm -rf build/docs docs/generated
+rm -rf build/docs docs/generated docs/notebooks
+cp -R colabs docs/notebooks
 python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs "$@"
 echo "Look at build/docs/index.html."

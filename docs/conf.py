@@ -65,7 +65,7 @@ def _text(line):
 
 
 def notebooks_link_from_here(app, docname, source):
-    """docs/notebooks is colabs/, where a link to a page of this folder starts with ../docs."""
+    """docs/notebooks is a copy of colabs/, where a link to a page here starts with ../docs."""
     if docname.startswith("notebooks/"):
         source[0] = source[0].replace("](../docs/", "](../")
 
