@@ -30,7 +30,10 @@ class ScalingSettings:
 
 #: What a size may change of config.model.
 SIZE = dataclasses.replace(
-    MODEL, only=("depth", "width", "num_heads", "mlp_ratio", "scan_unroll"), named=True
+    MODEL,
+    only=("depth", "width", "num_heads", "mlp_ratio", "scan_unroll"),
+    sections={},
+    named=True,
 )
 SCALING = Section((ScalingSettings,), sections={"sizes": SIZE}, changeable=True)
 
