@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from var_jax.fields import Field
 from var_jax.heads.base import mixed
@@ -30,6 +30,8 @@ from var_jax.heads.categorical import CategoricalHead, CategoricalSampling, Leve
 from var_jax.heads.filters import filter_logits
 from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.attention import masked_attention
+from var_jax.transformer.block import MLP
 from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.layers import Linear, init_std, layer_norm
 
@@ -319,17 +321,11 @@ class CausalBlock(nn.Module):
         index: jax.Array | None,
     ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
         """Args, Returns: see `Refiner`."""
-
-        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str], std: float):
-            return Linear(sizes[:1], sizes[1:], axes, std, self.dtype, name=name)
-
         attention = CausalAttention(self.num_heads, self.dtype, name="attention")
         y, cache = attention(layer_norm(x).astype(self.dtype), pyramid, cache, index)
         x = x + y
-        width, middle = self.width, _MLP_RATIO * self.width
-        y = linear("up", (width, middle), ("embed", "mlp"), init_std(width))(layer_norm(x))
-        y = nn.with_logical_constraint(y, ("batch", "length", "act_mlp"))
-        x = x + linear("down", (middle, width), ("mlp", "embed"), 0.0)(nn.gelu(y))
+        mlp = MLP(self.width, _MLP_RATIO * self.width, 0.0, self.dtype, name="mlp")
+        x = x + mlp(layer_norm(x))
         return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), cache
 
 
@@ -371,24 +367,16 @@ class CausalAttention(nn.Module):
         q, k, v = q.astype(dtype), k.astype(dtype), project("value")
         if cache is None:
             levels = zip(*(pyramid.split(t) for t in (q, k, v)), strict=True)
-            causal = [attend(q, k, v, np.tri(q.shape[1], dtype=bool)) for q, k, v in levels]
+            causal = [
+                masked_attention(q, k, v, np.tri(q.shape[1], dtype=bool)[None, None])
+                for q, k, v in levels
+            ]
             out = jnp.concatenate(causal, 1)
         else:
             put = jax.lax.dynamic_update_slice_in_dim
             cache = KeysValues(put(cache.keys, k, index, 1), put(cache.values, v, index, 1))
-            out = attend(q, cache.keys, cache.values, (jnp.arange(cache.length) <= index)[None])
+            known = (jnp.arange(cache.length) <= index)[None, None, None]
+            out = masked_attention(q, cache.keys, cache.values, known)
         axes = ("heads", "head_dim", "embed")
         out = Linear((self.num_heads, head_dim), (width,), axes, 0.0, dtype, name="out")(out)
         return out, cache
-
-
-def attend(
-    q: Float[jax.Array, "B q N H"],
-    k: Float[jax.Array, "B k N H"],
-    v: Float[jax.Array, "B k N H"],
-    mask: Bool[jax.Array | np.ndarray, "q k"],
-) -> Float[jax.Array, "B q N H"]:
-    """softmax(q . k) v over the keys that a query sees, in float32 but for the operands."""
-    logits = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-    return jnp.einsum("bnqk,bknh->bqnh", weights.astype(v.dtype), v)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from var_jax.context import KeySegment
@@ -213,10 +214,24 @@ class CrossAttention(nn.Module):
         q = project("query", layer_norm(x).astype(dtype))
         k, v = project("key", tokens), project("value", tokens)
         q, k = scaled_operands(q, k, 1.0, log_scale)
-        logits = jnp.einsum("bqnh,btnh->bnqt", q, k, preferred_element_type=jnp.float32)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
-        out = jnp.einsum("bnqt,btnh->bqnh", weights, v)
+        out = masked_attention(q, k, v, None if mask is None else mask[:, None, None])
         axes = ("heads", "head_dim", "embed")
         return Linear((heads, head_dim), (width,), axes, 0.0, dtype, name="out")(out)
+
+
+def masked_attention(
+    q: Float[jax.Array, "B q N H"],
+    k: Float[jax.Array, "B k N H"],
+    v: Float[jax.Array, "B k N H"],
+    mask: Bool[jax.Array | np.ndarray, "#B #N #q k"] | None = None,
+) -> Float[jax.Array, "B q N H"]:
+    """softmax(q . k) v over the keys that a mask shows, with logits and softmax in float32.
+
+    For few keys under masks that are no intervals, or known in the program alone; levels take
+    `block_attention`.
+    """
+    logits = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnqk,bknh->bqnh", weights, v)

@@ -21,13 +21,13 @@ class MLP(nn.Module):
     Attributes:
       width: C.
       hidden: width of the middle.
-      depth: number of blocks, which sets the scale of the output at initialisation.
+      out_std: standard deviation of what the output is made with, at initialisation.
       dtype: type of the computation.
     """
 
     width: int
     hidden: int
-    depth: int
+    out_std: float
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -36,9 +36,8 @@ class MLP(nn.Module):
         x = Linear((self.width,), (self.hidden,), ("embed", "mlp"), std, self.dtype, name="up")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_mlp"))
         x = nn.gelu(x, approximate=True)
-        std = std / math.sqrt(2 * self.depth)
         return Linear(
-            (self.hidden,), (self.width,), ("mlp", "embed"), std, self.dtype, name="down"
+            (self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, self.dtype, name="down"
         )(x)
 
 
@@ -93,7 +92,8 @@ class Block(nn.Module):
             read = CrossAttention(self.settings, name="cross_attention")
             x = x + read(x, condition.tokens, condition.mask)
         hidden = round(width * self.settings.mlp_ratio)
-        y = MLP(width, hidden, self.settings.depth, dtype, name="mlp")(
+        out_std = init_std(width) / math.sqrt(2 * self.settings.depth)
+        y = MLP(width, hidden, out_std, dtype, name="mlp")(
             modulate(x, scale2, shift2).astype(dtype)
         )
         x = x + gate2 * y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -111,7 +112,8 @@ class ClassNames(nn.Module):
         # Free to cut the tokens along C, as the tables are, XLA swaps the examples of devices where
         # data, fsdp and tensor are all above 1.
         tokens = nn.with_logical_constraint(tokens, ("batch", "length", "act_embed"))
-        mlp = MLP(self.width, 4 * self.width, depth=1, name="byte_mlp")
+        out_std = init_std(self.width) / math.sqrt(2)
+        mlp = MLP(self.width, 4 * self.width, out_std, name="byte_mlp")
         tokens: Float[jax.Array, "B T C"] = tokens + mlp(layer_norm(tokens))
         tokens = nn.with_logical_constraint(tokens, ("batch", "length", "act_embed"))
         weight = there / there.sum(-1, keepdims=True)
