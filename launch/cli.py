@@ -331,11 +331,7 @@ def decoder(config: ConfigDict, tokenizer_fingerprint: str) -> Any:
     from var_jax import build
     from var_jax.evaluation.generated.sampling_run import describe_decoder
 
-    config = config.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        config.sampling.update(sampling_settings())
-        build.resolve_paths(config)
-    made = build.load_decoder(config, tokenizer_fingerprint)
+    made = build.load_decoder(config, tokenizer_fingerprint, sampling_settings())
     described = describe_decoder(made.decoder, build.pyramid(config))
     for name, values in described.items():
         if name.endswith("_by_level"):

@@ -316,10 +316,8 @@ class Model:
         return self._editors[name]
 
     def _decoder(self, settings: dict[str, Any]) -> build.LoadedDecoder:
-        config = self._need_transformer().config.copy_and_resolve_references()
-        with config.unlocked(), config.ignore_type():
-            config.sampling.update(settings)
-        return build.load_decoder(config, self.tokenizer.fingerprint)
+        config = self._need_transformer().config
+        return build.load_decoder(config, self.tokenizer.fingerprint, settings)
 
     @functools.cached_property
     def _encode(self) -> Callable[..., jax.Array]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from var_jax import checkpoint
+from var_jax.build.data import resolve_paths
 from var_jax.build.modules import decoder, network, tokenizer, tokenizer_section
 from var_jax.build.sections import ConfigError, read, tuples
 from var_jax.decoding.base import Decoder
@@ -153,18 +154,28 @@ class LoadedDecoder:
     fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def load_decoder(config: ConfigDict, tokenizer_fingerprint: str = "") -> LoadedDecoder:
+def load_decoder(
+    config: ConfigDict,
+    tokenizer_fingerprint: str = "",
+    settings: Mapping[str, Any] | None = None,
+) -> LoadedDecoder:
     """The decoder of config.sampling; where it holds networks, the config names their workdirs.
 
     Args:
-      config: of the model.
+      config: of the model; stays as it is.
       tokenizer_fingerprint: of the model's tokenizer; '' is not compared.
+      settings: keys of config.sampling that are to be otherwise.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
       ValueError: one is no transformer, or speaks to another tokenizer.
     """
     params, fingerprints = {}, {}
+    if settings:
+        config = config.copy_and_resolve_references()
+        with config.unlocked(), config.ignore_type():
+            config.sampling.update(settings)
+            resolve_paths(config)
 
     def network_of(name: str, path: str) -> Network:
         found, metadata = load_params(path, "transformer", None)
