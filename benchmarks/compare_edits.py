@@ -13,16 +13,15 @@ Then edits without a mask: variations by the number of levels that stay, and oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags, logging
-from etils import epath
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
 from launch import cli
+from var_jax.evaluation.report import markdown_table
 
 _CHECKPOINT = cli.define_path("checkpoint", None, "Workdir of a transformer.")
 _TOKENIZER = cli.define_path("tokenizer", None, "Its tokenizer; beside it by default.")
@@ -35,6 +34,12 @@ _PICTURE = cli.define_path("picture", None, "PNG of some results.")
 
 #: Rows of the picture for each mask.
 _SHOWN = 4
+#: Edits that ask for the next label: those that keep levels, and the rule that needs no mask.
+OTHER_LABELS: dict[str, dict[str, Any]] = {
+    **{f"{level} levels stay": {"level": level} for level in (0, 1, 2)},
+    "relabel, margin 0.2, 2 copied": {"rule": {"kind": "relabel", "margin": 0.2, "copied": 2}},
+    "relabel, margin 0.02, 1 copied": {"rule": {"kind": "relabel", "margin": 0.02, "copied": 1}},
+}
 
 
 def settings() -> dict[str, dict[str, Any]]:
@@ -91,6 +96,10 @@ def kept_psnr(
 
 def main() -> None:
     import var_jax
+    from var_jax.evaluation.distances.frechet import frechet_distance
+    from var_jax.evaluation.pictures import make_grid
+    from var_jax.paths import write_bytes, write_json
+    from var_jax.pixels import encode_png
     from var_jax.studies import small_set_run
 
     cli.on_one_host()
@@ -103,8 +112,6 @@ def main() -> None:
     real = classifier.statistics(held_out.images)
 
     def scores(made: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-        from var_jax.evaluation.distances.frechet import frechet_distance
-
         distance = frechet_distance(classifier.statistics(made), real)
         return {"accuracy": classifier.accuracy(made, wanted), "frechet": float(distance)}
 
@@ -129,57 +136,29 @@ def main() -> None:
             logging.info("%s, %s: %s", name, rule, found[name][rule])
             columns.append(made)
         shown += [column[i] for i in range(_SHOWN) for column in columns]
-    found["variations"] = variations(model, images, labels, whole, scores)
-    found["other labels"] = other_labels(model, images, labels, whole, scores)
+    nothing = np.zeros(images.shape[:3], bool)
+    for name, wanted, rows in (
+        ("variations", labels, variations(model.tokenizer.module.codec.pyramid.num_levels)),
+        ("other labels", (labels + 1) % model.num_classes, OTHER_LABELS),
+    ):
+        found[name] = {}
+        for row, arguments in rows.items():
+            made = model.edit(images, wanted, shown=labels, seed=_SEED.value, **arguments)
+            found[name][row] = {
+                "psnr": kept_psnr(made, whole, nothing),
+                **scores(made, wanted),
+            }
+            logging.info("%s: %s", row, found[name][row])
     print_tables(found)
     if _JSON.value:
-        from var_jax.paths import write_json
-
         write_json(_JSON.value, found)
     if _PICTURE.value:
-        write_picture(np.stack(shown), 2 + len(settings()))
+        write_bytes(_PICTURE.value, encode_png(make_grid(np.stack(shown), 2 + len(settings()))))
 
 
-def variations(
-    model: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
-    whole: np.ndarray,
-    scores: Callable[..., dict[str, float]],
-) -> dict[str, Any]:
-    """By the number of levels that stay; PSNR is against the reconstruction."""
-    found = {}
-    for level in range(model.tokenizer.module.codec.pyramid.num_levels):
-        made = model.edit(images, labels, level=level, seed=_SEED.value)
-        nothing = np.zeros(images.shape[:3], bool)
-        found[str(level)] = {"psnr": kept_psnr(made, whole, nothing), **scores(made, labels)}
-        logging.info("%d levels stay: %s", level, found[str(level)])
-    return found
-
-
-def other_labels(
-    model: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
-    whole: np.ndarray,
-    scores: Callable[..., dict[str, float]],
-) -> dict[str, Any]:
-    """The next label in place of the true one; accuracy is for the next."""
-    found, wanted = {}, (labels + 1) % model.num_classes
-    nothing = np.zeros(images.shape[:3], bool)
-    for name, arguments in _other_label_settings():
-        made = model.edit(images, wanted, shown=labels, seed=_SEED.value, **arguments)
-        found[name] = {"psnr": kept_psnr(made, whole, nothing), **scores(made, wanted)}
-        logging.info("%s: %s", name, found[name])
-    return found
-
-
-def _other_label_settings() -> Iterator[tuple[str, dict[str, Any]]]:
-    for level in (0, 1, 2):
-        yield f"{level} levels stay", {"level": level}
-    for margin, copied in ((0.2, 2), (0.02, 1)):
-        rule = {"kind": "relabel", "margin": margin, "copied": copied}
-        yield f"relabel, margin {margin}, {copied} copied", {"rule": rule}
+def variations(num_levels: int) -> dict[str, dict[str, Any]]:
+    """Edits that keep the first levels, by how many."""
+    return {f"{level} levels stay": {"level": level} for level in range(num_levels)}
 
 
 def print_tables(found: dict[str, Any]) -> None:
@@ -187,20 +166,8 @@ def print_tables(found: dict[str, Any]) -> None:
     for name, rows in found.items():
         rows = {name: rows} if name == "reconstructed" else rows
         keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-        print(f"\n| {name} | {' | '.join(keys)} |\n|{' --- |' * (len(keys) + 1)}")
-        for row, values in rows.items():
-            cells = [f"{values[key]:.3g}" if key in values else "" for key in keys]
-            print(f"| {row} | {' | '.join(cells)} |")
-
-
-def write_picture(images: np.ndarray, columns: int) -> None:
-    """Writes the PNG."""
-    from var_jax.evaluation.pictures import make_grid
-    from var_jax.paths import replacing
-
-    with replacing(epath.Path(_PICTURE.value)) as file:
-        grid = make_grid(images, columns)
-        Image.fromarray(grid.squeeze()).save(file, format="PNG", optimize=True)
+        cells = [[row, *(values.get(key, "") for key in keys)] for row, values in rows.items()]
+        print(f"\n{markdown_table([name, *keys], cells)}")
 
 
 if __name__ == "__main__":

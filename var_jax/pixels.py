@@ -12,10 +12,15 @@ from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
 
+def as_image(image: UInt8[np.ndarray, "H W c"]) -> Image.Image:
+    """A picture with one or three channels for Pillow."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
 def encode_png(image: UInt8[np.ndarray, "H W c"]) -> bytes:
     """A picture with one or three channels as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    as_image(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

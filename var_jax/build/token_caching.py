@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +13,7 @@ from var_jax.build.data import cached_from, pipeline, source
 from var_jax.build.loading import load_tokenizer
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+from var_jax.evaluation.progress import Progress
 from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_float
 
@@ -85,7 +85,7 @@ def cache_tokens(
             if writer:
                 writer.close()
             continue
-        shown = began = time.monotonic()
+        progress = Progress(split, settings.num_samples, show=writer is not None)
         host_batches = images.batches(start_step=start // batch_size)
         batches = prefetch_to_device(host_batches, sharding.batch_sharding(mesh), batch_size)
         for batch, _ in batches:
@@ -93,17 +93,7 @@ def cache_tokens(
             labels, index = (arrays.to_host(batch[k]) for k in ("label", "index"))
             if writer:
                 writer.write(tokens, labels, index)
-            if writer and time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                speed = (int(index[-1]) + 1 - start) / (shown - began)
-                logging.info(
-                    "%s %d/%d  %.4g images/s  to go %d s",
-                    split,
-                    index[-1] + 1,
-                    settings.num_samples,
-                    speed,
-                    (settings.num_samples - index[-1] - 1) / speed,
-                )
+            progress.at(int(index[-1]) + 1)
         if writer:
             writer.close()
         if images.skipped:

@@ -10,8 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from var_jax.decoding.editing import Step
+from var_jax.decoding.editing import Rule, Step
 from var_jax.resample import apply_matrices, resize
+
+
+def as_drawn(
+    rule: Rule,
+    drawn: Float[jax.Array, "B h w C"],
+    encoded: Float[jax.Array, "B h w C"],
+    keep: Float[jax.Array, "B h w"],
+) -> Float[jax.Array, "B h w C"]:
+    """`Rule.finish` of rules that decode what came out."""
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +44,7 @@ class Forced:
             kept = jnp.ones_like(kept)
         return step.encoded, kept.reshape(len(kept), -1)
 
-    def finish(
-        self,
-        drawn: Float[jax.Array, "B h w C"],
-        encoded: Float[jax.Array, "B h w C"],
-        keep: Float[jax.Array, "B h w"],
-    ) -> Float[jax.Array, "B h w C"]:
-        """The features as they are."""
-        return drawn
+    finish = as_drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +117,7 @@ class Relabel:
         kept = (own <= self.margin) | (share.reshape(own.shape) > 0.5)
         return step.encoded, jnp.full_like(kept, True) if step.level < self.copied else kept
 
-    def finish(
-        self,
-        drawn: Float[jax.Array, "B h w C"],
-        encoded: Float[jax.Array, "B h w C"],
-        keep: Float[jax.Array, "B h w"],
-    ) -> Float[jax.Array, "B h w C"]:
-        """The features as they are."""
-        return drawn
+    finish = as_drawn
 
 
 def blend(

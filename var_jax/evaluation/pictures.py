@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from var_jax.pixels import as_image
+
 
 def make_grid(
     images: UInt8[np.ndarray, "n H W c"], columns: int, padding: int = 2, background: int = 255
@@ -37,6 +39,4 @@ def as_picture(images: UInt8[np.ndarray, "n H W c"], columns: int, zoom: int = 1
       columns: images per row.
       zoom: screen pixels for each side of a pixel.
     """
-    grid = make_grid(images, columns)
-    grid = grid.repeat(zoom, 0).repeat(zoom, 1)
-    return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+    return as_image(make_grid(images, columns).repeat(zoom, 0).repeat(zoom, 1))
