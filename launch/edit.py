@@ -139,7 +139,7 @@ def filled_levels(picture: np.ndarray, pyramid: ScalePyramid, stride: int) -> in
       ValueError: the picture is not small, or too small for any level.
     """
     short = min(picture.shape[:2])
-    count = sum(max(shape) * stride <= short for shape in pyramid.shapes)
+    count = pyramid.levels_within(short / stride)
     if not 0 < count < pyramid.num_levels:
         low, high = (max(pyramid.shapes[k]) * stride for k in (0, -1))
         raise ValueError(

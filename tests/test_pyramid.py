@@ -57,3 +57,9 @@ def test_other_mistakes_are_refused():
         ScalePyramid(((1, 1), (2, 2)), points=((0.5, 0.5),))
     with pytest.raises(ValueError, match=r"1\.\.2"):
         ScalePyramid.from_patch_nums((1, 2)).prefix(3)
+
+
+def test_levels_within_a_side():
+    pyramid = ScalePyramid(((1, 1), (2, 3), (4, 4), (2, 2)))
+    assert [pyramid.levels_within(side) for side in (0.5, 1, 2, 3, 3.9, 4)] == [0, 1, 1, 2, 2, 4]
+    assert pyramid.max_side == 4

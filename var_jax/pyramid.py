@@ -91,6 +91,11 @@ class ScalePyramid:
         """The longest side of any level."""
         return max(max(shape) for shape in self.shapes)
 
+    def levels_within(self, side: float) -> int:
+        """How many levels, from the first on, have no side longer than this."""
+        longer = (max(shape) > side for shape in self.shapes)
+        return next((k for k, found in enumerate(longer) if found), self.num_levels)
+
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Tokens in each level."""
