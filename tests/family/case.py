@@ -14,6 +14,9 @@ from goldens.fill import fill
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.convert import mapping, vqvae
 from var_jax.convert.lazy_state import LazyState, LazyTensor
+from var_jax.decoding.guidance import LinearGuidance
+from var_jax.decoding.next_scale import NextScale
+from var_jax.heads.categorical import CategoricalSampling
 from var_jax.pyramid import ScalePyramid
 
 #: Entries of official state dicts that the code computes from the config.
@@ -103,6 +106,41 @@ def read_params(state, rows, abstract, buffers=()):
     slots, lazily = mapping.expand(rows, abstract), lazy_state(state)
     mapping.check(lazily, slots, buffers, "The case")
     return jax.tree.map(jnp.asarray, mapping.read(lazily, slots, abstract)), slots
+
+
+def loss_and_gradient(objective, params, frozen, batch):
+    """Of an objective in evaluation, compiled."""
+
+    @jax.jit
+    def run(params):
+        return jax.value_and_grad(lambda p: objective.loss(p, frozen, (), batch, None, 0)[0])(
+            params
+        )
+
+    return run(params)
+
+
+def next_scale_draws(network, params, codec, labels, cfg, noise=None, filters=(0, 0.0)):
+    """Tokens, features, and the logits of each level before the draws.
+
+    Args:
+      network, params: of the model.
+      codec: VAR's, and its parameters.
+      labels, cfg: what is drawn, and how strongly it is guided at the last level.
+      noise: of each level, see `GivenDraws`.
+      filters: top_k and top_p.
+    """
+    module, codec_params = codec
+
+    @jax.jit
+    def run(params, keys):
+        draws = GivenDraws(noise)
+        sampling = CategoricalSampling(*filters, processors=(draws,))
+        decoder = NextScale(LinearGuidance(cfg), sampling)
+        found = decoder(network, params, module, codec_params, labels, keys)
+        return found.targets, found.features, draws.seen
+
+    return run(params, jax.random.split(jax.random.key(0), len(labels)))
 
 
 def check_grad_norms(grads, slots, expected):

@@ -10,6 +10,7 @@ from family.case import (
     GivenDraws,
     check_grad_norms,
     close_where_kept,
+    loss_and_gradient,
     nchw,
     nhwc,
     read_params,
@@ -135,15 +136,7 @@ def check_training(case):
     }
     for name, pyramid in schedules(case).items():
         objective = Likelihood(made, VQVAE(module), trained=TrainedLevels(pyramid))
-
-        @jax.jit
-        def run(params, objective=objective):
-            def loss(params):
-                return objective.loss(params, frozen, (), batch, None, 0)[0]
-
-            return jax.value_and_grad(loss)(params)
-
-        value, grads = run(params)
+        value, grads = loss_and_gradient(objective, params, frozen, batch)
         case.close(value, f"train_loss_{name}")
         check_grad_norms(grads, slots, case.grad_norms[name])
 

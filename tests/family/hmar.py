@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from family.case import (
-    GivenDraws,
     by_level,
     check_grad_norms,
     check_teacher_inputs,
     close_where_kept,
+    loss_and_gradient,
     nchw,
+    next_scale_draws,
     pyramid,
     read_params,
     residual_codec,
@@ -19,9 +20,7 @@ from family.case import (
 
 from var_jax.context import OwnScale
 from var_jax.convert import official, var
-from var_jax.decoding.guidance import LinearGuidance
-from var_jax.decoding.next_scale import NextScale
-from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.objectives.level_weights import LogNormalWeights
 from var_jax.objectives.likelihood import Likelihood
@@ -100,38 +99,19 @@ def check_training(case):
         "label": jnp.asarray(case.outputs["train_labels"]),
     }
 
-    @jax.jit
-    def run(params):
-        def loss(params):
-            return objective.loss(params, frozen, (), batch, None, 0)[0]
-
-        return jax.value_and_grad(loss)(params), objective.per_token(params, frozen, batch)[0]
-
-    (value, grads), tokens = run(params)
+    value, grads = loss_and_gradient(objective, params, frozen, batch)
+    tokens = jax.jit(objective.per_token)(params, frozen, batch)[0]
     case.close(tokens, "nsp_token_loss")
     case.close(value, "nsp_train_loss_lognorm")
     check_grad_norms(grads, slots, case.grad_norms["nsp"])
 
 
-def generate(case, noise, top_k, top_p):
-    """Tokens, features, and the logits before the draws."""
-    made, params, _ = network(case)
-    module, codec_params = residual_codec(case)
-    labels = jnp.asarray(case.outputs["labels"])
-
-    @jax.jit
-    def run(params, keys):
-        draws = GivenDraws(noise)
-        sampling = CategoricalSampling(top_k, top_p, processors=(draws,))
-        decoder = NextScale(LinearGuidance(case.config["cfg"]), sampling)
-        found = decoder(made, params, module, codec_params, labels, keys)
-        return found.targets, found.features, draws.seen
-
-    return run(params, jax.random.split(jax.random.key(0), len(labels)))
-
-
 def check_generation(case, name, **settings):
-    tokens, features, logits = generate(case, **settings)
+    made, params, _ = network(case)
+    labels, cfg = jnp.asarray(case.outputs["labels"]), case.config["cfg"]
+    tokens, features, logits = next_scale_draws(
+        made, params, residual_codec(case), labels, cfg, **settings
+    )
     case.equal(tokens, f"{name}_tokens")
     case.close(nchw(features), f"{name}_f_hat")
     for k, level in enumerate(logits):
@@ -139,13 +119,13 @@ def check_generation(case, name, **settings):
 
 
 def check_greedy(case):
-    check_generation(case, "nsp_greedy", noise=None, top_k=0, top_p=0.0)
+    check_generation(case, "nsp_greedy")
 
 
 def check_sampled(case):
     noise = [case.outputs[f"gumbel_{k}_0"] for k in range(pyramid(case).num_levels)]
-    top_k, top_p = case.config["top_k"], case.config["top_p"]
-    check_generation(case, "nsp_sampled", noise=noise, top_k=top_k, top_p=top_p)
+    filters = case.config["top_k"], case.config["top_p"]
+    check_generation(case, "nsp_sampled", noise=noise, filters=filters)
 
 
 CHECKS = {

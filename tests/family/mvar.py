@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from family.case import (
-    GivenDraws,
     by_level,
     check_grad_norms,
     check_teacher_inputs,
     close_where_kept,
+    loss_and_gradient,
     nchw,
+    next_scale_draws,
     pyramid,
     read_params,
     residual_codec,
@@ -19,9 +20,7 @@ from family.case import (
 
 from var_jax.context import OwnNeighbourhood, OwnScale, dense_mask, key_segments
 from var_jax.convert import official, var
-from var_jax.decoding.guidance import LinearGuidance
-from var_jax.decoding.next_scale import NextScale
-from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.objectives.curriculum import TrainedLevels
 from var_jax.objectives.level_cycle import LevelCycle
@@ -112,15 +111,7 @@ def check_training(case):
     for name, levels in slices(case).items():
         trained = TrainedLevels(pyramid(case), levels=levels)
         objective = Likelihood(made, VQVAE(module), trained=trained)
-
-        @jax.jit
-        def run(params, objective=objective):
-            def loss(params):
-                return objective.loss(params, frozen, (), batch, None, 0)[0]
-
-            return jax.value_and_grad(loss)(params)
-
-        value, grads = run(params)
+        value, grads = loss_and_gradient(objective, params, frozen, batch)
         case.close(value, f"train_loss_{name}")
         # A parameter that a slice does not use has no gradient there, and zeros here.
         expected = dict.fromkeys(slots, 0.0) | case.grad_norms[name]
@@ -129,25 +120,18 @@ def check_training(case):
 
 def check_generation(case, name, cfg=None, sampled=False):
     made, params, _ = network(case)
-    module, codec_params = residual_codec(case)
     config, labels = case.config, jnp.asarray(case.outputs["labels"])
     noise, filters = None, (0, 0.0)
     if sampled:
         noise = [case.outputs[f"gumbel_{k}"] for k in range(pyramid(case).num_levels)]
         filters = config["top_k"], config["top_p"]
-
-    @jax.jit
-    def run(params, keys):
-        draws = GivenDraws(noise)
-        sampling = CategoricalSampling(*filters, processors=(draws,))
-        decoder = NextScale(LinearGuidance(config["cfg"] if cfg is None else cfg), sampling)
-        found = decoder(made, params, module, codec_params, labels, keys)
-        return found.targets, found.features, jnp.concatenate(draws.seen, 1)
-
-    tokens, features, logits = run(params, jax.random.split(jax.random.key(0), len(labels)))
+    cfg = config["cfg"] if cfg is None else cfg
+    tokens, features, logits = next_scale_draws(
+        made, params, residual_codec(case), labels, cfg, noise, filters
+    )
     case.equal(tokens, f"{name}_tokens")
     case.close(nchw(features), f"{name}_f_hat")
-    close_where_kept(case, logits, f"{name}_logits")
+    close_where_kept(case, jnp.concatenate(logits, 1), f"{name}_logits")
 
 
 CHECKS = {
