@@ -1,4 +1,5 @@
 import jax
+import methods
 import numpy as np
 import pytest
 from untrained import write_model
@@ -122,3 +123,14 @@ def test_a_frozen_tokenizer_has_a_sharding_preset_of_its_own(folder):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="Unknown sharding preset 'fdsp'"):
         loaded.on(mesh, "fdsp")
+
+
+@pytest.mark.parametrize("method", ["family/flexvar", "family/infinity", "family/flowar"])
+def test_what_other_codecs_encode_is_edited(tmp_path, method):
+    model = var_jax.load(write_model(tmp_path, methods.smallest(method)))
+    images = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), np.uint8)
+    labels, nothing = [3, 1], np.zeros(model.image_shape[:2], bool)
+    np.testing.assert_array_equal(model.edit(images, labels), model.sample(labels))
+    kept = model.edit(images, labels, nothing, kept="decoded")
+    rebuilt = model.decode(model.encode(images))
+    assert np.abs(kept.astype(int) - rebuilt).max() <= 1

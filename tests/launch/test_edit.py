@@ -6,6 +6,7 @@ from commands import import_command, run_cases
 from PIL import Image
 from untrained import write_model
 
+import var_jax
 from var_jax.data.edit_pictures import fit, read_picture
 from var_jax.pyramid import ScalePyramid
 
@@ -18,7 +19,7 @@ def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("edits")
     write_model(folder / "model")
     rng = np.random.default_rng(0)
-    for name, size in (("picture", 64), ("tiny", 7)):
+    for name, size in (("picture", 64), ("small", 16), ("tiny", 7)):
         Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(
             folder / f"{name}.png"
         )
@@ -40,6 +41,9 @@ def outcome(tmp_path_factory):
         "inside": case(
             "inside", "--mask=@mask.png", "--labels=3,-1", "--num_per_label=2", ending="png"
         ),
+        "wider": case("wider", "--expand=0.25"),
+        "mixed": case("mixed", "--mix_with=@picture.png", "--level=2"),
+        "refined": case("refined", "--refine", "--num_per_label=2", image="small"),
         "empty": case("x", "--mask=@empty.png"),
         "two edits": case("x", "--mask=@mask.png", "--expand=0.25"),
         "ending": case("x", ending="jpg"),
@@ -68,6 +72,24 @@ def test_a_picture_has_a_row_for_each_label(outcome):
     for image in results[1:]:
         np.testing.assert_array_equal(image[:, :16], results[0][:, :16])
     assert len({x.tobytes() for x in results}) == 4
+
+
+def test_edits_without_a_mask(outcome):
+    folder, errors = outcome
+    assert not errors.keys() & {"wider", "mixed", "refined"}, errors
+    model, found = var_jax.load(folder / "model"), {}
+    for name in ("wider", "mixed", "refined"):
+        with np.load(folder / f"{name}.npz") as file:
+            found[name] = dict(file)
+    inside = ~found["wider"]["mask"]
+    assert inside[8:24, 8:24].all() and inside.sum() == 16 * 16
+    # What stays is the reconstruction: of the middle, and of all where nothing else is mixed in.
+    for name, kept in (("wider", inside), ("mixed", np.ones_like(inside))):
+        rebuilt = model.decode(model.encode(found[name]["source"][None]))
+        difference = np.abs(found[name]["images"].astype(int) - rebuilt)
+        assert difference[:, kept].max() <= 1
+    # One level is the picture's, the others differ.
+    assert len({image.tobytes() for image in found["refined"]["images"]}) == 2
 
 
 @pytest.mark.parametrize(
