@@ -13,8 +13,10 @@ import time
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from var_jax.checkpoint import files
+from var_jax.pixels import encode_png
 from var_jax.train.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -145,6 +147,14 @@ def test_what_reads_the_run_and_writes_beside_it(trained, run):
         "samples.npz",
         "settings.json",
     ]
+
+
+def test_a_picture_there_is_edited(trained, run):
+    picture, output = trained / "a digit.png", trained / "edited" / "out.png"
+    picture.write_bytes(encode_png(np.full((40, 32, 3), 99, np.uint8)))
+    given = (f"--checkpoint={trained}/transformer", f"--image={picture}", "--labels=3")
+    run("edit", *given, "--expand=0.25", f"--output={output}")
+    assert Image.open(io.BytesIO(output.read_bytes())).size == (3 * 34 + 2, 34 + 2)
 
 
 def test_what_is_not_there_is_one_sentence(bucket, start):
