@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from var_jax.context import KeySegment
-from var_jax.kernels.block_attention import block_attention
+from var_jax.kernels.block_attention import block_attention, cached_attention
 from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm
@@ -88,13 +88,16 @@ class Attention(nn.Module):
         x: Float[jax.Array, "B n C"],
         visibility: Visibility,
         cache: tuple[KeysValues, ...] | None = None,
+        block: Int[jax.Array, ""] | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
         """Attends from x to itself, or to the cached levels and itself.
 
         Args:
           x: all tokens of a pass.
           visibility: who sees whom.
-          cache: None to attend within x only; else earlier levels, coarsest first.
+          cache: None to attend within x only; else earlier levels, coarsest first, of all blocks of
+            a run.
+          block: which of them this is.
 
         Returns:
           As x, and with a cache also the keys and values of x.
@@ -149,18 +152,24 @@ class Attention(nn.Module):
                 q, k = q.astype(dtype), k.astype(dtype)
                 log_scale, scale = None, 1.0
             new = KeysValues(k, v, q if visibility.keep_queries else None)
-            k = jnp.concatenate([*(level.keys for level in cache), k], axis=1)
-            v = jnp.concatenate([*(level.values for level in cache), v], axis=1)
 
-        out = block_attention(
-            q,
-            k,
-            v,
-            visibility.segments,
-            scale=scale,
-            log_scale=log_scale,
-            implementation=self.settings.attention_implementation,
-        )
+        implementation = self.settings.attention_implementation
+        segments = visibility.segments
+        if cache:
+            earlier = [(level.keys, level.values) for level in cache]
+            out = cached_attention(
+                q, k, v, earlier, block, segments, scale=scale, implementation=implementation
+            )
+        else:
+            out = block_attention(
+                q,
+                k,
+                v,
+                segments,
+                scale=scale,
+                log_scale=log_scale,
+                implementation=implementation,
+            )
         out = nn.with_logical_constraint(out, ("batch", "length", "act_heads", None))
         out = Linear(
             (heads, head_dim),

@@ -7,7 +7,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from var_jax.transformer.attention import Attention, BlockSettings, CrossAttention, Visibility
 from var_jax.transformer.cache import KeysValues
@@ -61,6 +61,7 @@ class Block(nn.Module):
         visibility: Visibility,
         cache: tuple[KeysValues, ...] | None = None,
         modulation: jax.Array | None = None,
+        block: Int[jax.Array, ""] | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], tuple[KeysValues, jax.Array] | None]:
         """Args:
           x: all tokens of a pass.
@@ -68,7 +69,7 @@ class Block(nn.Module):
             of tokens behind B where tokens differ.
           branch_scale: factors on the two residual branches (drop path: 0 or
             1 / keep probability; 1 in evaluation).
-          visibility, cache: see `Attention`.
+          visibility, cache, block: see `Attention`.
           modulation: what this block made of the same condition before.
 
         Returns:
@@ -85,7 +86,7 @@ class Block(nn.Module):
             for i, gamma in enumerate((gamma1, gamma2))
         )
         y, new = Attention(self.settings, name="attention")(
-            modulate(x, scale1, shift1).astype(dtype), visibility, cache
+            modulate(x, scale1, shift1).astype(dtype), visibility, cache, block
         )
         x = x + gate1 * y
         if self.settings.cross_attention:

@@ -123,17 +123,18 @@ class Stack(nn.Module):
     def _run(self, x, condition, scales, visibility, levels, modulation, run):
         """The blocks of a run, None being all of them, as one loop."""
 
-        def body(block, x, condition, scale, levels, modulation):
-            return block(x, condition, scale, visibility, levels, modulation)
+        def body(block, x, condition, levels, scale, modulation, number):
+            return block(x, condition, scale, visibility, levels, modulation, number)
 
+        length = self.block.depth if run is None else len(run)
         if self.remat != "none" and levels is None:
             body = nn.remat(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         loop = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0, 0),
-            length=self.block.depth if run is None else len(run),
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0, 0),
+            length=length,
             unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -142,4 +143,6 @@ class Stack(nn.Module):
             loop = nn.map_variables(
                 loop, "params", trans_in_fn=lambda params: jax.tree.map(lambda p: p[rows], params)
             )
-        return loop(self.blocks, x, condition, scales, levels, modulation)
+        # The cache stays whole: a slice of it for each block would be a copy.
+        numbers = jnp.arange(length) if levels else None
+        return loop(self.blocks, x, condition, levels, scales, modulation, numbers)

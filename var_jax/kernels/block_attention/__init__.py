@@ -8,16 +8,16 @@ own kernels, splash and flash, the faster takes 1.6 to 2.2 times as long by docs
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from var_jax import kernels
 from var_jax.context import KeySegment
-from var_jax.kernels.block_attention import cudnn, pallas_tpu, tiling, xla
+from var_jax.kernels.block_attention import cudnn, pallas_tpu, reference, tiling, xla
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "cudnn": cudnn.block_attention,
@@ -140,3 +140,47 @@ def block_attention(
         attend_normalized, in_specs=(spec, spec, spec, heads), out_specs=spec, check_vma=False
     )
     return mapped(q, k, v, log_scale)
+
+
+def cached_attention(
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B n N H"],
+    v: Float[Array, "B n N H"],
+    cached: Sequence[tuple[Float[Array, "blocks B m N H"], Float[Array, "blocks B m N H"]]],
+    block: Int[Array, ""],
+    segments: tuple[KeySegment, ...],
+    *,
+    scale: float = 1.0,
+    implementation: str | None = None,
+) -> Float[Array, "B Lq N H"]:
+    """`block_attention` to keys and values of earlier levels, in front, and of this one.
+
+    Forward only. On TPU, queries that see all keys read them where they lie; else a copy is made of
+    those of the block.
+
+    Args:
+      q, k, v: of this level.
+      cached: keys and values of earlier levels, of all blocks; m differs between levels.
+      block: whose keys and values.
+      segments, scale, implementation: see `block_attention`.
+
+    Returns:
+      in v's dtype; logits and softmax are float32 inside.
+    """
+    name = implementation or best_implementation(kernels.platform(), q.dtype)
+    num_keys = sum(keys.shape[2] for keys, _ in cached) + k.shape[1]
+    if name != "pallas_tpu" or not all(s.sees_all(0, num_keys) for s in segments):
+        k, v = reference.with_cached(k, v, cached, block)
+        return block_attention(q, k, v, segments, scale=scale, implementation=name)
+    attend = functools.partial(pallas_tpu.cached_attention, segments=segments, scale=scale)
+    spec = _spec(q.shape[0], q.shape[2])
+    if spec is None:
+        return attend(q, k, v, cached, block)
+    stacked = PartitionSpec(None, *spec)
+    mapped = jax.shard_map(
+        attend,
+        in_specs=(spec, spec, spec, stacked, PartitionSpec()),
+        out_specs=spec,
+        check_vma=False,
+    )
+    return mapped(q, k, v, cached, block)

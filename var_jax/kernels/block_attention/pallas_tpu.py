@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from var_jax.context import KeySegment
-from var_jax.kernels.block_attention import reference, streaming, tiling, whole_row
+from var_jax.kernels.block_attention import cached_tpu, reference, streaming, tiling, whole_row
 from var_jax.kernels.block_attention.layout import LOG2_E, Layout
 
 #: VMEM of a core of the smallest supported TPU (v4).
@@ -208,3 +209,44 @@ def block_attention(
         qs = (qs * LOG2_E).astype(q.dtype)
         out = _attend_stream(call, flat(qs), flat(ks.astype(k.dtype)), flat(v))
     return out.reshape(batch, num_queries, num_heads, padded)[..., :head_dim]
+
+
+def cached_attention(
+    q: Float[Array, "B Lq N H"],
+    k: Float[Array, "B n N H"],
+    v: Float[Array, "B n N H"],
+    cached: Sequence[tuple[Float[Array, "blocks B _ N H"], Float[Array, "blocks B _ N H"]]],
+    block: Int[Array, ""],
+    segments: tuple[KeySegment, ...],
+    *,
+    scale: float = 1.0,
+    interpret: Any = False,
+) -> Float[Array, "B Lq N H"]:
+    """Attention to cached levels; see `var_jax.kernels.block_attention.cached_attention`.
+
+    Heads that do not fill 128 lanes and very long rows go through `block_attention`, with a copy of
+    the block's keys and values.
+    """
+    num_queries, num_heads, head_dim = q.shape[1:]
+    layout = Layout(
+        head_dim, max(1, tiling.LANES // head_dim), num_heads, False, jnp.dtype(q.dtype)
+    )
+    lengths = (*(keys.shape[2] for keys, _ in cached), k.shape[1])
+    groups = cached_tpu.choose_groups(layout, num_queries, lengths, vmem_bytes())
+    if not groups:
+        k, v = reference.with_cached(k, v, cached, block)
+        return block_attention(q, k, v, segments, scale=scale, interpret=interpret)
+    flat = lambda x: x.reshape(*x.shape[:-2], num_heads * head_dim)  # noqa: E731
+    out = cached_tpu.attend(
+        flat(q),
+        flat(k),
+        flat(v),
+        [flat(x) for pair in cached for x in pair],
+        block,
+        layout=layout,
+        groups=groups,
+        scale=scale,
+        vmem_limit=vmem_bytes() - 2**20,
+        interpret=interpret,
+    )
+    return out.reshape(q.shape)

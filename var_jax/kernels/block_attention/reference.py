@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from var_jax.context import KeySegment, dense_mask
 
@@ -65,3 +66,15 @@ def block_attention(
     weights = jax.nn.softmax(logits, axis=-1)
     out = jnp.einsum("bnqk,bknh->bqnh", weights, v.astype(weights.dtype), precision=exact)
     return out.astype(v.dtype)
+
+
+def with_cached(
+    k: Float[Array, "B n N H"],
+    v: Float[Array, "B n N H"],
+    cached: Sequence[tuple[Float[Array, "blocks B _ N H"], Float[Array, "blocks B _ N H"]]],
+    block: Int[Array, ""],
+) -> tuple[Float[Array, "B keys N H"], Float[Array, "B keys N H"]]:
+    """A copy of one block's keys and values of cached levels, and behind them those of this one."""
+    parts = [*((keys[block], values[block]) for keys, values in cached), (k, v)]
+    keys, values = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
+    return keys, values

@@ -172,7 +172,10 @@ class Traffic:
             return float(sum(main_memory_bytes(a.group(0)) for a in arrays))
         if i.opcode == "fusion" and i.called("calls") in self.computations:
             return self._fusion_moved(self.computations[i.called("calls")], i, types)
-        return float(main_memory_bytes(i.type) + sum(map(main_memory_bytes, types)))
+        whole = float(main_memory_bytes(i.type) + sum(map(main_memory_bytes, types)))
+        # A kernel that reads one block of a stacked array says so.
+        said = re.search(r'"bytes_accessed":"(\d+)"', i.rest)
+        return min(whole, float(said.group(1))) if said and i.opcode == "custom-call" else whole
 
     def _fusion_moved(self, body: Computation, i: Instruction, types: list[str]) -> float:
         """Bytes of a fusion: of a stacked array that it slices or updates, only the slice."""
