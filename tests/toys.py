@@ -144,6 +144,39 @@ class Corners(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
+class Decay:
+    """Adds up a linear map of the tokens so far; each counts `rate` of the one after it."""
+
+    float32_params: ClassVar[tuple[str, ...]] = ()
+
+    width: int
+    rate: float = 0.5
+
+    def layer(self, name):
+        return DecayLayer(self.width, self.rate, name=name)
+
+    def flops(self, tokens):
+        return 2.0 * tokens * self.width**2
+
+
+class DecayLayer(nn.Module):
+    width: int
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, state=None):
+        x = Linear((self.width,), (self.width,), ("embed", None), 0.1)(x)
+
+        def step(total, token):
+            total = self.rate * total + token
+            return total, total
+
+        state = jnp.zeros_like(x[:, 0]) if state is None else state
+        state, sums = jax.lax.scan(step, state, x.swapaxes(0, 1))
+        return sums.swapaxes(0, 1), state
+
+
+@dataclasses.dataclass(frozen=True)
 class CoinSampling:
     bias: float | tuple[float, ...] = 0.0
 

@@ -54,16 +54,18 @@ class Network:
 def sampling_params(network: Network, params: Any) -> Any:
     """The parameters with the blocks' in the type that the blocks compute in.
 
-    A block casts all of them at every use but `log_scale`. Cast once, a bfloat16 model takes half
-    the memory, and a level reads half the bytes.
+    A block casts all of them at every use but `log_scale` and what its mixer names. Cast once, a
+    bfloat16 model takes half the memory, and a level reads half the bytes.
 
     Args:
       network: whose blocks.
       params: {'transformer': ..., 'head': ...}.
     """
+    mixer = network.transformer.mixer
+    kept = {"log_scale", *(mixer.float32_params if mixer else ())}
 
     def cast(path, x):
-        if "log_scale" in jax.tree_util.keystr(path):
+        if kept & {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}:
             return x
         return x.astype(network.transformer.dtype)
 

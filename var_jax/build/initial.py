@@ -33,6 +33,7 @@ _SHAPING = (
     "model.cross_attention",
     "model.conditioner.kind",
     "model.positions.kind",
+    "model.mixer.kind",
     "model.head.kind",
 )
 

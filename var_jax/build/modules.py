@@ -96,7 +96,7 @@ MODEL = Section(
     (ModelSettings, VAR),
     given=("pyramid", "code_dim"),
     sections=registry.sections(
-        "config.model", context=(), conditioner=_PARTS, positions=_PARTS, head=_PARTS
+        "config.model", context=(), conditioner=_PARTS, positions=_PARTS, mixer=_PARTS, head=_PARTS
     ),
 )
 
@@ -169,7 +169,9 @@ def network(config: ConfigDict) -> Network:
         "target": codec.target,
         "vocab_size": codec.target.num_values,
     }
-    chosen = {axis: values.pop(axis, None) for axis in ("conditioner", "positions", "head")}
+    chosen = {
+        axis: values.pop(axis, None) for axis in ("conditioner", "positions", "mixer", "head")
+    }
     head = chosen.pop("head")
     if head and settings.label_smoothing:
         raise ConfigError(

@@ -45,6 +45,8 @@ METHODS: dict[str, dict[str, str]] = {
         "rotary_2d": "var_jax.transformer.rotary:Rotary2D",
         "resized_map": "var_jax.transformer.resized_positions:ResizedPositions",
     },
+    # config.model.mixer: `transformer.mixer.Mixer`.
+    "mixer": {},
     # config.model.head: `heads.base.Head`.
     "head": {
         "bitwise": "var_jax.heads.bitwise:BitwiseHead",

@@ -187,7 +187,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
             values["curriculum"],
             f"{path}.curriculum",
             pyramid=made.transformer.pyramid,
-            context=made.transformer.context,
+            context=made.transformer.sees(),
             seed=config.get("seed", 0),
         )
     weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")

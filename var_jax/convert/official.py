@@ -274,6 +274,8 @@ def network_tensors(network: Network, params: PyTree) -> dict[str, LazyTensor]:
     transformer = network.transformer
     if transformer.conditioner or transformer.positions or transformer.cross_attention:
         raise ValueError("The official code knows class labels and learned positions only.")
+    if transformer.mixer:
+        raise ValueError("The official code knows no layer between attention and MLP.")
     if transformer.context != BlockCausal():
         raise ValueError(
             f"The official code has block-causal attention only, not {transformer.context}."
