@@ -80,6 +80,7 @@ class DrawnSettings:
 _CODEC = ("pyramid",)
 _PARTS = (*("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),)
 _POLICY = ("pyramid",)
+_GUIDANCE = ("rule",)
 _DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
 
 
@@ -105,7 +106,9 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
         (GuidanceSettings, DrawnSettings, _head_class(model).sampling),
-        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=_POLICY),
+        sections=registry.sections(
+            "config.sampling", decoder=_DECODER, cache_policy=_POLICY, guidance=_GUIDANCE
+        ),
         changeable=True,
     )
 
@@ -229,6 +232,9 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         )
     made = guidance.PerLevelGuidance if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule]
     rule = made(**registry.taken(made, {"cfg": cfg, "max_side": pyramid(config).max_side}))
+    if around := values.pop("guidance", None):
+        wanted = {"rule": f"{path}.cfg"}
+        rule = registry.make("guidance", around, f"{path}.guidance", wanted, rule=rule)
     if values.get("processors"):
         values["processors"] = tuple(
             registry.make("processor", value, f"{path}.processors")

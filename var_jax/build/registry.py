@@ -73,6 +73,8 @@ METHODS: dict[str, dict[str, str]] = {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
     },
+    # config.sampling.guidance: `decoding.guidance.Guidance`.
+    "guidance": {},
     # Of an edit, not of a config: `decoding.editing.Rule`.
     "edit_rule": {
         "forced": "var_jax.decoding.edit_rules:Forced",

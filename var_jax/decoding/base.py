@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from var_jax.codecs.base import Codec
-from var_jax.decoding.guidance import Guidance
+from var_jax.decoding.guidance import Guidance, LooksBack, weights_of
+from var_jax.heads.base import mixed
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import Cache, CachePolicy
@@ -82,6 +83,8 @@ class State:
       carry: of the codec.
       inputs: of the levels up to the next one, [B, n, D] each; None for level 0.
       targets: of the levels drawn so far.
+      before: what the level before was drawn from, hidden states [B, m, C] mixed by guidance; None
+        unless the guidance looks back at it.
       paired: whether guidance runs.
     """
 
@@ -92,6 +95,7 @@ class State:
     carry: Any = None
     inputs: tuple[jax.Array | None, ...] = (None,)
     targets: tuple[jax.Array, ...] = ()
+    before: jax.Array | None = None
     paired: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
@@ -103,8 +107,8 @@ class State:
         """The state of these examples, which may repeat."""
         twins = jnp.stack([2 * rows, 2 * rows + 1], 1).reshape(-1) if self.paired else rows
         asked = jax.tree.map(lambda x: x[twins], self.given)
-        rest = (self.keys, self.carry, self.inputs, self.targets)
-        keys, carry, inputs, targets = jax.tree.map(lambda x: x[rows], rest)
+        rest = (self.keys, self.carry, self.inputs, self.targets, self.before)
+        keys, carry, inputs, targets, before = jax.tree.map(lambda x: x[rows], rest)
         return self.replace(
             given=asked,
             keys=keys,
@@ -112,6 +116,7 @@ class State:
             carry=carry,
             inputs=inputs,
             targets=targets,
+            before=before,
         )
 
 
@@ -198,7 +203,7 @@ def conditions(
     network: Network,
     params: Any,
     state: State,
-    weights: Sequence[float],
+    guidance: Guidance,
     policy: CachePolicy | None = None,
 ) -> tuple[tuple[jax.Array, ...], tuple[float, ...], State]:
     """What the next level is drawn from: hidden states, and how guidance mixes them.
@@ -206,19 +211,30 @@ def conditions(
     Args:
       network, params, policy: see `hidden_states`.
       state: before the level.
-      weights: t of each level: (1 + t) cond - t uncond, or cond alone at 0.
+      guidance: t of each level: (1 + t) cond - t uncond, or cond alone at 0; and, if it looks back,
+        what steers away from the level before, which the model itself must have drawn.
 
     Returns:
-      Hidden states [B, n, C], conditional and maybe unconditional; the weight of each; the state
-      with the new cache.
+      Hidden states [B, n, C], the conditional ones first; the weight of each; the state with the
+      new cache.
     """
-    if not any(weights[state.level :]):
+    level, pyramid = state.level, state.pyramid
+    weights = weights_of(guidance, pyramid)
+    if not any(weights[level:]):
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         state = unpaired(state)
-    t = weights[state.level]
+    t = weights[level]
     hiddens, state = hidden_states(network, params, state, policy)
     mix = (1 + t, -t) if t != 0 else (1.0,)
-    return hiddens[: len(mix)], mix, state
+    hiddens = hiddens[: len(mix)]
+    if not isinstance(guidance, LooksBack):
+        return hiddens, mix, state
+    before, beta = state.before, guidance.strength(level, pyramid)
+    state = state.replace(before=mixed(hiddens, mix))
+    if before is not None and beta != 0:
+        hiddens = (*hiddens, guidance.carried(before, level, pyramid))
+        mix = (*((1 + beta) * weight for weight in mix), -beta)
+    return hiddens, mix, state
 
 
 def sample(
@@ -284,7 +300,7 @@ def generate(
     policy: CachePolicy | None = None,
     keep_partial: bool = False,
 ) -> Generated:
-    """Draws level after level; a weight t mixes (1 + t) cond - t uncond, or cond alone at 0.
+    """Draws level after level.
 
     Args:
       models: network and parameters by the first level that they draw; level 0 has some.
@@ -293,15 +309,15 @@ def generate(
       guidance, sampling: see `Decoder`.
       policy: of the cache.
     """
-    weights = [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
     network, params = models[0]
-    state, partial = start(network, given, keys, any(weights), pyramid), []
+    state = start(network, given, keys, any(weights_of(guidance, pyramid)), pyramid)
+    partial = []
     for k in range(pyramid.num_levels):
         if k > 0 and k in models:
             # An empty cache: the next pass reads all levels before.
             network, params = models[k]
-            state = state.replace(cache=Cache())
-        hiddens, mix, state = conditions(network, params, state, weights, policy)
+            state = state.replace(cache=Cache(), before=None)
+        hiddens, mix, state = conditions(network, params, state, guidance, policy)
         settings = sampling.at(k, pyramid)
         state = draw(network, params, codec, codec_params, hiddens, mix, settings, state)
         if keep_partial:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
-from var_jax.decoding.guidance import Guidance, LinearGuidance
+from var_jax.decoding.guidance import Guidance, LinearGuidance, weights_of
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -142,15 +142,15 @@ class Editing:
         levels, shown = pyramid.split(encoded), [None] * pyramid.num_levels
         if self.rule.compares:
             shown = self._shown_surprise(network, params, codec, codec_params, source, encoded)
-        weights = [self.guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
-        state = base.start(network, source.given, keys, any(weights), pyramid)
+        paired = any(weights_of(self.guidance, pyramid))
+        state = base.start(network, source.given, keys, paired, pyramid)
         misfit, partial = jnp.zeros(len(keys)), []
         for k, own in enumerate(levels):
             if k < self.level:
                 state = base.add(codec, codec_params, own, own, state)
             else:
                 hiddens, mix, state = base.conditions(
-                    network, params, state, weights, self.cache_policy
+                    network, params, state, self.guidance, self.cache_policy
                 )
                 settings = self.sampling.at(k, pyramid)
                 drawn = base.sample(network, params, hiddens, mix, settings, state)

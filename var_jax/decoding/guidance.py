@@ -6,7 +6,10 @@ The weight t of a level mixes logits as (1 + t) * cond - t * uncond; t = 0 is no
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Float
 
 from var_jax.pyramid import ScalePyramid
 
@@ -16,6 +19,29 @@ class Guidance(Protocol):
 
     def weight(self, level: int, pyramid: ScalePyramid) -> float:
         """t of a level of the pyramid that is drawn."""
+
+
+@runtime_checkable
+class LooksBack(Guidance, Protocol):
+    """A guidance that also steers away from what the level before would have been drawn from.
+
+    With the level's own mix l and that of the level before, carried over to this one, l0, the draw
+    is from (1 + beta) l - beta l0. Both are hidden states before the head; where the head is affine,
+    as for codes and bits, mixing them is mixing logits.
+    """
+
+    def strength(self, level: int, pyramid: ScalePyramid) -> float:
+        """beta of a level; 0 is as without."""
+
+    def carried(
+        self, before: Float[jax.Array, "B m C"], level: int, pyramid: ScalePyramid
+    ) -> Float[jax.Array, "B n C"]:
+        """The mix of level - 1 on the tokens of a level; a linear map that keeps constants."""
+
+
+def weights_of(guidance: Guidance, pyramid: ScalePyramid) -> list[float]:
+    """t of all levels."""
+    return [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
 
 
 @dataclasses.dataclass(frozen=True)
