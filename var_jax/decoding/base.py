@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding.guidance import Guidance, LooksBack, weights_of
@@ -57,6 +57,7 @@ class Decoder(Protocol):
         keys: jax.Array,
         *,
         own_params: Any = None,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
         keep_partial: bool = False,
     ) -> Generated:
         """Draws one pyramid for each example.
@@ -67,6 +68,8 @@ class Decoder(Protocol):
           given: what is asked for, see `Conditioner`; such as labels int32 [B].
           keys: one PRNG key for each example [B].
           own_params: of further networks that the decoder holds; None where there are none.
+          decode: features [B, h, w, C] -> images [B, H, W, c] in [-1, 1], for decoders that look at
+            what they draw.
           keep_partial: also return the features after each level.
         """
 
@@ -324,6 +327,40 @@ def generate(
             partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
     features = codec.apply({"params": codec_params}, state.carry, method="finish")
     return Generated(jnp.concatenate(state.targets, axis=1), features, tuple(partial))
+
+
+def surprise(
+    network: Network,
+    params: Any,
+    hidden: jax.Array,
+    target: jax.Array,
+    shape: tuple[int, int],
+) -> Float[jax.Array, "B n"]:
+    """Negative log likelihood in nats of the targets of one level.
+
+    Args:
+      network, params: of a model whose head has a likelihood.
+      hidden: of the level [B, n, C], conditional.
+      target: [B, n, ...].
+      shape: of the level.
+    """
+    return network.loss(params, hidden, target, None, ScalePyramid((shape,)))[1]["loss"]
+
+
+def several(keys: jax.Array, count: int, first: int) -> jax.Array:
+    """Each key, and count - 1 of its own beside it; the levels of the first fold in 0 .. first.
+
+    Args:
+      keys: [B].
+      count: of keys for each.
+      first: number of levels.
+
+    Returns:
+      Keys [B * count], those that belong together side by side.
+    """
+    numbers = range(first, first + count - 1)
+    others = [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in numbers]
+    return jnp.stack([keys, *others], 1).reshape(-1)
 
 
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
