@@ -74,7 +74,10 @@ METHODS: dict[str, dict[str, str]] = {
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
     },
     # config.sampling.guidance: `decoding.guidance.Guidance`.
-    "guidance": {},
+    "guidance": {
+        "interval": "var_jax.decoding.guidance:IntervalGuidance",
+        "ssg": "var_jax.decoding.spatial_guidance:SpatialGuidance",
+    },
     # Of an edit, not of a config: `decoding.editing.Rule`.
     "edit_rule": {
         "forced": "var_jax.decoding.edit_rules:Forced",

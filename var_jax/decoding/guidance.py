@@ -26,8 +26,8 @@ class LooksBack(Guidance, Protocol):
     """A guidance that also steers away from what the level before would have been drawn from.
 
     With the level's own mix l and that of the level before, carried over to this one, l0, the draw
-    is from (1 + beta) l - beta l0. Both are hidden states before the head; where the head is affine,
-    as for codes and bits, mixing them is mixing logits.
+    is from (1 + beta) l - beta l0. What is carried over are hidden states; for a head that is
+    affine, as those of codes and of bits, this is the same as carrying over its logits.
     """
 
     def strength(self, level: int, pyramid: ScalePyramid) -> float:
@@ -96,3 +96,30 @@ class TenStepGuidance:
         if max(pyramid.shapes[level]) > self.max_side:
             return self.cfg
         return self.cfg * level / min(max(pyramid.num_levels - 1, 1), 9)
+
+
+@dataclasses.dataclass(frozen=True)
+class IntervalGuidance:
+    """A rule at the levels of an interval, and no guidance at the others.
+
+    Without guidance after it, the unconditional half of the passes ends with the interval
+    (Kynkäänniemi et al., arXiv 2404.07724, whose interval is of noise levels).
+
+    Attributes:
+      rule: of the interval.
+      first, last: levels, both included; -1 is the pyramid's last.
+    """
+
+    rule: Guidance
+    first: int = 0
+    last: int = -1
+
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        count = pyramid.num_levels
+        last = count - 1 if self.last == -1 else self.last
+        if not 0 <= self.first <= last < count:
+            raise ValueError(
+                f"The interval of guidance is {self.first}..{self.last}, but the pyramid's levels "
+                f"are 0..{count - 1}; choose two of them in order."
+            )
+        return self.rule.weight(level, pyramid) if self.first <= level <= last else 0.0
