@@ -15,7 +15,7 @@ from var_jax.decoding.guidance import Guidance, LooksBack, weights_of
 from var_jax.heads.base import mixed
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.cache import Cache, CachePolicy
+from var_jax.transformer.cache import Cache, CachePolicy, Run
 
 
 @flax.struct.dataclass
@@ -89,6 +89,7 @@ class State:
       before: what the level before was drawn from, hidden states [B, m, C] mixed by guidance; None
         unless the guidance looks back at it.
       paired: whether guidance runs.
+      blocks: of the transformer that compute the next levels; None is all.
     """
 
     given: Any
@@ -100,6 +101,7 @@ class State:
     targets: tuple[jax.Array, ...] = ()
     before: jax.Array | None = None
     paired: bool = flax.struct.field(pytree_node=False, default=False)
+    blocks: Run | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def level(self) -> int:
@@ -184,6 +186,8 @@ def hidden_states(
     if read is not None and state.paired:
         read = _pairs(read, read)
     runs = policy and policy.runs(network.transformer.depth)
+    if state.blocks is not None:
+        runs = (state.blocks,)
     hidden, cache = network.hidden(
         params,
         read,
@@ -302,6 +306,7 @@ def generate(
     sampling: Any,
     policy: CachePolicy | None = None,
     keep_partial: bool = False,
+    blocks: Mapping[int, Run] | None = None,
 ) -> Generated:
     """Draws level after level.
 
@@ -311,6 +316,7 @@ def generate(
       pyramid: to draw.
       guidance, sampling: see `Decoder`.
       policy: of the cache.
+      blocks: those of one model that go on alone from a level on, by the level; without a policy.
     """
     network, params = models[0]
     state = start(network, given, keys, any(weights_of(guidance, pyramid)), pyramid)
@@ -320,6 +326,8 @@ def generate(
             # An empty cache: the next pass reads all levels before.
             network, params = models[k]
             state = state.replace(cache=Cache(), before=None)
+        if blocks and k in blocks:
+            state = state.replace(cache=state.cache.of_blocks(blocks[k]), blocks=blocks[k])
         hiddens, mix, state = conditions(network, params, state, guidance, policy)
         settings = sampling.at(k, pyramid)
         state = draw(network, params, codec, codec_params, hiddens, mix, settings, state)
