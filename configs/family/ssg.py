@@ -1,4 +1,4 @@
-"""SSG: guidance away from what the coarser level expects (scaled spatial guidance, arXiv 2602.05534).
+"""SSG, scaled spatial guidance: away from what the coarser level expects (arXiv 2602.05534).
 
 Nothing is trained for it: a run of this config is one of its base, drawn otherwise. A checkpoint of
 any config is drawn so by launch.sample and launch.evaluate with

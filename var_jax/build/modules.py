@@ -81,7 +81,7 @@ _CODEC = ("pyramid",)
 _PARTS = (*("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),)
 _POLICY = ("pyramid",)
 _GUIDANCE = ("rule",)
-_DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
+_DECODER = ("guidance", "sampling", "cache_policy", "pyramid", "reward")
 
 
 def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
@@ -107,7 +107,11 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
     return Section(
         (GuidanceSettings, DrawnSettings, _head_class(model).sampling),
         sections=registry.sections(
-            "config.sampling", decoder=_DECODER, cache_policy=_POLICY, guidance=_GUIDANCE
+            "config.sampling",
+            decoder=_DECODER,
+            cache_policy=_POLICY,
+            guidance=_GUIDANCE,
+            reward=(),
         ),
         changeable=True,
     )
@@ -251,7 +255,8 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
             f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
             f"{own.patch_nums} do, whose first level alone has learned to start."
         )
-    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums"}
+    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums", "reward": "reward"}
+    reward = values.get("reward")
     return registry.make(
         "decoder",
         chosen,
@@ -262,6 +267,7 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         cache_policy=policy
         and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=drawn),
         pyramid=drawn if patch_nums else None,
+        reward=reward and registry.make("reward", reward, f"{path}.reward"),
     )
 
 
