@@ -8,7 +8,7 @@ of any config is drawn so by launch.sample, launch.evaluate and launch.score_sma
 
 Best-of-n is one number: {"kind": "search", "candidates": 4}. The reward may be 'likelihood' (the
 one here, which needs nothing), 'classifier', 'feature_distance' (launch.train_classifier writes
-their file) or any function: {"kind": "function", "name": "my_module:score"}.
+their file) or any function: {"kind": "function", "function": "my_module:score"}.
 
 The paper's candidates are 8,8,6,6,6,4,2,2,2,1,1,1,1 for the 13 levels of a text-to-image model at
 1024 px; those for the 10 levels of 256 px are a guess. docs/decoding.md has what a search does to

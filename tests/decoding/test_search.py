@@ -185,6 +185,10 @@ def test_the_config_builds():
     assert isinstance(decoder, Search) and decoder.reward == LikelihoodReward()
     config = load("mnist5k")
     with config.unlocked():
-        config.sampling.reward = "likelihood"
+        config.sampling.decoder = dict(kind="search", candidates=3)
+        config.sampling.reward = dict(kind="function", function=BRIGHTNESS.function)
+    assert build.decoder(config).reward == BRIGHTNESS
+    with config.unlocked():
+        config.sampling.decoder = dict(kind="next_scale")
     with pytest.raises(ValueError, match="reward is set, but .*'next_scale'"):
         build.decoder(config)

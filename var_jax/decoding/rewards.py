@@ -69,25 +69,25 @@ class FunctionReward:
     """Any function of `Candidates`, by name.
 
     Attributes:
-      name: 'module:function'.
+      function: 'module:function'.
     """
 
-    name: str
+    function: str
 
     def __post_init__(self) -> None:
-        self._function  # noqa: B018  A wrong name is told when it is built.
+        self._imported  # noqa: B018  A wrong name is told when it is built.
 
     @functools.cached_property
-    def _function(self) -> Callable[[Candidates], jax.Array]:
-        module, _, name = self.name.partition(":")
+    def _imported(self) -> Callable[[Candidates], jax.Array]:
+        module, _, name = self.function.partition(":")
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"The reward is the function {self.name!r}, which cannot be imported: {error}; "
+                f"The reward is the function {self.function!r}, which cannot be imported: {error}; "
                 "give 'module:function'."
             ) from None
 
     def __call__(self, candidates: Candidates) -> Float[jax.Array, " B"]:
         """See `Reward`."""
-        return self._function(candidates)
+        return self._imported(candidates)
