@@ -366,6 +366,12 @@ def json_section(name: str, text: str) -> dict[str, Any]:
     return found
 
 
+def whole_numbers(name: str, values: list[str]) -> tuple[int, ...]:
+    """Those of a flag that is a list."""
+    found = _numbers(name, values, int)
+    return found if isinstance(found, tuple) else (found,)
+
+
 def _numbers(name: str, values: list[str], kind: type) -> Any:
     try:
         numbers = tuple(kind(v) for v in values)

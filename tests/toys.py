@@ -296,7 +296,7 @@ class Unguided:
     cache_policy: Any = None
 
     def __call__(self, network, params, codec, codec_params, given, keys, *, own_params=None,
-                 keep_partial=False):  # fmt: skip
+                 decode=None, keep_partial=False):  # fmt: skip
         pyramid, state = network.transformer.pyramid, base.start(network, given, keys, False)
         for k in range(pyramid.num_levels):
             hiddens, state = base.hidden_states(network, params, state, self.cache_policy)

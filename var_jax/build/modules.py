@@ -80,7 +80,8 @@ class DrawnSettings:
 _CODEC = ("pyramid",)
 _PARTS = (*("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),)
 _POLICY = ("pyramid",)
-_DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
+_GUIDANCE = ("rule",)
+_DECODER = ("guidance", "sampling", "cache_policy", "pyramid", "reward")
 
 
 def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
@@ -105,7 +106,13 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
         (GuidanceSettings, DrawnSettings, _head_class(model).sampling),
-        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=_POLICY),
+        sections=registry.sections(
+            "config.sampling",
+            decoder=_DECODER,
+            cache_policy=_POLICY,
+            guidance=_GUIDANCE,
+            reward=(),
+        ),
         changeable=True,
     )
 
@@ -231,6 +238,9 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         )
     made = guidance.PerLevelGuidance if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule]
     rule = made(**registry.taken(made, {"cfg": cfg, "max_side": pyramid(config).max_side}))
+    if around := values.pop("guidance", None):
+        wanted = {"rule": f"{path}.cfg"}
+        rule = registry.make("guidance", around, f"{path}.guidance", wanted, rule=rule)
     if values.get("processors"):
         values["processors"] = tuple(
             registry.make("processor", value, f"{path}.processors")
@@ -247,7 +257,8 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
             f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
             f"{own.patch_nums} do, whose first level alone has learned to start."
         )
-    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums"}
+    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums", "reward": "reward"}
+    reward = values.get("reward")
     return registry.make(
         "decoder",
         chosen,
@@ -258,6 +269,7 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         cache_policy=policy
         and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=drawn),
         pyramid=drawn if patch_nums else None,
+        reward=reward and registry.make("reward", reward, f"{path}.reward"),
     )
 
 

@@ -76,6 +76,20 @@ METHODS: dict[str, dict[str, str]] = {
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
+        "elastic_depth": "var_jax.decoding.elastic_depth:ElasticDepth",
+        "search": "var_jax.decoding.search:Search",
+    },
+    # config.sampling.guidance: `decoding.guidance.Guidance`.
+    "guidance": {
+        "interval": "var_jax.decoding.guidance:IntervalGuidance",
+        "ssg": "var_jax.decoding.spatial_guidance:SpatialGuidance",
+    },
+    # config.sampling.reward: `decoding.rewards.Reward`.
+    "reward": {
+        "classifier": "var_jax.evaluation.small_sets.rewards:ClassifierReward",
+        "feature_distance": "var_jax.evaluation.small_sets.rewards:FeatureDistanceReward",
+        "function": "var_jax.decoding.rewards:FunctionReward",
+        "likelihood": "var_jax.decoding.rewards:LikelihoodReward",
     },
     # Of an edit, not of a config: `decoding.editing.Rule`.
     "edit_rule": {
@@ -90,6 +104,7 @@ METHODS: dict[str, dict[str, str]] = {
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
     "processor": {
         "green_list": "var_jax.heads.green_list:GreenList",
+        "index_mark": "var_jax.heads.index_mark:IndexMark",
         "late_temperature": "var_jax.heads.late_temperature:LateTemperature",
         "greedy_at_unknown_sizes": "var_jax.heads.unknown_sizes:GreedyAtUnknownSizes",
     },

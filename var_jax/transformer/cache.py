@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import flax
 import jax
+import jax.numpy as jnp
 from jaxtyping import Int
 
 #: Blocks that share one length of cache, in the order in which they run.
@@ -55,6 +56,11 @@ class Cache:
     def reindex(self, rows: Int[jax.Array, " b"]) -> Cache:
         """The cache of these rows of the batch, which may repeat."""
         return jax.tree.map(lambda x: x[:, rows], self)
+
+    def of_blocks(self, blocks: Run) -> Cache:
+        """That of some blocks, as one run, from a cache of all blocks as one run."""
+        rows = jnp.array(blocks)
+        return jax.tree.map(lambda x: x[rows], self)
 
 
 class CachePolicy(Protocol):
