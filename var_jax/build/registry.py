@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, str]] = {
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
+        "masked": "var_jax.objectives.masked:MaskedLikelihood",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
@@ -72,6 +73,7 @@ METHODS: dict[str, dict[str, str]] = {
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
+        "masked": "var_jax.decoding.masked:MaskedRefinement",
     },
     # Of an edit, not of a config: `decoding.editing.Rule`.
     "edit_rule": {
