@@ -17,7 +17,7 @@ from var_jax.objectives.base import Objective, PartialObjective
 Schedule = Callable[[Any], Any]
 
 #: Names of parameters that never decay, whatever their shape: biases, position and level
-#: tables, shared modulation offsets, attention scales, normalisation gains.
+#: tables, shared modulation offsets, attention scales, normalisation gains, what is measured.
 NO_DECAY = (
     "bias",
     "q_bias",
@@ -28,6 +28,7 @@ NO_DECAY = (
     "offset",
     "log_scale",
     "scale",
+    "moments",
 )
 
 
