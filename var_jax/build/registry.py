@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, str]] = {
     "codec": {
         "bitwise": "var_jax.codecs.bitwise:Bitwise",
         "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
+        "perturbed_vq": "var_jax.codecs.perturbed_vq:PerturbedVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
         "latent": "var_jax.codecs.latent:Latent",
     },
