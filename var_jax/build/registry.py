@@ -58,6 +58,7 @@ METHODS: dict[str, dict[str, str]] = {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
+        "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {

@@ -149,6 +149,11 @@ class MaskedRefinement:
                 f"{list(sizes[: len(settled)])}; give each level numbers of one or more that add "
                 "up to its tokens."
             )
+        if any(len(passes) > 1 for passes in self.counts[:1]):
+            raise ValueError(
+                f"counts {self.counts} gives level 0 several passes, but it reads no codes; give "
+                "it one."
+            )
         if any(len(passes) > 1 for passes in self.counts):
             if network.masked is None:
                 raise ValueError(

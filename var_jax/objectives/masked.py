@@ -29,7 +29,8 @@ class MaskedLikelihood:
     """The mean of the head's loss over masked tokens.
 
     A step masks the same share p of each level, uniform in [0, 1], and the same tokens for the
-    whole batch: ceil(p n) of a level's n. Of levels of a single token none is masked.
+    whole batch: ceil(p n) of a level's n. Of level 0, which reads no codes, and of levels of a
+    single token none is masked.
 
     Attributes:
       network, tokenizer, from_images: see `Likelihood`; the network has a masked branch.
@@ -105,9 +106,9 @@ class MaskedLikelihood:
         pyramid = self.network.transformer.pyramid
         places = jax.random.uniform(place_key, (pyramid.length,))
         masked = []
-        for size, part in zip(pyramid.sizes, pyramid.split(places, axis=0), strict=True):
-            rank = jnp.argsort(jnp.argsort(part))
-            masked.append((rank < jnp.ceil(share * size)) & (size > 1))
+        for k, part in enumerate(pyramid.split(places, axis=0)):
+            rank, size = jnp.argsort(jnp.argsort(part)), pyramid.sizes[k]
+            masked.append((rank < jnp.ceil(share * size)) & (k > 0 and size > 1))
         return jnp.concatenate(masked)
 
     def per_token(
