@@ -13,8 +13,7 @@ In training a tenth of the examples has each code replaced by one of the nearest
 rates are here for VAR's pyramid, whose later levels are of what the perturbed ones lack. Officially
 the strength falls to a half from epoch 40 to 120 and the perturbed examples are the first of a
 batch; here it stays, and each example draws. tokenizer.codec.lesson_rate=0.1 perturbs what the
-transformer is taught too (of codes of the same tokenizer: it must be in its config from the start).
-How well a tokenizer puts up with such tokens is its pFID:
+transformer is taught too; it is a key of the tokenizer, so it is given when that is trained. How well a tokenizer puts up with such tokens is its pFID:
 
     python -m launch.evaluate_tokenizer --tokenizer runs/robustok/tokenizer --inception W.pth \
         --output runs/robustok/scores --perturbed_rates 0.5,1 --perturbed_nearest 10,100
@@ -30,6 +29,8 @@ from ml_collections import ConfigDict
 
 # Variant -> codes among which one is taken; the published 100 are of 4,096.
 NEAREST = {"": 25, "smallest": 4, "d16": 100}
+#: Keys of VAR's codec, which stand in config.tokenizer there.
+CODES = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -42,9 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
         if published:
             recipe = _load("tokenizer_imagenet256")
             config.tokenizer, config.tokenizer_train = recipe.tokenizer, recipe.tokenizer_train
-        keys = ("vocab_size", "code_dim", "phi_sharing")
-        codec = {key: config.tokenizer[key] for key in keys}
-        for key in keys:
+        codec = {key: config.tokenizer[key] for key in CODES if key in config.tokenizer}
+        for key in codec:
             del config.tokenizer[key]
         config.tokenizer.codec = dict(
             kind="perturbed_vq",
@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
             example_rate=0.1,
             token_rate=1.0,
             num_nearest=NEAREST[variant],
+            lesson_rate=0.5 if variant == "smallest" else 0.0,
         )
     return config
 
