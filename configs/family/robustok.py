@@ -13,7 +13,8 @@ In training a tenth of the examples has each code replaced by one of the nearest
 rates are here for VAR's pyramid, whose later levels are of what the perturbed ones lack. Officially
 the strength falls to a half from epoch 40 to 120 and the perturbed examples are the first of a
 batch; here it stays, and each example draws. tokenizer.codec.lesson_rate=0.1 perturbs what the
-transformer is taught too; it is a key of the tokenizer, so it is given when that is trained. How well a tokenizer puts up with such tokens is its pFID:
+transformer is taught too; it is a key of the tokenizer, so it is given when that is trained. How
+well a tokenizer puts up with such tokens is its pFID:
 
     python -m launch.evaluate_tokenizer --tokenizer runs/robustok/tokenizer --inception W.pth \
         --output runs/robustok/scores --perturbed_rates 0.5,1 --perturbed_nearest 10,100
