@@ -144,7 +144,7 @@ def test_a_branch_that_is_not_there_or_sees_other_levels_is_refused():
 
 def test_a_run_needs_a_transformer_and_takes_its_end_for_the_branch(tmp_path):
     given = methods.prepare(tmp_path, "family/hmar")
-    with pytest.raises(ConfigError, match="trains masked of a network that is there; give"):
+    with pytest.raises(ConfigError, match="trains a part .masked. of a network that is there"):
         build.transformer_experiment(methods.smallest("family/hmar_masked", given))
     given["train.initial_checkpoint"] = str(tmp_path / "model")
     found = build.transformer_experiment(methods.smallest("family/hmar_masked", given))

@@ -100,8 +100,8 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     training = objective(config, tokenizer, from_images=not cached)
     if isinstance(training, PartialObjective) and not (goes_on or initial):
         raise ConfigError(
-            f"config.train.objective trains {' and '.join(training.trains)} of a network that is "
-            "there; give --config.train.initial_checkpoint=<workdir of a transformer>."
+            f"config.train.objective trains a part ({', '.join(training.trains)}) of a network "
+            "that is there; give --config.train.initial_checkpoint=<workdir of a transformer>."
         )
     beside = {
         "tokenizer": SavedBeside(
