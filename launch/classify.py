@@ -60,9 +60,9 @@ def score() -> dict[str, Any]:
     tokenizer = loaded.tokenizer.on(mesh)
     levels = (build.pyramid(loaded.config).num_levels,)
     if _LEVELS.value:
-        levels = cli.whole_numbers("levels", _LEVELS.value)
-    copies = cli.whole_numbers("copies", _COPIES.value) if _COPIES.value else None
-    kept = cli.whole_numbers("kept", _KEPT.value)
+        levels = cli.numbers("levels", _LEVELS.value, int)
+    copies = cli.numbers("copies", _COPIES.value, int) if _COPIES.value else None
+    kept = cli.numbers("kept", _KEPT.value, int)
     cascade = classifier.Cascade(levels, kept, copies, _NOISE.value)
     transformer = loaded.network.transformer
     cascade.stages(transformer.pyramid.num_levels, transformer.num_classes)

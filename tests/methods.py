@@ -25,7 +25,11 @@ SIZES = {
     "family/refiner": {"model.head.num_heads": 4},
 }
 #: The key that names a transformer, where a method needs one.
-MODELS = {"family/cca": "train.initial_checkpoint", "family/code": "sampling.decoder.refiner"}
+MODELS = {
+    "family/cca": "train.initial_checkpoint",
+    "family/code": "sampling.decoder.refiner",
+    "family/hmar_masked": "train.initial_checkpoint",
+}
 
 
 def smallest(method, given=None):

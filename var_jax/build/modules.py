@@ -20,6 +20,7 @@ from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.layers import AdaLNInit
+from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
 
 #: Official sizes: depth -> width 64 * depth, heads = depth.
@@ -42,6 +43,7 @@ class ModelSettings:
       num_heads: None is one for each 64 of the width.
       adaln_init, adaln_gamma_init: see `AdaLNInit`.
       label_smoothing: see `CategoricalHead`; read where no other head is chosen.
+      masked_blocks: depth of a second end for masked tokens, see `MaskedBranch`; 0 is none.
     """
 
     width: int | None = None
@@ -49,6 +51,7 @@ class ModelSettings:
     adaln_init: float = AdaLNInit.scale_shift
     adaln_gamma_init: float = AdaLNInit.gamma
     label_smoothing: float = 0.0
+    masked_blocks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +208,8 @@ def network(config: ConfigDict) -> Network:
         dtype=computing,
         **parts,
     )
-    return Network(transformer, registry.make("head", head, f"{path}.head", **offered))
+    masked = MaskedBranch(transformer, settings.masked_blocks) if settings.masked_blocks else None
+    return Network(transformer, registry.make("head", head, f"{path}.head", **offered), masked)
 
 
 def held_networks(config: ConfigDict) -> dict[str, str]:

@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, str]] = {
     "codec": {
         "bitwise": "var_jax.codecs.bitwise:Bitwise",
         "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
+        "perturbed_vq": "var_jax.codecs.perturbed_vq:PerturbedVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
         "latent": "var_jax.codecs.latent:Latent",
     },
@@ -60,6 +61,8 @@ METHODS: dict[str, dict[str, str]] = {
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
+        "masked": "var_jax.objectives.masked:MaskedLikelihood",
+        "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
@@ -77,6 +80,7 @@ METHODS: dict[str, dict[str, str]] = {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
         "elastic_depth": "var_jax.decoding.elastic_depth:ElasticDepth",
+        "masked": "var_jax.decoding.masked:MaskedRefinement",
         "search": "var_jax.decoding.search:Search",
     },
     # config.sampling.guidance: `decoding.guidance.Guidance`.

@@ -76,7 +76,10 @@ TRAIN = Section(
         "progressive": Section((ProgressiveSettings,)),
         **registry.sections(
             "config.train",
-            objective=("network", "tokenizer", "from_images", "weights", "curriculum", "trained"),
+            objective=(
+                *("network", "tokenizer", "from_images"),
+                *("weights", "curriculum", "trained", "seed"),
+            ),
             weights=(),
             curriculum=("pyramid", "context", "seed"),
         ),
@@ -204,6 +207,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         weights=weights,
         curriculum=curriculum,
         trained=None,
+        seed=config.get("seed", 0),
     )
 
 

@@ -158,8 +158,8 @@ class CategoricalHead(nn.Module):
           int32 tokens, and the same tokens, or with `smooth` a distribution over the codes,
           float32 [B, n, V].
         """
-        logits = mixed(tuple(self(hidden) for hidden in hiddens), weights)
-        logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+        logits = self._logits(hiddens, weights, settings)
+        logits = filter_logits(logits, settings.top_k, settings.top_p)
         for processor in settings.processors:
             logits = processor(logits, settings.level, settings.pyramid)
 
@@ -179,6 +179,34 @@ class CategoricalHead(nn.Module):
         noise = jax.vmap(gumbel)(keys, logits)
         soft = (logits * (1 + settings.progress) + noise) / settings.smooth_temperature
         return tokens, jax.nn.softmax(soft, axis=-1)
+
+    def log_prob(
+        self,
+        hiddens: tuple[Float[jax.Array, "B n C"], ...],
+        weights: tuple[float, ...],
+        target: Int[jax.Array, "B n"],
+        settings: LevelSampling,
+        filtered: bool = False,
+    ) -> Float[jax.Array, "B n"]:
+        """Logarithms of the probabilities of tokens among those that `sample` draws from.
+
+        Args:
+          hiddens, weights, settings: see `sample`; processors are left out.
+          target: the tokens.
+          filtered: among the tokens that the filters keep alone, of which it must be one; False:
+            among all.
+        """
+        logits = self._logits(hiddens, weights, settings)
+        if filtered:
+            logits = filter_logits(logits, settings.top_k, settings.top_p)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    def _logits(
+        self, hiddens: tuple[jax.Array, ...], weights: tuple[float, ...], settings: LevelSampling
+    ) -> jax.Array:
+        """Guided logits over the temperature."""
+        return mixed(tuple(self(hidden) for hidden in hiddens), weights) / settings.temperature
 
     @nn.nowrap
     def flops(self, tokens: int) -> float:

@@ -141,6 +141,8 @@ class VAR(nn.Module):
         extra: Float[jax.Array, "B n C"] | None = None,
         runs: tuple[Run, ...] | None = None,
         keep_queries: bool = False,
+        stream: Float[jax.Array, "B n C"] | None = None,
+        normalize: bool = True,
     ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
         """One pass over consecutive levels: all of them (training), a prefix, or one (sampling).
 
@@ -158,6 +160,8 @@ class VAR(nn.Module):
           extra: added to the tokens' embeddings.
           runs: blocks to compute, see `Stack`; all by default.
           keep_queries: put the queries into the cache's newest level.
+          stream: what other blocks made of the tokens, in place of their embeddings.
+          normalize: False returns the stream, without the last norm.
 
         Returns:
           float32 hidden states, normalised, ready for the head; and None without a cache, else the
@@ -175,7 +179,7 @@ class VAR(nn.Module):
             both = jax.vmap(jax.random.split)(keys)
             drop_keys, path_keys = both[:, 0], both[:, 1]
         condition = self._condition(given, drop_keys)
-        x = self._embed(inputs, condition, pyramid, levels)
+        x = self._embed(inputs, condition, pyramid, levels) if stream is None else stream
         if extra is not None:
             x = x + extra
 
@@ -199,7 +203,7 @@ class VAR(nn.Module):
         )
         if cache is not None:
             new = self._extend(cache, new, pyramid, levels)
-        return self.final_adaln(x, condition.vector), new
+        return (self.final_adaln(x, condition.vector) if normalize else x), new
 
     def _embed(
         self, inputs: jax.Array | None, condition: Condition, pyramid: ScalePyramid, levels: range
