@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from var_jax.codecs.base import Codec
-from var_jax.decoding.guidance import Guidance
+from var_jax.decoding.guidance import Guidance, is_guided
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import Cache, CachePolicy
@@ -212,12 +212,12 @@ def conditions(
       Hidden states [B, n, C], conditional and maybe unconditional; the weight of each; the state
       with the new cache.
     """
-    if not any(weights[state.level :]):
+    if not is_guided(weights[state.level :]):
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         state = unpaired(state)
     t = weights[state.level]
     hiddens, state = hidden_states(network, params, state, policy)
-    mix = (1 + t, -t) if t != 0 else (1.0,)
+    mix = (1 + t, -t) if is_guided([t]) else (1.0,)
     return hiddens[: len(mix)], mix, state
 
 
@@ -295,7 +295,7 @@ def generate(
     """
     weights = [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
     network, params = models[0]
-    state, partial = start(network, given, keys, any(weights), pyramid), []
+    state, partial = start(network, given, keys, is_guided(weights), pyramid), []
     for k in range(pyramid.num_levels):
         if k > 0 and k in models:
             # An empty cache: the next pass reads all levels before.

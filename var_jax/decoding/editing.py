@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
-from var_jax.decoding.guidance import Guidance, LinearGuidance
+from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -143,7 +143,7 @@ class Editing:
         if self.rule.compares:
             shown = self._shown_surprise(network, params, codec, codec_params, source, encoded)
         weights = [self.guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
-        state = base.start(network, source.given, keys, any(weights), pyramid)
+        state = base.start(network, source.given, keys, is_guided(weights), pyramid)
         misfit, partial = jnp.zeros(len(keys)), []
         for k, own in enumerate(levels):
             if k < self.level:

@@ -1,12 +1,16 @@
 """Classifier-free guidance: how strongly each level is guided.
 
 The weight t of a level mixes logits as (1 + t) * cond - t * uncond; t = 0 is no guidance.
+Inside a compiled program it may be a scalar array: the program then serves all weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
+
+import jax
 
 from var_jax.pyramid import ScalePyramid
 
@@ -14,8 +18,13 @@ from var_jax.pyramid import ScalePyramid
 class Guidance(Protocol):
     """A hashable rule that gives each level its weight."""
 
-    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
         """t of a level of the pyramid that is drawn."""
+
+
+def is_guided(weights: Sequence[float | jax.Array]) -> bool:
+    """Whether any of the weights is, or as an array may be, other than 0."""
+    return any(isinstance(t, jax.Array) or t != 0 for t in weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +52,9 @@ class ConstantGuidance:
 class PerLevelGuidance:
     """A weight for each level."""
 
-    cfg: tuple[float, ...]
+    cfg: tuple[float | jax.Array, ...]
 
-    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
         if len(self.cfg) != pyramid.num_levels:
             raise ValueError(
                 f"cfg has {len(self.cfg)} weights, but the pyramid has {pyramid.num_levels} "
