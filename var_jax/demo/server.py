@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import logging
@@ -53,11 +54,15 @@ class Refused(Exception):
 
 
 class Queue:
-    """One thread that works; so many wait for it at most, and so long."""
+    """One thread that works; so many wait for it at most, and so long.
+
+    Attributes:
+      inside: requests that it works on, or that wait.
+    """
 
     def __init__(self, waiting: int = MAX_WAITING, seconds: float = MAX_SECONDS) -> None:
         self._waiting, self._seconds = waiting, seconds
-        self._inside = 0
+        self.inside = 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "draws")
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -66,9 +71,9 @@ class Queue:
         Raises:
           Refused: too many wait, or it took too long.
         """
-        if self._inside > self._waiting:
+        if self.inside > self._waiting:
             raise Refused(503, f"{self._waiting} pictures are waiting already; try again soon.")
-        self._inside += 1
+        self.inside += 1
         future, loop = self._thread.submit(function, *args), asyncio.get_running_loop()
         # Also of what has been given up: until it ends, its thread is taken.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
@@ -79,7 +84,7 @@ class Queue:
             raise Refused(503, message) from None
 
     def _left(self) -> None:
-        self._inside -= 1
+        self.inside -= 1
 
 
 def check_installed() -> None:
@@ -172,7 +177,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 is any that is free.
 
     Raises:
-      OSError: one sentence: the port is taken, or there is no such host.
+      ValueError: the port is taken, or there is no such host.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -180,7 +185,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise OSError(
+        raise ValueError(
             f"The page cannot be at {host}:{port} ({error.strerror}); give another --port or --host."
         ) from None
     return bound
@@ -200,7 +205,8 @@ def serve(app: Any, bound: socket.socket) -> None:
         lifespan="off",
         ws="none",
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[bound])
 
 
 async def _body(request: Any) -> bytes:

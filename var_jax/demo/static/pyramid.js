@@ -126,9 +126,9 @@ const Pyramid = (() => {
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = facts.palette[code];
     const meter = element("meter", { min: 0, max: 1, value: p, ariaLabel: "probability" });
-    const put = element("button", { type: "button", textContent: current ? "here" : "put here",
-      disabled: current, ariaLabel: current ? `code ${code} is here` : `put code ${code} here` });
-    put.addEventListener("click", () => pin(position, code));
+    const put = current ? "is here" : element("button", { type: "button",
+      textContent: "put here", ariaLabel: `put code ${code} here` });
+    if (!current) put.addEventListener("click", () => pin(position, code));
     const cellsOfRow = [element("td", {}, swatch, ` ${code}`),
       element("td", {}, meter), element("td", { textContent: `${(100 * p).toFixed(1)}%` })];
     if (!facts.stored) cellsOfRow.push(element("td", {}, put));
