@@ -3,9 +3,9 @@
 python -m launch.demo --checkpoint runs/quickstart/transformer
 python -m launch.demo --checkpoint runs/quickstart/transformer --export site
 
-Without --checkpoint it shows the quickstart's model, or else trains the smallest in half a minute,
-which draws noise. The page is for this machine alone unless --host says otherwise. --export writes
-a page of stored pictures in its place, which needs no server. Runs on one host.
+Without --checkpoint it shows the quickstart's model, or else first trains the smallest, which draws
+noise. The page is for this machine alone unless --host says otherwise. --export writes a page of
+stored pictures in its place, which needs no server. Runs on one host.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ def _without_checkpoint() -> str:
         print(f"Showing the quickstart's model, {_QUICKSTART}.")
         return os.path.abspath(_QUICKSTART)
     print(
-        "There is no --checkpoint and no runs/quickstart, so the smallest model is trained in "
-        f"{_WORKDIR.value}, in half a minute. It draws noise; `bash launch/quickstart.sh` makes one "
-        "that draws digits.",
+        "There is no --checkpoint and no runs/quickstart, so the smallest model is trained now, in "
+        f"{_WORKDIR.value}. It draws noise; `bash launch/quickstart.sh` makes one that draws digits.",
         flush=True,
     )
     file, _, variant = cli.find_config("configs/mnist5k.py:smallest").rpartition(":")

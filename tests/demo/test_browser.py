@@ -79,7 +79,9 @@ def test_it_draws_and_the_link_holds_all_settings(driver, page):
     assert tab.text("#python") == drawn[1]["python"]
     before = tab.text("#python")
     tab.click("#next-seed")
-    tab.wait("another seed", f"document.getElementById('python').textContent != {json.dumps(before)}")
+    tab.wait(
+        "another seed", f"document.getElementById('python').textContent != {json.dumps(before)}"
+    )
     tab.click("#compare")
     tab.wait("the unguided one", "!document.getElementById('unguided-figure').hidden")
     tab.click("#set-cfg-each")
@@ -91,8 +93,10 @@ def test_it_draws_and_the_link_holds_all_settings(driver, page):
     np.testing.assert_array_equal(other.tokens(), tokens)
     assert other.text("#python") == python and other.visible("#unguided-figure")
     # The slider shows what fewer levels give.
-    other.run("const s = document.getElementById('level'); s.value = 1; "
-              "s.dispatchEvent(new Event('input'))")
+    other.run(
+        "const s = document.getElementById('level'); s.value = 1; "
+        "s.dispatchEvent(new Event('input'))"
+    )
     assert other.source("#image") == drawn_levels(page, other)[0]
     assert not tab.errors()
 
@@ -118,7 +122,9 @@ def test_a_token_that_is_changed_changes_what_follows(driver, page):
     after = tab.tokens()
     np.testing.assert_array_equal(np.flatnonzero(after[:5] != before[:5]), [2])
     assert (after[5:] != before[5:]).any()
-    changed = tab.run("return [...document.querySelectorAll('.changed')].map((x) => +x.dataset.position)")
+    changed = tab.run(
+        "return [...document.querySelectorAll('.changed')].map((x) => +x.dataset.position)"
+    )
     np.testing.assert_array_equal(changed, np.setdiff1d(np.flatnonzero(after != before), 2))
     assert "pins=2." in driver.current_url
     tab.click("#inspector tr:not(.current) button")

@@ -72,7 +72,13 @@ def test_a_wrong_request_gets_a_sentence(page):
 def test_no_other_name_path_or_method_is_served(page):
     assert page.ask("/", b"", "GET", Host="evil.example")[0] == 400
     assert page.ask("/", b"", "GET", Host=f"localhost:{page.port}")[0] == 200
-    for path in ("/../setup.py", "/%2e%2e/server.py", "/static/app.js", "//etc/passwd", "/app.js/.."):
+    for path in (
+        "/../setup.py",
+        "/%2e%2e/server.py",
+        "/static/app.js",
+        "//etc/passwd",
+        "/app.js/..",
+    ):
         assert page.ask(path, b"", "GET")[0] == 404
     assert page.ask("/draw", b"", "GET")[0] == 405
     assert page.ask("/app.js", DRAWING)[0] == 405

@@ -107,9 +107,7 @@ def _fields(given: Any, known: list[str]) -> dict[str, Any]:
         raise ValueError(f"The request must be JSON of the fields {', '.join(known)}.")
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ValueError(
-            f"Unknown field {unknown[0][:40]!r}; this model takes {', '.join(known)}."
-        )
+        raise ValueError(f"Unknown field {unknown[0][:40]!r}; this model takes {', '.join(known)}.")
     return given
 
 

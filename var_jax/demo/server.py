@@ -105,7 +105,9 @@ def data_script(facts: dict[str, Any]) -> str:
     return f"window.PAGE = {json.dumps(facts, separators=(',', ':'))};\n"
 
 
-def application(answers: Answers, hosts: tuple[str, ...] | None = LOOPBACK, queue: Any = None) -> Any:
+def application(
+    answers: Answers, hosts: tuple[str, ...] | None = LOOPBACK, queue: Any = None
+) -> Any:
     """The ASGI application.
 
     Args:
@@ -230,5 +232,3 @@ async def _body(request: Any) -> bytes:
         return await asyncio.wait_for(read(), 10)
     except TimeoutError:
         raise Refused(408, "The request did not arrive in time.") from None
-
-

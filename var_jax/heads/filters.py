@@ -45,7 +45,7 @@ def filter_logits(
     """
     vocab_size = logits.shape[-1]
     if isinstance(top_k, jax.Array):
-        top_k = jnp.where((0 < top_k) & (top_k < vocab_size), top_k, vocab_size)
+        top_k = jnp.where((top_k > 0) & (top_k < vocab_size), top_k, vocab_size)
     if isinstance(top_k, jax.Array) or 0 < top_k < vocab_size:
         order = _ordered(logits)
 

@@ -96,9 +96,10 @@ const Pyramid = (() => {
 
   function showMaps() {
     const byEntropy = document.querySelector("[name=colour]:checked").value === "entropy";
-    byId("legend").textContent = byEntropy
-      ? `white is certain, the darkest is ${mostBits.toFixed(1)} bits: any of ${facts.vocab_size} codes`
-      : "codes that are alike look alike";
+    byId("legend").replaceChildren(...(byEntropy
+      ? ["0 ", element("span", { className: "scale" }),
+         ` ${mostBits.toFixed(1)} bits: any of ${facts.vocab_size} codes`]
+      : ["like codes have like colours"]));
     cells.forEach((cell, position) => {
       const code = told(answer, position, "tokens");
       const bits = told(answer, position, "entropy");
