@@ -79,8 +79,9 @@ def _without_checkpoint() -> str:
         print(f"Showing the quickstart's model, {_QUICKSTART}.")
         return os.path.abspath(_QUICKSTART)
     print(
-        "There is no --checkpoint and no runs/quickstart, so the smallest model is trained now, in "
-        f"{_WORKDIR.value}. It draws noise; `bash launch/quickstart.sh` makes one that draws digits.",
+        "There is no --checkpoint and no runs/quickstart, so the smallest model is trained now, "
+        f"in {_WORKDIR.value}. It draws noise; `bash launch/quickstart.sh` makes one that draws "
+        "digits.",
         flush=True,
     )
     file, _, variant = cli.find_config("configs/mnist5k.py:smallest").rpartition(":")

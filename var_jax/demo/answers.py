@@ -45,9 +45,7 @@ class Answers:
             "vocab_size": explorer.vocab_size,
             "reason": explorer.reason,
             "settings": explorer.own_settings(),
-            "cfg_schedule": model.transformer.config.get("sampling", {}).get(
-                "cfg_schedule", "linear"
-            ),
+            "cfg_schedule": sampling.get("cfg_schedule", GuidanceSettings.cfg_schedule),
             "ranges": {} if explorer.reason else ranges,
             "max_seed": MAX_SEED,
             "mask": list(mask_shape(explorer)),
