@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from var_jax.build.modules import GuidanceSettings
 from var_jax.demo.explorer import SETTINGS, Drawn, Explorer
 from var_jax.demo.requests import MAX_SEED, RANGES, Drawing, Painting, mask_of, mask_shape
 from var_jax.pixels import as_image
@@ -36,6 +37,7 @@ class Answers:
         names = model.transformer.metadata.get("data", {}).get("class_names") or []
         count = model.num_classes
         names = list(names) if len(names) == count else [str(i) for i in range(count)]
+        sampling = model.transformer.config.get("sampling", {})
         ranges = {name: [low, high or explorer.vocab_size] for name, (low, high) in RANGES.items()}
         return {
             "name": self._path,

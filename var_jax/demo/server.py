@@ -106,14 +106,14 @@ def data_script(facts: dict[str, Any]) -> str:
 
 
 def application(
-    answers: Answers, hosts: tuple[str, ...] | None = LOOPBACK, queue: Any = None
+    answers: Answers, hosts: tuple[str, ...] | None = LOOPBACK, queue: Queue | None = None
 ) -> Any:
     """The ASGI application.
 
     Args:
       answers: of the model.
       hosts: names by which it may be called; None is any.
-      queue: a `Queue`; a new one by default.
+      queue: a new one by default.
 
     Raises:
       ValueError: starlette is not installed.
@@ -188,7 +188,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         raise ValueError(
-            f"The page cannot be at {host}:{port} ({error.strerror}); give another --port or --host."
+            f"The page cannot be at {host}:{port} ({error.strerror}); give another port or host."
         ) from None
     return bound
 
