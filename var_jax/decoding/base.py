@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from var_jax.codecs.base import Codec
-from var_jax.decoding.guidance import Guidance, LooksBack, weights_of
+from var_jax.decoding.guidance import Guidance, LooksBack, is_guided, weights_of
 from var_jax.heads.base import mixed
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -227,12 +227,12 @@ def conditions(
     """
     level, pyramid = state.level, state.pyramid
     weights = weights_of(guidance, pyramid)
-    if not any(weights[level:]):
+    if not is_guided(weights[level:]):
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         state = unpaired(state)
     t = weights[level]
     hiddens, state = hidden_states(network, params, state, policy)
-    mix = (1 + t, -t) if t != 0 else (1.0,)
+    mix = (1 + t, -t) if is_guided([t]) else (1.0,)
     hiddens = hiddens[: len(mix)]
     if not isinstance(guidance, LooksBack):
         return hiddens, mix, state
@@ -319,8 +319,8 @@ def generate(
       blocks: those of one model that go on alone from a level on, by the level; without a policy.
     """
     network, params = models[0]
-    state = start(network, given, keys, any(weights_of(guidance, pyramid)), pyramid)
-    partial = []
+    paired = is_guided(weights_of(guidance, pyramid))
+    state, partial = start(network, given, keys, paired, pyramid), []
     for k in range(pyramid.num_levels):
         if k > 0 and k in models:
             # An empty cache: the next pass reads all levels before.

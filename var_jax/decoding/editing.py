@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
-from var_jax.decoding.guidance import Guidance, LinearGuidance, weights_of
+from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -143,7 +143,7 @@ class Editing:
         levels, shown = pyramid.split(encoded), [None] * pyramid.num_levels
         if self.rule.compares:
             shown = self._shown_surprise(network, params, codec, codec_params, source, encoded)
-        paired = any(weights_of(self.guidance, pyramid))
+        paired = is_guided(weights_of(self.guidance, pyramid))
         state = base.start(network, source.given, keys, paired, pyramid)
         misfit, partial = jnp.zeros(len(keys)), []
         for k, own in enumerate(levels):

@@ -1,11 +1,13 @@
 """Classifier-free guidance: how strongly each level is guided.
 
 The weight t of a level mixes logits as (1 + t) * cond - t * uncond; t = 0 is no guidance.
+Inside a compiled program it may be a scalar array: the program then serves all weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -17,7 +19,7 @@ from var_jax.pyramid import ScalePyramid
 class Guidance(Protocol):
     """A hashable rule that gives each level its weight."""
 
-    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
         """t of a level of the pyramid that is drawn."""
 
 
@@ -39,9 +41,14 @@ class LooksBack(Guidance, Protocol):
         """The mix of level - 1 on the tokens of a level; a linear map that keeps constants."""
 
 
-def weights_of(guidance: Guidance, pyramid: ScalePyramid) -> list[float]:
+def weights_of(guidance: Guidance, pyramid: ScalePyramid) -> list[float | jax.Array]:
     """t of all levels."""
     return [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
+
+
+def is_guided(weights: Sequence[float | jax.Array]) -> bool:
+    """Whether any of the weights is, or as an array may be, other than 0."""
+    return any(isinstance(t, jax.Array) or t != 0 for t in weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +76,9 @@ class ConstantGuidance:
 class PerLevelGuidance:
     """A weight for each level."""
 
-    cfg: tuple[float, ...]
+    cfg: tuple[float | jax.Array, ...]
 
-    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
         if len(self.cfg) != pyramid.num_levels:
             raise ValueError(
                 f"cfg has {len(self.cfg)} weights, but the pyramid has {pyramid.num_levels} "

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from var_jax.codecs.base import Codec
 from var_jax.codecs.own_level import own_input
 from var_jax.decoding import base
-from var_jax.decoding.guidance import Guidance, LinearGuidance, weights_of
+from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 
@@ -64,7 +64,7 @@ class MaskedRefinement:
         """
         self._check(network)
         pyramid = network.transformer.pyramid
-        paired = any(weights_of(self.guidance, pyramid))
+        paired = is_guided(weights_of(self.guidance, pyramid))
         state, partial = base.start(network, given, keys, paired, pyramid), []
         for k in range(pyramid.num_levels):
             hiddens, mix, state = base.conditions(network, params, state, self.guidance)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base, selection
-from var_jax.decoding.guidance import Guidance, LinearGuidance, weights_of
+from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
 from var_jax.decoding.rewards import Candidates, Reward
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
@@ -103,7 +103,7 @@ class Search:
             known = likelihood if network.head.has_likelihood else None
             return Candidates(repeated(count), features, images, known)
 
-        paired = any(weights_of(self.guidance, pyramid))
+        paired = is_guided(weights_of(self.guidance, pyramid))
         state = base.start(network, repeated(counts[0]), slots.reshape(-1), paired, pyramid)
         likelihood, rewards, partial = jnp.zeros(slots.size), [], []
         for k, count in enumerate(counts):
