@@ -4,7 +4,7 @@
 
 '' are the 5,000 digits: every method sees as many tokens as configs/mnist5k.py does and has its
 number of parameters within a tenth (`DEPTHS` says how), in three runs; hours on two CPU cores.
-'short' is a seventh of it, 'emoji64' the methods with VAR's tokenizer on configs/emoji64.py, with
+'short' is a fourteenth of it in one run, 'emoji64' the methods with VAR's tokenizer on configs/emoji64.py, with
 settings that were chosen for digits, 'smallest' takes seconds a method and means nothing. To take
 a tokenizer that is there in place of VAR's own:
 
@@ -20,20 +20,20 @@ import runpy
 
 from ml_collections import ConfigDict
 
-#: Name -> config. The order is that of the tables.
+#: Name -> config. The order is that of the runs and of the tables; first those of VAR's tokenizer.
 METHODS = {
     "var": "mnist5k",
-    "var_small": "mnist5k",
     "hmar": "family/hmar",
     "mvar": "family/mvar",
-    "flexvar": "family/flexvar",
-    "infinity": "family/infinity",
-    "flowar": "family/flowar",
     "refiner": "family/refiner",
     "class_names": "family/class_names",
+    "var_small": "mnist5k",
     "code": "family/code",
     "scale_kv": "family/scale_kv",
     "cca": "family/cca",
+    "flowar": "family/flowar",
+    "infinity": "family/infinity",
+    "flexvar": "family/flexvar",
 }
 #: Depth with which a method has VAR's number of parameters, on digits and on emoji; var_small is
 #: CoDe's second model.
@@ -49,13 +49,13 @@ MODELS = (
     ("cca", "train.initial_checkpoint", "var"),
 )
 #: Methods whose tokenizer, classes and levels are those of any VAR.
-ON_EMOJI = ("var", "var_small", "hmar", "mvar", "refiner", "code", "scale_kv", "cca")
+ON_EMOJI = ("var", "hmar", "mvar", "refiner", "var_small", "code", "scale_kv", "cca")
 
 #: Variant -> seeds, tokens seen, steps of a tokenizer (0: its config's), samples, updates of the
 #: classifier.
 VARIANTS = {
     "": ((0, 1, 2), 4300 * 16 * 37, 0, 1000, 800),
-    "short": ((0, 1), 600 * 16 * 37, 750, 500, 800),
+    "short": ((0,), 300 * 16 * 37, 300, 500, 400),
     "emoji64": ((0, 1, 2), 6000 * 16 * 130, 0, 1000, 800),
     "smallest": ((0, 1), 4 * 16 * 37, 0, 20, 4),
 }
@@ -104,9 +104,10 @@ def _method(name: str, variant: str, tokenizer_steps: int) -> ConfigDict:
         if "restart_until" in config.tokenizer_train:
             config.tokenizer_train.restart_until = tokenizer_steps * 7 // 10
     if name == "cca":
-        config.train.num_steps = {"short": 85, "smallest": 4}.get(variant, 600)
-    config.train.log_every = 2 if size else 50
-    config.evaluation = dict(likelihood=True, samples_per_class=0, every=2 if size else 200)
+        config.train.num_steps = {"short": 42, "smallest": 4}.get(variant, 600)
+    config.train.log_every = 2 if size else 20
+    every = {"short": 100, "smallest": 2}.get(variant, 400)
+    config.evaluation = dict(likelihood=True, samples_per_class=0, every=every)
     return config
 
 

@@ -112,13 +112,20 @@ class Study:
                 self._check_same(method, seed)
 
     def run(self) -> None:
-        """Does what is left, and writes the results after each seed; see `write_report`."""
-        for count, seed in enumerate(self._settings.seeds, 1):
-            for method in self._methods:
+        """Does what is left; see `write_report`.
+
+        The results are written after each method in the first seed, then after each seed.
+        """
+        settings, first = self._settings, self._settings.seeds[0]
+        for count, seed in enumerate(settings.seeds, 1):
+            for number, method in enumerate(self._methods, 1):
                 if not self._scores_file(method, seed).exists():
                     logging.info("%s, seed %d.", method.name, seed)
                     self._score(method, seed)
-            write_report(self._folder, self._settings.methods, self._settings.seeds[:count])
+                if seed == first or number == len(self._methods):
+                    write_report(
+                        self._folder, settings.methods[:number], settings.seeds[:count]
+                    )
 
     def _score(self, method: Method, seed: int) -> None:
         transformer = self._trained(self._by_name[method.training], seed)
