@@ -18,7 +18,14 @@ _CODECS = {
     GroundTruthVQ: ("ground_truth_vq", ("vocab_size", "code_dim")),
     Bitwise: ("bitwise", ("num_bits",)),
 }
-_TOKENIZER = ("channels", "multipliers", "num_res_blocks", "attention", "norm_groups", "latent_channels")
+_TOKENIZER = (
+    "channels",
+    "multipliers",
+    "num_res_blocks",
+    "attention",
+    "norm_groups",
+    "latent_channels",
+)
 _TRANSFORMER = (
     "num_classes",
     "depth",

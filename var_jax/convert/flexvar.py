@@ -176,5 +176,3 @@ TOKENIZER = Layout(
     _tokenizer_slots,
     (r"quantize\.codebook_used",),
 )
-
-

@@ -91,9 +91,7 @@ def _build(shape: var.TransformerShape, tensors: Tensors) -> Network:
 
 def _slots(network: Network, tensors: Tensors) -> dict[str, mapping.Slot]:
     shared = _num_shared(tensors)
-    return mapping.expand(
-        var.ROWS, abstract_params(network), lambda name: name_there(name, shared)
-    )
+    return mapping.expand(var.ROWS, abstract_params(network), lambda name: name_there(name, shared))
 
 
 TRANSFORMER = Layout(

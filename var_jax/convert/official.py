@@ -161,9 +161,7 @@ def select(
     )
 
 
-def _find(
-    group: Mapping[str, LazyTensor], kind: str
-) -> dict[str, dict[str, LazyTensor]]:
+def _find(group: Mapping[str, LazyTensor], kind: str) -> dict[str, dict[str, LazyTensor]]:
     """The models in a dict of tensors: prefix of the names (often '') -> tensors without it."""
     found: dict[str, dict[str, LazyTensor]] = {}
     for layout in LAYOUTS[kind]:

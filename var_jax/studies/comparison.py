@@ -123,9 +123,7 @@ class Study:
                     logging.info("%s, seed %d.", method.name, seed)
                     self._score(method, seed)
                 if seed == first or number == len(self._methods):
-                    write_report(
-                        self._folder, settings.methods[:number], settings.seeds[:count]
-                    )
+                    write_report(self._folder, settings.methods[:number], settings.seeds[:count])
 
     def _score(self, method: Method, seed: int) -> None:
         transformer = self._trained(self._by_name[method.training], seed)

@@ -26,9 +26,7 @@ most that one pass hands to the next, are those of one image, guidance included.
 machine and on what else it did."""
 
 
-def write_report(
-    workdir: epath.PathLike, methods: Sequence[str], seeds: Sequence[int]
-) -> None:
+def write_report(workdir: epath.PathLike, methods: Sequence[str], seeds: Sequence[int]) -> None:
     """Writes comparison.json, comparison.md, curves.png and samples_METHOD.png (of the first seed).
 
     Args:
