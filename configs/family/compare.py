@@ -4,9 +4,9 @@
 
 '' are the 5,000 digits: every method sees as many tokens as configs/mnist5k.py does and has its
 number of parameters within a tenth (`DEPTHS` says how), in three runs; hours on two CPU cores.
-'short' is a fourteenth of it in one run, 'emoji64' the methods with VAR's tokenizer on configs/emoji64.py, with
-settings that were chosen for digits, 'smallest' takes seconds a method and means nothing. To take
-a tokenizer that is there in place of VAR's own:
+'short' is a seventh of it in one run; 'emoji64' are the methods with VAR's tokenizer on the
+pictures of configs/emoji64.py, with settings that were chosen for digits; 'smallest' takes seconds
+a method and means nothing. To take a tokenizer that is there in place of VAR's own:
 
     --config.tokenizer_checkpoint=runs/quickstart/tokenizer \
         --config.token_cache=runs/quickstart/tokens
@@ -55,7 +55,7 @@ ON_EMOJI = ("var", "hmar", "mvar", "refiner", "var_small", "code", "scale_kv", "
 #: classifier.
 VARIANTS = {
     "": ((0, 1, 2), 4300 * 16 * 37, 0, 1000, 800),
-    "short": ((0,), 300 * 16 * 37, 300, 500, 400),
+    "short": ((0,), 600 * 16 * 37, 300, 500, 400),
     "emoji64": ((0, 1, 2), 6000 * 16 * 130, 0, 1000, 800),
     "smallest": ((0, 1), 4 * 16 * 37, 0, 20, 4),
 }
@@ -104,7 +104,7 @@ def _method(name: str, variant: str, tokenizer_steps: int) -> ConfigDict:
         if "restart_until" in config.tokenizer_train:
             config.tokenizer_train.restart_until = tokenizer_steps * 7 // 10
     if name == "cca":
-        config.train.num_steps = {"short": 42, "smallest": 4}.get(variant, 600)
+        config.train.num_steps = {"short": 84, "smallest": 4}.get(variant, 600)
     config.train.log_every = 2 if size else 20
     every = {"short": 100, "smallest": 2}.get(variant, 400)
     config.evaluation = dict(likelihood=True, samples_per_class=0, every=every)

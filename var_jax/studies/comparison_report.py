@@ -17,8 +17,8 @@ Mean over {runs}, +- half of the range. {samples}
 Loss: nats per token of held-out tokens; in brackets where the tokenizer is another one, whose \
 tokens say more or less, so that the numbers cannot be compared; = names the method whose trained \
 model it is. Label accuracy, Frechet distance: by a classifier of the real pictures, which gets \
-{real[label_accuracy]:.3f} of real held-out ones right; {real[frechet_distance]:.3g} is the distance \
-of real training pictures. Diversity: pixel deviation within a class over that of real pictures.
+{real[label_accuracy]:.3f} of real held-out ones right; the distance of real training pictures is \
+{real[frechet_distance]:.3g}. Diversity: pixel deviation within a class over that of real pictures.
 Tokens: of all training examples, passed over; examples: how many pictures those were. Operations \
 are those of the matrix products by formula (a training step of the whole batch) and by the traced \
 program (drawing an image, without the tokenizer). Passes of a transformer and bytes of cache, the \

@@ -69,8 +69,8 @@ class Scorer:
         }
 
     def tokenizer(self, checkpoint: epath.PathLike) -> dict[str, float]:
-        """Of a tokenizer: PSNR in dB of held-out pictures, and the Frechet distance of reconstructed
-        training pictures, which a perfect transformer would reach."""
+        """Of a tokenizer: PSNR in dB of held-out pictures, and the Frechet distance of training
+        pictures as it reconstructs them, which a perfect transformer would reach."""
         loaded, size = build.load_tokenizer(checkpoint), self._settings.sample_batch
 
         def rebuilt(images: np.ndarray) -> np.ndarray:
