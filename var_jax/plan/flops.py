@@ -102,6 +102,25 @@ def _equation_flops(equation: Any) -> float:
     return inner
 
 
+def times_computed(jaxpr: Any, name: str) -> int:
+    """How often a traced program computes the value that `checkpoint_name` calls so.
+
+    Loops of a known length count as often as they run, others and branches once.
+
+    Args:
+      jaxpr: `jax.jit(f).trace(*args).jaxpr`.
+      name: of the value.
+    """
+    count = 0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        kind, params = equation.primitive.name, equation.params
+        if kind == "name":
+            count += params["name"] == name
+        inner = sum(times_computed(program, name) for program in _inner_programs(params))
+        count += inner * (params["length"] if kind == "scan" else 1)
+    return count
+
+
 def _inner_programs(params: dict[str, Any]) -> list[Any]:
     """The jaxprs among an equation's parameters, each once."""
     found: list[Any] = []

@@ -60,6 +60,8 @@ class VQVAE(nn.Module):
         every backend, at six passes of a TPU's matrix unit: the tokens are those of a CPU and of
         the official code, but for near ties. 'high' takes three passes; 'default' one, in
         bfloat16 (TensorFloat-32 on NVIDIA GPUs), and gives other tokens.
+      latent_channels: between the encoder, or the decoder, and the 1x1 convolution beside the
+        codec; 0 is the codec's feature channels.
     """
 
     codec: Codec
@@ -74,6 +76,7 @@ class VQVAE(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: Changeable[bool] = False
     encoder_precision: str = "highest"
+    latent_channels: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,12 +99,14 @@ class VQVAE(nn.Module):
             "remat": self.remat,
         }
         precision = self.encoder_precision if self.dtype == jnp.float32 else None
-        self.encoder = Encoder(self.codec.encoded_dim, precision=precision, **settings)
+        self.encoder = Encoder(
+            self.latent_channels or self.codec.encoded_dim, precision=precision, **settings
+        )
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
         self.quant_conv = conv(self.codec.encoded_dim, **exact)
-        self.post_quant_conv = conv(self.codec.feature_dim, **exact)
+        self.post_quant_conv = conv(self.latent_channels or self.codec.feature_dim, **exact)
 
     @nn.nowrap
     def init_params(self, key: jax.Array) -> dict[str, Any]:

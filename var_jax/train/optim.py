@@ -17,8 +17,8 @@ from var_jax.objectives.base import Objective, PartialObjective
 Schedule = Callable[[Any], Any]
 
 #: Names of parameters that never decay, whatever their shape: biases, position and level
-#: tables, shared modulation offsets, attention scales, normalisation gains, what is measured; and of
-#: a state space model its rates, step sizes and skip, as its authors advise.
+#: tables, shared modulation offsets, attention scales, normalisation gains, what is measured; and
+#: of a state space model its rates, step sizes and skip, as its authors advise.
 NO_DECAY = (
     "bias",
     "q_bias",
