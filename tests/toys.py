@@ -34,7 +34,7 @@ class Signs(nn.Module):
     def feature_dim(self):
         return self.channels
 
-    code_dim = feature_dim
+    code_dim = encoded_dim = feature_dim
 
     @property
     def target(self):
@@ -82,7 +82,7 @@ class Signs(nn.Module):
         split = self.pyramid.split(targets)
         return [self.advance(None, k, target)[0] for k, target in enumerate(split)]
 
-    def quantize(self, features, exact=False):
+    def quantize(self, features, exact=False, keys=None):
         targets = self.encode(features)
         wanted = self.decode(targets)
         straight = features + jax.lax.stop_gradient(wanted - features)

@@ -122,6 +122,11 @@ class ResidualVQ(nn.Module):
         return self.code_dim
 
     @property
+    def encoded_dim(self) -> int:
+        """The same."""
+        return self.code_dim
+
+    @property
     def codebook_size(self) -> int:
         """V."""
         return self.vocab_size
@@ -270,7 +275,12 @@ class ResidualVQ(nn.Module):
             sums.append(carry)
         return sums
 
-    def quantize(self, features: jax.Array, exact: bool | jax.Array = False) -> Quantized:
+    def quantize(
+        self,
+        features: jax.Array,
+        exact: bool | jax.Array = False,
+        keys: jax.Array | None = None,
+    ) -> Quantized:
         """Quantises for training: straight-through features and the two-sided loss.
 
         Args:

@@ -15,6 +15,8 @@ from var_jax.tokenizer.autoencoder import Decoder, Encoder
 from var_jax.tokenizer.layers import conv
 
 ENCODER_PRECISIONS = ("highest", "high", "default")
+#: Tells the codec's draws of an example from those of dropout.
+_CODEC_STREAM = 1
 
 
 @struct.dataclass
@@ -94,11 +96,11 @@ class VQVAE(nn.Module):
             "remat": self.remat,
         }
         precision = self.encoder_precision if self.dtype == jnp.float32 else None
-        self.encoder = Encoder(self.codec.feature_dim, precision=precision, **settings)
+        self.encoder = Encoder(self.codec.encoded_dim, precision=precision, **settings)
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
-        self.quant_conv = conv(self.codec.feature_dim, **exact)
+        self.quant_conv = conv(self.codec.encoded_dim, **exact)
         self.post_quant_conv = conv(self.codec.feature_dim, **exact)
 
     @nn.nowrap
@@ -118,7 +120,7 @@ class VQVAE(nn.Module):
         return h * self.stride, w * self.stride, self.image_channels
 
     def features(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Images float [B, H, W, c] in [-1, 1] -> features float32 [B, h, w, C].
+        """Images float [B, H, W, c] in [-1, 1] -> features float32 [B, h, w, `encoded_dim`].
 
         Args:
           images: of `image_shape`.
@@ -173,12 +175,16 @@ class VQVAE(nn.Module):
 
         Args:
           images: float [B, H, W, c] in [-1, 1].
-          keys: a PRNG key for each example [B], for dropout; None in evaluation.
+          keys: a PRNG key for each example [B], for dropout and what the codec draws; None in
+            evaluation.
           exact: leave the features unquantised (see Codec.quantize).
 
         Returns:
           TokenizerOutput.
         """
-        quantized = self.codec.quantize(self.features(images, keys), exact)
+        codec_keys = None
+        if keys is not None:
+            codec_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _CODEC_STREAM)
+        quantized = self.codec.quantize(self.features(images, keys), exact, codec_keys)
         hidden = self.decoder.trunk(self.post_quant_conv(quantized.features), keys)
         return TokenizerOutput(self.pixels(hidden), hidden, quantized)

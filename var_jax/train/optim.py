@@ -15,7 +15,7 @@ import optax
 Schedule = Callable[[Any], Any]
 
 #: Names of parameters that never decay, whatever their shape: biases, position and level
-#: tables, shared modulation offsets, attention scales, normalisation gains.
+#: tables, shared modulation offsets, attention scales, normalisation gains, what is measured.
 NO_DECAY = (
     "bias",
     "q_bias",
@@ -26,6 +26,7 @@ NO_DECAY = (
     "offset",
     "log_scale",
     "scale",
+    "moments",
 )
 
 
