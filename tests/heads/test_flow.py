@@ -230,6 +230,6 @@ def test_the_full_size_config_builds():
     network, tokenizer = build.network(config), build.tokenizer(config)
     params = jax.eval_shape(network.init_params, jax.random.key(0))
     assert params["head"]["velocity"]["out"]["kernel"].unbox().shape == (1024, 16)
-    assert tokenizer.codec.source.shape == (16, 16, 16)
+    assert tokenizer.codec.source.shape == (16, 16, 32)
     build.vqgan(config)
     assert build.decoder(config).sampling == FlowSampling(25, 0.9)

@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, str]] = {
         "bitwise": "var_jax.codecs.bitwise:Bitwise",
         "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
+        "kl_latent": "var_jax.codecs.kl_latent:KLLatent",
         "latent": "var_jax.codecs.latent:Latent",
     },
     # config.model.context: `context.Context`.
