@@ -26,6 +26,7 @@ METHODS: dict[str, dict[str, str]] = {
         "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
         "perturbed_vq": "var_jax.codecs.perturbed_vq:PerturbedVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
+        "kl_latent": "var_jax.codecs.kl_latent:KLLatent",
         "latent": "var_jax.codecs.latent:Latent",
     },
     # config.model.context: `context.Context`.
