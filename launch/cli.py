@@ -366,11 +366,16 @@ def json_section(name: str, text: str) -> dict[str, Any]:
     return found
 
 
-def _numbers(name: str, values: list[str], kind: type) -> Any:
+def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
+    """The numbers of a flag's list; raises ValueError where one is none."""
     try:
-        numbers = tuple(kind(v) for v in values)
+        return tuple(kind(v) for v in values)
     except ValueError:
         raise ValueError(
             f"--{name} takes numbers separated by commas, got {','.join(values)!r}."
         ) from None
-    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _numbers(name: str, values: list[str], kind: type) -> Any:
+    found = numbers(name, values, kind)
+    return found[0] if len(found) == 1 else found

@@ -46,6 +46,12 @@ _ALLOW_MISMATCHED = cli.define_allow_mismatched_reference()
 _OUTPUT = cli.define_path("output", None, "Folder to write.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images at once, over all devices.", 1)
 _LEVEL_IMAGES = flags.DEFINE_integer("level_images", 256, "Images decoded level by level.", 1)
+_PERTURBED_RATES = flags.DEFINE_list(
+    "perturbed_rates", [], "Also pFID: shares of the tokens that take a code near to theirs."
+)
+_PERTURBED_NEAREST = flags.DEFINE_list(
+    "perturbed_nearest", ["100"], "Of pFID: among how many nearest codes; each with each rate."
+)
 _TEXT = flags.DEFINE_bool("text", True, "Also draw text and read it back.")
 _KEEP_IMAGES = flags.DEFINE_bool(
     "keep_images", False, "Also write reconstructions.npz, for other evaluators."
@@ -85,6 +91,7 @@ def main() -> None:
     from var_jax.evaluation.inception.weights import file_sha256, load_inception
     from var_jax.evaluation.progress import Progress, ScoringProgress
     from var_jax.evaluation.reconstructed import text_preservation
+    from var_jax.evaluation.reconstructed.perturbed_scores import PerturbedFID
     from var_jax.evaluation.reconstructed.tokenizer_report import TextPart, write_report
     from var_jax.evaluation.reconstructed.tokenizer_scores import TokenizerRunner, score_tokenizer
     from var_jax.parallel import sharding
@@ -92,6 +99,8 @@ def main() -> None:
     cli.on_one_host()
     if _REFERENCE.value and not _INCEPTION.value:
         raise ValueError("--reference needs --inception.")
+    if _PERTURBED_RATES.value and not _INCEPTION.value:
+        raise ValueError("--perturbed_rates needs --inception.")
     if _LPIPS_LINEAR.value and not _LPIPS.value:
         raise ValueError("--lpips_linear needs --lpips.")
     folder = epath.Path(_TOKENIZER.value)
@@ -123,6 +132,17 @@ def main() -> None:
             _REFERENCE.value, extractor, keep_features=False, progress=ScoringProgress()
         )
 
+    perturbed = None
+    if _PERTURBED_RATES.value:
+        perturbed = PerturbedFID(
+            loaded.module,
+            loaded.params,
+            extractor,
+            cli.numbers("perturbed_rates", _PERTURBED_RATES.value, float),
+            cli.numbers("perturbed_nearest", _PERTURBED_NEAREST.value, int),
+            batch,
+            mesh,
+        )
     progress = Progress("images", data.total)
     output = epath.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
@@ -135,6 +155,8 @@ def main() -> None:
             progress.add(len(images))
             if spool is not None:
                 spool.append(made)
+            if perturbed is not None:
+                perturbed.add(images)
 
         scores, examples = score_tokenizer(
             runner,
@@ -146,6 +168,9 @@ def main() -> None:
         )
         if spool is not None:
             spool.finish(note=note_array({**about, "count": spool.count}))
+    if perturbed is not None:
+        found = perturbed.scores(reference.pool if reference else None)
+        scores = dataclasses.replace(scores, perturbed=found)
     text = None
     if _TEXT.value:
         found = text_preservation.find_reader()

@@ -7,8 +7,11 @@ from untrained import write_model
 from var_jax import build
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
 
-#: Configs by name.
-METHODS = ["mnist5k", *sorted(f"family/{path.stem}" for path in FOLDER.glob("family/*.py"))]
+#: Configs by name; compare is all of them at once.
+METHODS = [
+    "mnist5k",
+    *sorted(f"family/{p.stem}" for p in FOLDER.glob("family/*.py") if p.stem != "compare"),
+]
 #: Of all methods. Nothing is drawn and scored while they train.
 SETTINGS = {
     "sharding": "fsdp_tensor",
@@ -25,7 +28,11 @@ SIZES = {
     "family/refiner": {"model.head.num_heads": 4},
 }
 #: The key that names a transformer, where a method needs one.
-MODELS = {"family/cca": "train.initial_checkpoint", "family/code": "sampling.decoder.refiner"}
+MODELS = {
+    "family/cca": "train.initial_checkpoint",
+    "family/code": "sampling.decoder.refiner",
+    "family/hmar_masked": "train.initial_checkpoint",
+}
 
 
 def smallest(method, given=None):

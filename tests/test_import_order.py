@@ -20,7 +20,7 @@ LAYERS = [
     {"evaluation"},
     {"build", "plan"},
     {"api"},
-    {"studies"},
+    {"studies", "demo"},
 ]
 ROOT = pathlib.Path(var_jax.__file__).parent
 

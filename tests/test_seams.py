@@ -25,6 +25,7 @@ def toy_config():
     config.model.context = dict(kind="toys:SelfAndFirst", first=1)
     config.model.conditioner = "toys:Parity"
     config.model.positions = "toys:Corners"
+    config.model.mixer = dict(kind="toys:Decay", rate=0.7)
     config.model.head = "toys:Coins"
     config.train.weights = dict(kind="toys:LastLevel", share=0.5)
     config.train.curriculum = "toys:Alternating"

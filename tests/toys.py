@@ -34,7 +34,7 @@ class Signs(nn.Module):
     def feature_dim(self):
         return self.channels
 
-    code_dim = feature_dim
+    code_dim = encoded_dim = feature_dim
 
     @property
     def target(self):
@@ -82,7 +82,7 @@ class Signs(nn.Module):
         split = self.pyramid.split(targets)
         return [self.advance(None, k, target)[0] for k, target in enumerate(split)]
 
-    def quantize(self, features, exact=False):
+    def quantize(self, features, exact=False, keys=None):
         targets = self.encode(features)
         wanted = self.decode(targets)
         straight = features + jax.lax.stop_gradient(wanted - features)
@@ -141,6 +141,39 @@ class Corners(nn.Module):
     def rotate(self, x, pyramid, levels):
         y = pyramid.coordinates[pyramid.tokens(levels), 0]
         return x * np.where(y < 0.5, 1.0, -1.0)[None, :, None, None].astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decay:
+    """Adds up a linear map of the tokens so far; each counts `rate` of the one after it."""
+
+    float32_params: ClassVar[tuple[str, ...]] = ()
+
+    width: int
+    rate: float = 0.5
+
+    def layer(self, name):
+        return DecayLayer(self.width, self.rate, name=name)
+
+    def flops(self, tokens):
+        return 2.0 * tokens * self.width**2
+
+
+class DecayLayer(nn.Module):
+    width: int
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, state=None):
+        x = Linear((self.width,), (self.width,), ("embed", None), 0.1)(x)
+
+        def step(total, token):
+            total = self.rate * total + token
+            return total, total
+
+        state = jnp.zeros_like(x[:, 0]) if state is None else state
+        state, sums = jax.lax.scan(step, state, x.swapaxes(0, 1))
+        return sums.swapaxes(0, 1), state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +296,7 @@ class Unguided:
     cache_policy: Any = None
 
     def __call__(self, network, params, codec, codec_params, given, keys, *, own_params=None,
-                 keep_partial=False):  # fmt: skip
+                 decode=None, keep_partial=False):  # fmt: skip
         pyramid, state = network.transformer.pyramid, base.start(network, given, keys, False)
         for k in range(pyramid.num_levels):
             hiddens, state = base.hidden_states(network, params, state, self.cache_policy)

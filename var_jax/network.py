@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.heads.base import Head
+from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
 
 
@@ -19,10 +20,12 @@ class Network:
     Attributes:
       transformer: from inputs and condition to hidden states.
       head: from hidden states to targets.
+      masked: a second end, whose parameters are 'masked'; with a head like the first among them.
     """
 
     transformer: VAR
     head: Head
+    masked: MaskedBranch | None = None
 
     def init_params(self, key: jax.Array) -> dict[str, Any]:
         """Parameters at initialisation, in the boxes that hold their logical axis names."""
@@ -32,10 +35,15 @@ class Network:
         asked = var.conditioning()
         given = asked.read({f.name: jnp.zeros((1, *f.shape), f.dtype) for f in asked.fields})
         hidden = jnp.zeros((1, var.pyramid.length, var.width))
-        return {
+        params = {
             "transformer": var.init(transformer_key, inputs, given)["params"],
             "head": self.head.init(head_key, hidden)["params"],
         }
+        if self.masked is not None:
+            branch_key, key = jax.random.split(jax.random.fold_in(key, 1))
+            head = self.head.init(key, hidden)["params"]
+            params["masked"] = {**self.masked.init_params(branch_key), "head": head}
+        return params
 
     def hidden(self, params: Any, inputs: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
         """A pass of the transformer; see `VAR.__call__`."""
@@ -54,19 +62,23 @@ class Network:
 def sampling_params(network: Network, params: Any) -> Any:
     """The parameters with the blocks' in the type that the blocks compute in.
 
-    A block casts all of them at every use but `log_scale`. Cast once, a bfloat16 model takes half
-    the memory, and a level reads half the bytes.
+    A block casts all of them at every use but `log_scale` and what its mixer names. Cast once, a
+    bfloat16 model takes half the memory, and a level reads half the bytes.
 
     Args:
       network: whose blocks.
-      params: {'transformer': ..., 'head': ...}.
+      params: see `Network`.
     """
+    mixer = network.transformer.mixer
+    kept = {"log_scale", *(mixer.float32_params if mixer else ())}
 
     def cast(path, x):
-        if "log_scale" in jax.tree_util.keystr(path):
+        if kept & {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}:
             return x
         return x.astype(network.transformer.dtype)
 
-    transformer = params["transformer"]
-    blocks = jax.tree_util.tree_map_with_path(cast, transformer["blocks"])
-    return {**params, "transformer": {**transformer, "blocks": blocks}}
+    def with_blocks(part):
+        return {**part, "blocks": jax.tree_util.tree_map_with_path(cast, part["blocks"])}
+
+    owners = [name for name in ("transformer", "masked") if name in params]
+    return {**params, **{name: with_blocks(params[name]) for name in owners}}

@@ -2,10 +2,14 @@
 
     python -m launch.train --model tokenizer --config configs/family/flowar.py \
         --workdir runs/flowar/tokenizer
+    python -m launch.cache_tokens --tokenizer runs/flowar/tokenizer --output runs/flowar/tokens \
+        --crops 4
     python -m launch.train --config configs/family/flowar.py --workdir runs/flowar/transformer \
-        --config.tokenizer_checkpoint=runs/flowar/tokenizer
+        --config.tokenizer_checkpoint=runs/flowar/tokenizer \
+        --config.token_cache=runs/flowar/tokens
 
-The levels are the downsampled latents of an autoencoder without a codebook; a small transformer
+The levels are the downsampled latents of a variational autoencoder, drawn anew in every epoch from
+the posteriors that the token cache holds; vq_weight is that of the divergence. A small transformer
 draws the tokens of a level together, from noise. '' is the digits of configs/mnist5k.py on a CPU,
 'smallest' takes seconds and means nothing. 'd16' is for ImageNet at 256 px, on a pod as
 configs/var_imagenet256.py:d16: the head, levels and schedule of FlowAR-S with the transformer of
@@ -33,14 +37,14 @@ def get_config(variant: str = "") -> ConfigDict:
     for section, keys in ((config.tokenizer, codes), (config.tokenizer_train, life)):
         for key in set(keys) & set(section):
             del section[key]
-    config.tokenizer.codec = dict(kind="latent", code_dim=16, scale=1.0)
+    config.tokenizer.codec = dict(kind="kl_latent", code_dim=16)
     return config
 
 
 def _digits(variant: str) -> ConfigDict:
     config = _load("mnist5k.py", variant)
     config.patch_nums = (1, 2, 4)
-    config.tokenizer_train.vq_weight = 0.01
+    config.tokenizer_train.vq_weight = 1e-4
     config.model.head = dict(kind="flow", net_width=128, net_depth=2)
     config.sampling = dict(cfg=0.5, num_steps=20, guidance_interval=0.9)
     if variant == "smallest":
@@ -54,7 +58,8 @@ def _imagenet() -> ConfigDict:
     config.patch_nums = (1, 2, 4, 8, 16)
     config.tokenizer = tokenizer.tokenizer
     config.tokenizer_train = tokenizer.tokenizer_train
-    config.tokenizer_train.vq_weight = 0.01
+    # Latent diffusion's 1e-6, which is for sums over an image's latents and over its pixels.
+    config.tokenizer_train.vq_weight = 1e-6 * (16 * 16 * 16) / (256 * 256 * 3)
     config.model.head = dict(kind="flow", net_width=1024, net_depth=2)
     num_steps = EPOCHS * IMAGES // BATCH
     config.train.update(num_steps=num_steps, batch_size=BATCH, ema_decay=0.9999)

@@ -1,7 +1,7 @@
 """Images with a watermark: half of the codes of each level are drawn more often (LBW).
 
 Any categorical transformer carries it, and nothing is trained for it: a run of this config is one
-of its base, whose samples are marked. `var_jax.heads.green_list.detection_score` finds the mark in
+of its base, whose samples are marked. `var_jax.heads.watermark.detection_score` finds the mark in
 the tokens of an image, for whoever has the key; choose one of your own.
 
     python -m launch.train --config configs/family/green_list.py --workdir runs/marked \

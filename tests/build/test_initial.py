@@ -71,6 +71,12 @@ def test_a_head_that_has_grown_keeps_what_it_had(tmp_path, config):
         start(tmp_path / "bigger", config)
 
 
+def test_a_masked_branch_is_not_left_behind(tmp_path):
+    save(tmp_path, load("family/hmar_masked", "smallest"))
+    with pytest.raises(ConfigError, match="config.model.masked_blocks is None, there it is 1"):
+        start(tmp_path, load("family/hmar", "smallest"))
+
+
 @pytest.mark.parametrize("ema", [False, True])
 def test_the_same_classes_take_all(tmp_path, config, ema):
     params = save(tmp_path, config, ema=ema)
@@ -152,7 +158,7 @@ def test_every_key_that_shapes_the_parameters_is_a_knob(config):
     before = json.dumps(jax.tree.map(lambda x: x.shape, abstract(config)))
     others = dict(adaln_init=0.1, adaln_gamma_init=0.1, label_smoothing=0.1)
     others |= dict(drop_path_rate=0.1, class_drop_rate=0.2, remat="full", scan_unroll=1)
-    others |= dict(dtype="bfloat16", attention_implementation="xla")
+    others |= dict(dtype="bfloat16", attention_implementation="xla", masked_blocks=0)
     config.model.update(others)
     assert json.dumps(jax.tree.map(lambda x: x.shape, abstract(config))) == before
     shaping = {"depth", "width", "num_heads", "mlp_ratio", "qk_norm", "shared_adaln"}

@@ -12,7 +12,7 @@ from var_jax.decoding.guidance import (
     PerLevelGuidance,
     TenStepGuidance,
 )
-from var_jax.decoding.images import ImageSampler
+from var_jax.decoding.images import ImageSampler, sample_keys
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
 from var_jax.network import Network, sampling_params
@@ -200,3 +200,30 @@ def test_a_pyramid_that_nothing_serves_is_refused(model):
     other = dataclasses.replace(DECODER, pyramid=ScalePyramid.from_patch_nums((1, 3, 4)))
     with pytest.raises(ValueError, match="positions were learned for the levels"):
         draw(model, np.array([0]), other)
+
+
+def test_settings_that_are_arrays_draw_the_same_in_one_program(model):
+    network, tokenizer, frozen, params = model
+    labels, keys = jnp.array([2, 0]), sample_keys(7, jnp.arange(2))
+
+    @jax.jit
+    def tokens(settings):
+        cfg, *rest = jax.tree.map(tuple, settings, is_leaf=lambda x: isinstance(x, jax.Array))
+        drawn = NextScale(PerLevelGuidance(cfg), CategoricalSampling(*rest))(
+            network, params, tokenizer.codec, frozen["codec"], labels, keys
+        )
+        return drawn.targets
+
+    for cfg, top_k, top_p, temperature in (
+        ((0.0, 1.0, 2.0), 0, 0.9, 1.0),
+        ((0.0, 0.0, 0.0), 1, 0.0, 1.0),
+        ((3.0, 0.0, 0.0), (5, 0, 2), (0.0, 1.0, 0.5), (1.0, 2.0, 0.3)),
+    ):
+        guidance, sampling = PerLevelGuidance(cfg), CategoricalSampling(top_k, top_p, temperature)
+        static = NextScale(guidance, sampling)(
+            network, params, tokenizer.codec, frozen["codec"], labels, keys
+        )
+        rows = [np.broadcast_to(x, 3) for x in (cfg, top_k, top_p, temperature)]
+        arrays = [jnp.asarray(x, jnp.int32 if i == 1 else jnp.float32) for i, x in enumerate(rows)]
+        np.testing.assert_array_equal(tokens(arrays), static.targets)
+    assert tokens._cache_size() == 1

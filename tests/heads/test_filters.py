@@ -36,6 +36,16 @@ def test_the_kept_tokens_are_those_of_the_sorting_filter(top_k, top_p):
     np.testing.assert_array_equal(kept, reference(logits, top_k, top_p))
 
 
+def test_settings_that_are_arrays_keep_the_same_tokens_in_one_program():
+    logits = np.random.default_rng(0).normal(size=(4, 7, 100)).astype(np.float32) * 3
+    compiled = jax.jit(filter_logits)
+    for top_k in (0, 1, 5, 100, 900):
+        for top_p in (0.0, 0.3, 0.96, 1.0):
+            kept = compiled(logits, top_k, top_p)
+            np.testing.assert_array_equal(kept, filter_logits(jnp.asarray(logits), top_k, top_p))
+    assert compiled._cache_size() == 1
+
+
 def test_top_k_of_a_bfloat16_head_keeps_k():
     """Logits that were rounded to bfloat16 would tie with the last kept."""
     head = CategoricalHead(4096, 64, init_factor=20.0, dtype=jnp.bfloat16)

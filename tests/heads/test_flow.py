@@ -9,7 +9,8 @@ from recipes import load
 
 from var_jax import build
 from var_jax.fields import Field
-from var_jax.heads.flow import FlowHead, FlowSampling, constant_noise, euler
+from var_jax.heads.flow import FlowHead, FlowSampling, constant_noise
+from var_jax.heads.ode import solve
 from var_jax.heads.velocity import rotary_angles
 from var_jax.parallel import sharding
 from var_jax.plan.flops import program_flops
@@ -56,17 +57,48 @@ def sample(hiddens, weights, keys, settings):
     return make_head().apply(params, hiddens, weights, keys, settings, method="sample")[0]
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("uniform", [True, False])
-def test_the_true_velocity_leads_to_the_data(uniform):
+def test_the_true_velocity_leads_to_the_data(uniform, solver):
     data, noise = normal(0, 2, 4, CHANNELS), normal(1, 2, 4, CHANNELS)
 
     def true(x, time, hiddens, weights):
         return (x - data) / time
 
     for steps in (2, 7):
-        settings = FlowSampling(steps, uniform=uniform).at(1, PYRAMID)
-        found = euler(true, noise, (data,), (1.0,), settings)
+        settings = FlowSampling(steps, uniform=uniform, solver=solver).at(1, PYRAMID)
+        found = solve(true, noise, (data,), (1.0,), settings)
         np.testing.assert_allclose(found, data, atol=1e-5)
+
+
+def test_heun_is_of_second_order():
+    # dx/dt = x, so x(0) = x(1) / e.
+    def error(solver, steps):
+        settings = FlowSampling(steps, uniform=True, solver=solver).at(0, PYRAMID)
+        found = solve(lambda x, *_: x, jnp.ones(1), (None,), (1.0,), settings)
+        return abs(float(found[0]) - np.exp(-1))
+
+    assert 1.8 < error("euler", 8) / error("euler", 16) < 2.3
+    assert error("heun", 8) / error("heun", 16) > 3.2
+
+
+def test_equal_ends_of_an_annealing_are_plain_sampling():
+    plain = [FlowSampling(6).at(k, PYRAMID) for k in range(3)]
+    for annealing in ("linear", "cosine", "two_stage"):
+        equal = FlowSampling(6, last_num_steps=6, annealing=annealing)
+        assert [equal.at(k, PYRAMID) for k in range(3)] == plain
+        falling = FlowSampling(6, last_num_steps=3, annealing=annealing)
+        steps = [falling.at(k, PYRAMID).num_steps for k in range(3)]
+        assert steps == [6, 6 if annealing == "two_stage" else 4, 3]
+
+
+def test_logit_normal_times_have_their_quantiles():
+    head = make_head(time_distribution="logit_normal", time_mean=1.0, time_std=0.5)
+    parts = np.linspace(0.1, 0.9, 9).astype(np.float32)
+    times = 1 / (1 + np.exp(-1 - 0.5 * np.random.default_rng(0).normal(size=100_000)))
+    np.testing.assert_allclose(head.times_at(parts), np.quantile(times, parts), atol=5e-3)
+    np.testing.assert_array_equal(make_head().times_at(parts), parts)
+    assert head.times_at(0.0) == 0
 
 
 def test_times_lead_from_noise_to_data():
@@ -91,7 +123,7 @@ def test_weights_that_do_not_guide_are_no_guidance():
 def test_guidance_counts_inside_its_interval_only():
     hiddens = normal(0, 2, 4, WIDTH), normal(1, 2, 4, WIDTH)
     never = FlowSampling(6, guidance_interval=-1.0).at(1, PYRAMID)
-    late = FlowSampling(6, guidance_interval=0.5).at(1, PYRAMID)
+    late = FlowSampling(6, 0.5, guidance_from=0.1).at(1, PYRAMID)
     weights = (2.0, -1.0)
     plain = sample(hiddens[:1], (1.0,), keys(2), never)
     np.testing.assert_array_equal(sample(hiddens, weights, keys(2), never), plain)
@@ -101,10 +133,11 @@ def test_guidance_counts_inside_its_interval_only():
         jax.debug.callback(lambda t: seen.append((float(t), len(weights))), time)
         return x
 
-    euler(velocity, normal(2, 1, 4, CHANNELS), hiddens, weights, late)
+    solve(velocity, normal(2, 1, 4, CHANNELS), hiddens, weights, late)
     jax.effects_barrier()
     assert len(seen) == 6
-    assert all((time <= 0.5) == (count == 2) for time, count in seen)
+    assert all((0.1 <= time <= 0.5) == (count == 2) for time, count in seen)
+    assert len({count for _, count in seen}) == 2 and min(seen)[0] < 0.1
 
 
 def test_a_sample_does_not_hang_on_its_batch():
@@ -220,6 +253,13 @@ def test_mistakes_are_named():
         jax.eval_shape(make_head(net_heads=3).init, jax.random.key(0), jnp.zeros((1, 14, WIDTH)))
     with pytest.raises(ValueError, match="num_steps of level 1"):
         FlowSampling((4, 1, 4)).at(1, PYRAMID)
+    with pytest.raises(ValueError, match="'rk4'"):
+        FlowSampling(solver="rk4").at(1, PYRAMID)
+    with pytest.raises(ValueError, match="'beta'"):
+        make_head(time_distribution="beta")
+    for changes in ({"annealing": "linear"}, {"last_num_steps": 4}, {"annealing": "steep"}):
+        with pytest.raises(ValueError, match="annealing"):
+            FlowSampling(6, **changes).at(1, PYRAMID)
     with pytest.raises(ValueError, match="num_steps has 2"):
         FlowSampling((4, 4)).at(1, PYRAMID)
 
@@ -230,6 +270,6 @@ def test_the_full_size_config_builds():
     network, tokenizer = build.network(config), build.tokenizer(config)
     params = jax.eval_shape(network.init_params, jax.random.key(0))
     assert params["head"]["velocity"]["out"]["kernel"].unbox().shape == (1024, 16)
-    assert tokenizer.codec.source.shape == (16, 16, 16)
+    assert tokenizer.codec.source.shape == (16, 16, 32)
     build.vqgan(config)
     assert build.decoder(config).sampling == FlowSampling(25, 0.9)

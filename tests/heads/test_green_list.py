@@ -11,7 +11,8 @@ from var_jax import build
 from var_jax.decoding.guidance import LinearGuidance
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalSampling
-from var_jax.heads.green_list import GreenList, detection_score
+from var_jax.heads.green_list import GreenList
+from var_jax.heads.watermark import detection_score, false_positive_rate
 
 MARK = GreenList(key=5, delta=3.0)
 
@@ -63,6 +64,7 @@ def test_the_score_of_codes_without_a_mark_is_standard_normal():
         z = detection_score(tokens, watermark, PYRAMID, 4096)
         assert abs(z.mean()) < 0.06 and abs(z.std() - 1) < 0.05
         assert 0.02 < (z > 1.645).mean() < 0.08
+        assert false_positive_rate(1.645) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_repeated_codes_count_once_if_asked_for():

@@ -119,6 +119,7 @@ def test_a_tokenizer_of_one_channel_gets_its_report(checkpoint, outcome, tmp_pat
                 *(own, f"--output={tmp_path / 'c'}", val, "--inception=none.pth", "--split=train"),
             ],
             "same": [own, f"--output={tmp_path / 'c'}", val, "--inception=none.pth"],
+            "pfid": [own, f"--output={tmp_path / 'c'}", "--perturbed_rates=1"],
         },
     )
     scores = json.loads((tmp_path / "a" / "scores.json").read_text())
@@ -137,5 +138,6 @@ def test_a_tokenizer_of_one_channel_gets_its_report(checkpoint, outcome, tmp_pat
     assert "reconstructions with count 10" in errors["part"]
     assert "reconstructions with split 'train'" in errors["train"]
     assert "no Inception weights" in errors["same"]  # The reference itself was accepted.
-    assert set(errors) == {"size", "too many", "other", "part", "train", "same"}
+    assert "--perturbed_rates needs --inception" in errors["pfid"]
+    assert set(errors) == {"size", "too many", "other", "part", "train", "same", "pfid"}
     assert not (tmp_path / "c").exists()

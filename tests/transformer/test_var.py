@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import Decay
 
 from var_jax.context import BlockCausal, OwnScale, RecentLevels
 from var_jax.heads.categorical import CategoricalHead
+from var_jax.objectives.level_cycle import LevelCycle
 from var_jax.parallel import sharding
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.cache import Cache
@@ -49,6 +51,8 @@ def step(var, params, level, inputs, labels, cache):
         (BlockCausal(), dict(qk_norm=False, shared_adaln=True)),
         (OwnScale(), dict()),
         (RecentLevels(1), dict()),
+        (OwnScale(), dict(mixer=Decay(32))),
+        (RecentLevels(1), dict(mixer=Decay(32), shared_adaln=True)),
     ],
 )
 def test_cached_levels_equal_the_teacher_forced_pass(context, settings):
@@ -113,6 +117,24 @@ def test_a_level_sees_all_of_itself():
     before, after = (apply(var, params, x, labels) for x in (inputs, inputs.at[:, last].add(1.0)))
     moved = np.abs(before - after)[:, PYRAMID.level(2)].max(-1)
     assert (moved > 1e-5).all()
+
+
+def test_a_mixer_carries_what_attention_does_not_see():
+    var, params, inputs, labels = make(OwnScale(), mixer=Decay(32))
+    first = slice(0, PYRAMID.offsets[1])
+    before, after = (apply(var, params, x, labels) for x in (inputs, inputs.at[:, 1].add(1.0)))
+    np.testing.assert_array_equal(before[:, first], after[:, first])
+    assert (np.abs(before - after)[:, PYRAMID.offsets[1] :].max((0, 2)) > 1e-5).all()
+    # Without what it adds, own-scale attention is left.
+    mixer = jax.tree.map(jnp.zeros_like, params["blocks"]["mixer"])
+    silent = {**params, "blocks": {**params["blocks"], "mixer": mixer}}
+    plain, level = apply(var, silent, inputs, labels), PYRAMID.level(2)
+    changed = apply(var, silent, inputs.at[:, : level.start].add(1.0), labels)
+    np.testing.assert_array_equal(plain[:, level], changed[:, level])
+    with pytest.raises(ValueError, match="Level 1 has no state"):
+        var.apply({"params": params}, inputs[:, PYRAMID.level(1)], labels, levels=range(1, 2))
+    with pytest.raises(ValueError, match="sees the levels .* and no mixer"):
+        LevelCycle(PYRAMID, var.sees(), 1)
 
 
 def test_own_scale_context_is_a_pass_for_each_level_alone():

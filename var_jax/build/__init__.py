@@ -6,6 +6,7 @@ An unknown key, section or value raises with its path and the nearest known name
 `build.<name>`.
 """
 
+from var_jax.build.comparison import ComparisonSettings, comparison_settings
 from var_jax.build.config import Change, ConfigError, changes, check_config, flat, make_room
 from var_jax.build.data import (
     cached_from,
@@ -53,6 +54,7 @@ __all__ = [
     "MODELS",
     "OFFICIAL_FILES",
     "Change",
+    "ComparisonSettings",
     "ConfigError",
     "EvaluationSettings",
     "FIDSettings",
@@ -69,6 +71,7 @@ __all__ = [
     "check_config",
     "check_same_classes",
     "check_tools",
+    "comparison_settings",
     "data_changes",
     "data_facts",
     "data_paths",

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from var_jax.build.comparison import COMPARISON
 from var_jax.build.data import DATA
 from var_jax.build.evaluation import EVALUATION
 from var_jax.build.modules import MODEL, sampling_section, tokenizer_section
@@ -51,7 +52,7 @@ class RunSettings:
     frozen_sharding: Changeable[str] = "replicated"
 
 
-ROOT = Section(
+_RUN = Section(
     (RunSettings,),
     sections={
         "data": DATA,
@@ -65,12 +66,30 @@ ROOT = Section(
         "scaling": SCALING,
     },
 )
+#: Of a comparison each method is a config of its own.
+ROOT = dataclasses.replace(
+    _RUN,
+    sections={
+        **_RUN.sections,
+        "comparison": COMPARISON,
+        "methods": dataclasses.replace(_RUN, named=True),
+    },
+)
+
+#: Of several trainings.
+_OF_STUDIES = ("scaling", "comparison", "methods")
 
 #: What the training of a kind of model does not read. A transformer's takes from the tokenizer
 #: what it says, and which one that is, is compared by its fingerprint.
 _UNREAD = {
-    "tokenizer": ("model", "train", "sampling", "scaling", "token_cache", "tokenizer_checkpoint"),
-    "transformer": ("tokenizer_train", "scaling", "tokenizer", "data.image_size", "data.channels"),
+    "tokenizer": (
+        *("model", "train", "sampling", "token_cache", "tokenizer_checkpoint"),
+        *_OF_STUDIES,
+    ),
+    "transformer": (
+        *("tokenizer_train", "tokenizer", "data.image_size", "data.channels"),
+        *_OF_STUDIES,
+    ),
 }
 
 

@@ -18,8 +18,10 @@ from var_jax.build.frozen import REFERENCE, Reference, place, saved_reference
 from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.resuming import saved_metadata
+from var_jax.build.sections import ConfigError
 from var_jax.build.training import make_mesh, objective, optimizer_config, train_settings, vqgan
 from var_jax.checkpoint import fingerprint
+from var_jax.objectives.base import PartialObjective
 from var_jax.plan import accelerators, flops
 from var_jax.train import optim
 from var_jax.train.experiment import Experiment, SavedBeside
@@ -96,6 +98,11 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
     cached = bool(config.token_cache)
     training = objective(config, tokenizer, from_images=not cached)
+    if isinstance(training, PartialObjective) and not (goes_on or initial):
+        raise ConfigError(
+            f"config.train.objective trains a part ({', '.join(training.trains)}) of a network "
+            "that is there; give --config.train.initial_checkpoint=<workdir of a transformer>."
+        )
     beside = {
         "tokenizer": SavedBeside(
             {"tokenizer": tokenizer.params},
@@ -120,7 +127,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     return Experiment(
         name="transformer",
         objective_at=training.at,
-        optimizer=optim.make_optimizer(optimizer, settings.num_steps),
+        optimizer=optim.for_objective(training, optimizer, settings.num_steps),
         batches=batches.batches,
         settings=settings,
         mesh=mesh,

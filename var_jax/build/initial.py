@@ -19,8 +19,9 @@ from var_jax.build.sections import ConfigError
 from var_jax.checkpoint import files
 from var_jax.parallel import sharding
 from var_jax.transformer.layers import init_std
+from var_jax.transformer.masked_branch import MaskedBranch
 
-_CLASSES, _HEAD = "transformer/class_embedding", "head/"
+_CLASSES, _HEAD, _MASKED = "transformer/class_embedding", "head/", "masked/"
 #: Keys that decide which parameters a transformer has, and of which shapes.
 _SHAPING = (
     "patch_nums",
@@ -33,7 +34,9 @@ _SHAPING = (
     "model.cross_attention",
     "model.conditioner.kind",
     "model.positions.kind",
+    "model.mixer.kind",
     "model.head.kind",
+    "model.masked_blocks",
 )
 
 
@@ -48,6 +51,7 @@ class Start:
       seed: of the new rows.
       head: parameters at initialisation on the host, where the checkpoint's head has but a part of
         them; None where it has all.
+      masked: of a network whose second end goes on from the first, where the checkpoint has none.
       summary: what is taken over, in one sentence.
     """
 
@@ -55,6 +59,7 @@ class Start:
     seed: int
     summary: str
     head: Any = None
+    masked: MaskedBranch | None = None
 
     def fit(self, params: Any) -> Any:
         """The run's first parameters.
@@ -63,12 +68,16 @@ class Start:
           params: all of the checkpoint's, {'transformer': ..., 'head': ...}.
 
         Returns:
-          The same on the host (NumPy), with the run's table of classes and all of its head's.
+          The same on the host (NumPy), with the run's table of classes, all of its head's and of
+          its masked branch's.
         """
         params = jax.tree.map(np.asarray, params)
         if self.head is not None:
             head = flatten_dict(self.head) | flatten_dict(params["head"])
             params = {**params, "head": unflatten_dict(head)}
+        if self.masked is not None:
+            branch = self.masked.start_from(params["transformer"], self.seed)
+            params = {**params, "masked": {**branch, "head": params["head"]}}
         if self.rows is None:
             return params
         table = params["transformer"]["class_embedding"]
@@ -114,14 +123,18 @@ def start_from(
             f"config.tokenizer_checkpoint is {tokenizer.fingerprint[:12]}, whose tokens mean "
             f"something else; give its own, such as {epath.Path(path) / 'tokenizer'}."
         )
-    added, classes = _check_shapes(path, found, config)
+    new, classes = _check_shapes(path, found, config)
     seed = config.get("seed", 0)
+    added = sum(name.startswith(_HEAD) for name in new)
     head = _head(config, seed) if added else None
+    masked = network(config).masked if len(new) > added else None
     summary = f"Starting from step {found.step} of {path}: all parameters"
     if added:
         summary += f" with {added} new arrays of the head"
+    if masked is not None:
+        summary += f", the last {masked.depth} blocks also as those of the masked branch"
     if not classes:
-        return Start(None, seed, f"{summary}.", head)
+        return Start(None, seed, f"{summary}.", head, masked)
     rows, matched = _match_classes(metadata, config.model.num_classes, class_names)
     taken = int((rows[:-1] >= 0).sum())
     return Start(
@@ -130,6 +143,7 @@ def start_from(
         f"{summary}, the rows of {taken} of {len(rows) - 1} classes ({matched}) and of 'no class'; "
         f"{len(rows) - 1 - taken} new rows.",
         head,
+        masked,
     )
 
 
@@ -142,8 +156,8 @@ def _head(config: ConfigDict, seed: int) -> Any:
 
 def _check_shapes(
     path: epath.PathLike, found: files.Inspection, config: ConfigDict
-) -> tuple[int, bool]:
-    """How many arrays of the head are new, and whether there is a table of classes.
+) -> tuple[list[str], bool]:
+    """Which arrays of head and masked branch are new, and whether there is a table of classes.
 
     Raises:
       ConfigError: the parameters do not fit.
@@ -158,9 +172,10 @@ def _check_shapes(
     for named in (shapes, saved):
         if _CLASSES in named:
             named[_CLASSES] = named[_CLASSES][1:]
-    new = [name for name in shapes if name.startswith(_HEAD) and name not in saved]
+    grown = (_HEAD,) if any(name.startswith(_MASKED) for name in saved) else (_HEAD, _MASKED)
+    new = [name for name in shapes if name.startswith(grown) and name not in saved]
     if {name: shape for name, shape in shapes.items() if name not in new} == saved:
-        return len(new), _CLASSES in shapes
+        return new, _CLASSES in shapes
     before, now = flat(found.metadata["config"]), flat(config)
     knobs = []
     for name in _SHAPING:

@@ -20,6 +20,7 @@ from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.layers import AdaLNInit
+from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
 
 #: Official sizes: depth -> width 64 * depth, heads = depth.
@@ -42,6 +43,7 @@ class ModelSettings:
       num_heads: None is one for each 64 of the width.
       adaln_init, adaln_gamma_init: see `AdaLNInit`.
       label_smoothing: see `CategoricalHead`; read where no other head is chosen.
+      masked_blocks: depth of a second end for masked tokens, see `MaskedBranch`; 0 is none.
     """
 
     width: int | None = None
@@ -49,6 +51,7 @@ class ModelSettings:
     adaln_init: float = AdaLNInit.scale_shift
     adaln_gamma_init: float = AdaLNInit.gamma
     label_smoothing: float = 0.0
+    masked_blocks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,8 @@ class DrawnSettings:
 _CODEC = ("pyramid",)
 _PARTS = (*("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),)
 _POLICY = ("pyramid",)
-_DECODER = ("guidance", "sampling", "cache_policy", "pyramid")
+_GUIDANCE = ("rule",)
+_DECODER = ("guidance", "sampling", "cache_policy", "pyramid", "reward")
 
 
 def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
@@ -96,7 +100,7 @@ MODEL = Section(
     (ModelSettings, VAR),
     given=("pyramid", "code_dim"),
     sections=registry.sections(
-        "config.model", context=(), conditioner=_PARTS, positions=_PARTS, head=_PARTS
+        "config.model", context=(), conditioner=_PARTS, positions=_PARTS, mixer=_PARTS, head=_PARTS
     ),
 )
 
@@ -105,7 +109,13 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
     """config.sampling: its keys are those of the head's settings and of the guidance."""
     return Section(
         (GuidanceSettings, DrawnSettings, _head_class(model).sampling),
-        sections=registry.sections("config.sampling", decoder=_DECODER, cache_policy=_POLICY),
+        sections=registry.sections(
+            "config.sampling",
+            decoder=_DECODER,
+            cache_policy=_POLICY,
+            guidance=_GUIDANCE,
+            reward=(),
+        ),
         changeable=True,
     )
 
@@ -169,7 +179,9 @@ def network(config: ConfigDict) -> Network:
         "target": codec.target,
         "vocab_size": codec.target.num_values,
     }
-    chosen = {axis: values.pop(axis, None) for axis in ("conditioner", "positions", "head")}
+    chosen = {
+        axis: values.pop(axis, None) for axis in ("conditioner", "positions", "mixer", "head")
+    }
     head = chosen.pop("head")
     if head and settings.label_smoothing:
         raise ConfigError(
@@ -196,7 +208,8 @@ def network(config: ConfigDict) -> Network:
         dtype=computing,
         **parts,
     )
-    return Network(transformer, registry.make("head", head, f"{path}.head", **offered))
+    masked = MaskedBranch(transformer, settings.masked_blocks) if settings.masked_blocks else None
+    return Network(transformer, registry.make("head", head, f"{path}.head", **offered), masked)
 
 
 def held_networks(config: ConfigDict) -> dict[str, str]:
@@ -229,6 +242,9 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         )
     made = guidance.PerLevelGuidance if isinstance(cfg, tuple) else _CFG_SCHEDULES[schedule]
     rule = made(**registry.taken(made, {"cfg": cfg, "max_side": pyramid(config).max_side}))
+    if around := values.pop("guidance", None):
+        wanted = {"rule": f"{path}.cfg"}
+        rule = registry.make("guidance", around, f"{path}.guidance", wanted, rule=rule)
     if values.get("processors"):
         values["processors"] = tuple(
             registry.make("processor", value, f"{path}.processors")
@@ -245,7 +261,8 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
             f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
             f"{own.patch_nums} do, whose first level alone has learned to start."
         )
-    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums"}
+    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums", "reward": "reward"}
+    reward = values.get("reward")
     return registry.make(
         "decoder",
         chosen,
@@ -256,6 +273,7 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         cache_policy=policy
         and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=drawn),
         pyramid=drawn if patch_nums else None,
+        reward=reward and registry.make("reward", reward, f"{path}.reward"),
     )
 
 

@@ -157,8 +157,9 @@ def export_files(checkpoint: epath.PathLike, output: epath.PathLike) -> None:
     else:
         loaded, tokenizer = None, load_tokenizer(checkpoint)
     module, exported = tokenizer.module, {}
+    tensors = official.tokenizer_tensors(module, jax.device_get(tokenizer.params))
     name = f"vae_ch{module.channels}v{module.codec.vocab_size}z{module.codec.code_dim}"
-    exported[name] = official.tokenizer_tensors(module, jax.device_get(tokenizer.params))
+    exported[name] = tensors
     if loaded:
         exported[f"var_d{loaded.network.transformer.depth}"] = official.network_tensors(
             loaded.network, jax.device_get(loaded.params)

@@ -24,7 +24,9 @@ METHODS: dict[str, dict[str, str]] = {
     "codec": {
         "bitwise": "var_jax.codecs.bitwise:Bitwise",
         "ground_truth_vq": "var_jax.codecs.ground_truth_vq:GroundTruthVQ",
+        "perturbed_vq": "var_jax.codecs.perturbed_vq:PerturbedVQ",
         "residual_vq": "var_jax.codecs.residual_vq:ResidualVQ",
+        "kl_latent": "var_jax.codecs.kl_latent:KLLatent",
         "latent": "var_jax.codecs.latent:Latent",
     },
     # config.model.context: `context.Context`.
@@ -45,6 +47,10 @@ METHODS: dict[str, dict[str, str]] = {
         "rotary_2d": "var_jax.transformer.rotary:Rotary2D",
         "resized_map": "var_jax.transformer.resized_positions:ResizedPositions",
     },
+    # config.model.mixer: `transformer.mixer.Mixer`.
+    "mixer": {
+        "mamba2": "var_jax.transformer.mamba:Mamba2",
+    },
     # config.model.head: `heads.base.Head`.
     "head": {
         "bitwise": "var_jax.heads.bitwise:BitwiseHead",
@@ -56,6 +62,8 @@ METHODS: dict[str, dict[str, str]] = {
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
+        "masked": "var_jax.objectives.masked:MaskedLikelihood",
+        "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
@@ -72,6 +80,21 @@ METHODS: dict[str, dict[str, str]] = {
     "decoder": {
         "next_scale": "var_jax.decoding.next_scale:NextScale",
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
+        "elastic_depth": "var_jax.decoding.elastic_depth:ElasticDepth",
+        "masked": "var_jax.decoding.masked:MaskedRefinement",
+        "search": "var_jax.decoding.search:Search",
+    },
+    # config.sampling.guidance: `decoding.guidance.Guidance`.
+    "guidance": {
+        "interval": "var_jax.decoding.guidance:IntervalGuidance",
+        "ssg": "var_jax.decoding.spatial_guidance:SpatialGuidance",
+    },
+    # config.sampling.reward: `decoding.rewards.Reward`.
+    "reward": {
+        "classifier": "var_jax.evaluation.small_sets.rewards:ClassifierReward",
+        "feature_distance": "var_jax.evaluation.small_sets.rewards:FeatureDistanceReward",
+        "function": "var_jax.decoding.rewards:FunctionReward",
+        "likelihood": "var_jax.decoding.rewards:LikelihoodReward",
     },
     # Of an edit, not of a config: `decoding.editing.Rule`.
     "edit_rule": {
@@ -86,6 +109,7 @@ METHODS: dict[str, dict[str, str]] = {
     # Of the list config.sampling.processors: `heads.categorical.LogitProcessor`.
     "processor": {
         "green_list": "var_jax.heads.green_list:GreenList",
+        "index_mark": "var_jax.heads.index_mark:IndexMark",
         "late_temperature": "var_jax.heads.late_temperature:LateTemperature",
         "greedy_at_unknown_sizes": "var_jax.heads.unknown_sizes:GreedyAtUnknownSizes",
     },

@@ -76,7 +76,10 @@ TRAIN = Section(
         "progressive": Section((ProgressiveSettings,)),
         **registry.sections(
             "config.train",
-            objective=("network", "tokenizer", "from_images", "weights", "curriculum", "trained"),
+            objective=(
+                *("network", "tokenizer", "from_images"),
+                *("weights", "curriculum", "trained", "seed"),
+            ),
             weights=(),
             curriculum=("pyramid", "context", "seed"),
         ),
@@ -187,7 +190,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
             values["curriculum"],
             f"{path}.curriculum",
             pyramid=made.transformer.pyramid,
-            context=made.transformer.context,
+            context=made.transformer.sees(),
             seed=config.get("seed", 0),
         )
     weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")
@@ -204,6 +207,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         weights=weights,
         curriculum=curriculum,
         trained=None,
+        seed=config.get("seed", 0),
     )
 
 

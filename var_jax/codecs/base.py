@@ -38,6 +38,8 @@ class Quantized:
       targets: [B, L, ...], see `Codec.encode`.
       vectors: float32 [B, L, C], what the targets were chosen for; no gradient.
       metrics: float32 scalars by name.
+      measured: float32 [B, ...] of each example, by the name of the codec's parameter that is to be
+        their running mean instead of being trained.
     """
 
     features: jax.Array
@@ -45,6 +47,7 @@ class Quantized:
     targets: jax.Array
     vectors: jax.Array
     metrics: dict[str, jax.Array] = struct.field(default_factory=dict)
+    measured: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 class Codec(Protocol):
@@ -58,7 +61,9 @@ class Codec(Protocol):
 
     Attributes:
       pyramid: the level shapes.
-      feature_dim: C, channels of the feature map.
+      feature_dim: C, channels of the feature map that the decoder gets.
+      encoded_dim: channels of the feature map that the encoder gives and all methods read; other
+        than C where it holds the moments of a posterior.
       code_dim: D, channels of the inputs.
       target: of one token: what heads predict.
       source: of one example: what `lesson` starts from, and a token cache stores.
@@ -69,6 +74,7 @@ class Codec(Protocol):
 
     pyramid: ScalePyramid
     feature_dim: int
+    encoded_dim: int
     code_dim: int
     target: Field
     source: Field
@@ -140,9 +146,18 @@ class Codec(Protocol):
         """Targets -> what `finish` gives after each level, K arrays."""
 
     def quantize(
-        self, features: Float[jax.Array, "B h w C"], exact: bool | jax.Array = False
+        self,
+        features: Float[jax.Array, "B h w C"],
+        exact: bool | jax.Array = False,
+        keys: jax.Array | None = None,
     ) -> Quantized:
-        """The way of features in training a tokenizer; `exact`: as if nothing were lost."""
+        """The way of features in training a tokenizer.
+
+        Args:
+          features: of the encoder.
+          exact: as if nothing were lost.
+          keys: one PRNG key for each example [B] where something is drawn; None in evaluation.
+        """
 
 
 def checked_features(codec: Codec, features: jax.Array) -> Float[jax.Array, "B h w C"]:
@@ -151,7 +166,7 @@ def checked_features(codec: Codec, features: jax.Array) -> Float[jax.Array, "B h
     Raises:
       ValueError: they do not have the codec's grid and channels.
     """
-    expected = (*codec.pyramid.grid, codec.feature_dim)
+    expected = (*codec.pyramid.grid, codec.encoded_dim)
     if features.shape[1:] != expected:
         raise ValueError(
             "The grid of the pyramid's last level and the codec's code_dim or num_bits ask for "

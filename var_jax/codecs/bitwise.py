@@ -70,6 +70,11 @@ class Bitwise(nn.Module):
         return self.num_bits
 
     @property
+    def encoded_dim(self) -> int:
+        """The same."""
+        return self.num_bits
+
+    @property
     def code_dim(self) -> int:
         """Bits of a token, and channels of an input."""
         return self.num_bits * self.patch**2
@@ -219,7 +224,10 @@ class Bitwise(nn.Module):
         return sums
 
     def quantize(
-        self, features: Float[jax.Array, "B h w d"], exact: bool | jax.Array = False
+        self,
+        features: Float[jax.Array, "B h w d"],
+        exact: bool | jax.Array = False,
+        keys: jax.Array | None = None,
     ) -> Quantized:
         """Quantises for training; the loss is the mean over levels of that of `BinarySpherical`.
 

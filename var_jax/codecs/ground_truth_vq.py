@@ -39,6 +39,11 @@ class GroundTruthVQ(nn.Module):
         return self.code_dim
 
     @property
+    def encoded_dim(self) -> int:
+        """The same."""
+        return self.code_dim
+
+    @property
     def codebook_size(self) -> int:
         """V."""
         return self.vocab_size
@@ -139,7 +144,12 @@ class GroundTruthVQ(nn.Module):
         parts = enumerate(pyramid.split(targets))
         return [self.advance(None, level, part, pyramid)[0] for level, part in parts]
 
-    def quantize(self, features: jax.Array, exact: bool | jax.Array = False) -> Quantized:
+    def quantize(
+        self,
+        features: jax.Array,
+        exact: bool | jax.Array = False,
+        keys: jax.Array | None = None,
+    ) -> Quantized:
         """The last level with the straight-through gradient, and the two-sided loss of all levels.
 
         The decoder learns from the last level alone.

@@ -54,6 +54,11 @@ class Latent(nn.Module):
         return self.code_dim
 
     @property
+    def encoded_dim(self) -> int:
+        """The same."""
+        return self.code_dim
+
+    @property
     def codebook_size(self) -> int:
         """No codebook."""
         return 0
@@ -144,7 +149,10 @@ class Latent(nn.Module):
         return [self.finish(self.advance(None, k, target)[0]) for k, target in levels]
 
     def quantize(
-        self, features: Float[jax.Array, "B h w C"], exact: bool | jax.Array = False
+        self,
+        features: Float[jax.Array, "B h w C"],
+        exact: bool | jax.Array = False,
+        keys: jax.Array | None = None,
     ) -> Quantized:
         """The features as they are, and what keeps their size, see the class.
 

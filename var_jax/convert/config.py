@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from var_jax.codecs.bitwise import Bitwise
+from var_jax.codecs.ground_truth_vq import GroundTruthVQ
+from var_jax.context import OwnScale
+from var_jax.pyramid import PATCH_NUMS
 from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.resized_positions import ResizedPositions
 from var_jax.transformer.var import VAR
 
 _CODEC = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
-_TOKENIZER = ("channels", "multipliers", "num_res_blocks", "attention", "norm_groups")
+#: Codecs of other published tokenizers: kind and keys.
+_CODECS = {
+    GroundTruthVQ: ("ground_truth_vq", ("vocab_size", "code_dim")),
+    Bitwise: ("bitwise", ("num_bits",)),
+}
+_TOKENIZER = (
+    "channels",
+    "multipliers",
+    "num_res_blocks",
+    "attention",
+    "norm_groups",
+    "latent_channels",
+)
 _TRANSFORMER = (
     "num_classes",
     "depth",
@@ -33,17 +50,34 @@ def tokenizer_config(tokenizer: VQVAE) -> dict[str, Any]:
             "image_size": tokenizer.image_shape[0],
             "channels": tokenizer.image_channels,
         },
-        "tokenizer": {**_fields(tokenizer.codec, _CODEC), **_fields(tokenizer, _TOKENIZER)},
+        "tokenizer": {**_codec(tokenizer.codec), **_fields(tokenizer, _TOKENIZER)},
     }
+
+
+def _codec(codec: Any) -> dict[str, Any]:
+    if type(codec) in _CODECS:
+        kind, keys = _CODECS[type(codec)]
+        return {"codec": {"kind": kind, **_fields(codec, keys)}}
+    return _fields(codec, _CODEC)
 
 
 def transformer_config(tokenizer: VQVAE, transformer: VAR) -> dict[str, Any]:
     """The sections of a config that describe a transformer and its tokenizer.
 
-    Sampling is set as in the official FID evaluation.
+    Sampling is set as in the official FID evaluations.
     """
-    return {
-        **tokenizer_config(tokenizer),
-        "model": _fields(transformer, _TRANSFORMER),
-        "sampling": {"cfg": 1.5, "top_k": 900, "top_p": 0.96},
-    }
+    model = _fields(transformer, _TRANSFORMER)
+    sampling: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
+    if transformer.context == OwnScale():  # HMAR
+        model["context"] = {"kind": "own_scale"}
+        sampling = {"cfg": 1.7, "top_k": 1000, "top_p": 0.99}
+    if isinstance(transformer.positions, ResizedPositions):  # FlexVAR
+        model["positions"] = {"kind": "resized_map", "side": transformer.positions.side}
+        sampling = {
+            "cfg": 2.5,
+            "cfg_schedule": "ten_steps",
+            "top_k": 900,
+            "top_p": 0.95,
+            "processors": [{"kind": "greedy_at_unknown_sizes", "sides": list(PATCH_NUMS[256])}],
+        }
+    return {**tokenizer_config(tokenizer), "model": model, "sampling": sampling}

@@ -33,11 +33,14 @@ class Row:
       axes: 'axes there -> axes here', each axis a letter, 1 an axis of size one, and
         parentheses around axes that are merged there, such as '(s n h) c -> c s n h'. The
         stacked axis is left out.
+      parts: words of which `{part}` in `theirs` stands for one after the other: tensors there that
+        are equal parts of our last axis.
     """
 
     ours: str
     theirs: str
     axes: str
+    parts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Slot:
       shape: of the tensor there.
       split: its shape with merged axes taken apart.
       order: which axis of `split` each of our axes is.
-      target: shape of our array (of its part at `index`).
+      target: shape of our array (of its part at `index` and `span`).
+      span: of our last axis, or None if the tensor is all of it.
     """
 
     path: str
@@ -59,6 +63,12 @@ class Slot:
     split: tuple[int, ...]
     order: tuple[int, ...]
     target: tuple[int, ...]
+    span: slice | None = None
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        """Where the tensor lies in our array: a view."""
+        part = array if self.index is None else array[self.index]
+        return part if self.span is None else part[..., self.span]
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """Their tensor as ours: a view."""
@@ -66,17 +76,19 @@ class Slot:
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         """Our array, or our stacked array, as their tensor: contiguous."""
-        part = array if self.index is None else array[self.index]
-        part = part.reshape([self.split[i] for i in self.order])
+        part = self.place(array).reshape([self.split[i] for i in self.order])
         return np.ascontiguousarray(part.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
-def expand(rows: Sequence[Row], abstract: PyTree) -> dict[str, Slot]:
+def expand(
+    rows: Sequence[Row], abstract: PyTree, rename: Callable[[str], str] = str
+) -> dict[str, Slot]:
     """Their names and where each belongs.
 
     Args:
       rows: the table.
       abstract: our parameters, nested dicts of anything with a shape.
+      rename: from a name of the table to that in the file, where another model is named alike.
 
     Raises:
       ValueError: one of our parameters has no row or two, so it would be lost.
@@ -93,8 +105,10 @@ def expand(rows: Sequence[Row], abstract: PyTree) -> dict[str, Slot]:
         stacked = "{stack}" in row.theirs
         shape = leaf.shape[1:] if stacked else leaf.shape
         for index in range(leaf.shape[0]) if stacked else [None]:
-            name = row.theirs.format(stack=index, **numbers)
-            slots[name] = _slot(path, index, row.axes, tuple(shape))
+            for place, part in enumerate(row.parts or ("",)):
+                name = row.theirs.format(stack=index, part=part, **numbers)
+                slot = _slot(path, index, row.axes, tuple(shape), place, len(row.parts))
+                slots[rename(name)] = slot
     return slots
 
 
@@ -159,9 +173,7 @@ def read(
     """
     arrays = {path: _aligned(leaf.shape) for path, leaf in flatten(abstract).items()}
     for name, slot in slots.items():
-        target = arrays[slot.path]
-        if slot.index is not None:
-            target = target[slot.index]
+        target = slot.place(arrays[slot.path])
         np.copyto(target, slot.to_ours(state[name].read()), casting="unsafe")
         if not np.isfinite(target).all():
             raise ValueError(f"{what} holds {name!r} with values that are no finite numbers.")
@@ -233,18 +245,25 @@ def _pattern(ours: str) -> re.Pattern[str]:
 
 
 @functools.cache
-def _slot(path: str, index: int | None, axes: str, target: tuple[int, ...]) -> Slot:
+def _slot(
+    path: str, index: int | None, axes: str, target: tuple[int, ...], place: int, parts: int
+) -> Slot:
+    span = None
+    if parts:
+        size = target[-1] // parts
+        span, target = slice(place * size, (place + 1) * size), (*target[:-1], size)
     there, here = (re.findall(r"\(.*?\)|\w", side) for side in axes.split("->"))
-    size = {name: n for name, n in zip(here, target, strict=True) if name != "1"}
+    sizes = {name: n for name, n in zip(here, target, strict=True) if name != "1"}
     groups = [group.strip("()").split() for group in there]
     letters = [name for group in groups for name in group if name != "1"]
     return Slot(
         path,
         index,
-        shape=tuple(math.prod(size.get(name, 1) for name in group) for group in groups),
-        split=tuple(size[name] for name in letters),
+        shape=tuple(math.prod(sizes.get(name, 1) for name in group) for group in groups),
+        split=tuple(sizes[name] for name in letters),
         order=tuple(letters.index(name) for name in here if name != "1"),
         target=target,
+        span=span,
     )
 
 

@@ -1,19 +1,18 @@
-"""Whole models from and to the files of FoundationVision/VAR."""
+"""Whole models from the files of published codes, and to those of FoundationVision/VAR."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
 from jaxtyping import PyTree
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
-from var_jax.convert import mapping, var, vqvae
+from var_jax.convert import flexvar, hmar, infinity, mapping, var, vqvae
+from var_jax.convert.layouts import Layout, abstract_params
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.torch_file import open_state
 from var_jax.heads.categorical import CategoricalHead
@@ -21,11 +20,6 @@ from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.var import VAR
-
-_KINDS: dict[str, tuple[Sequence[str], Callable[..., Any], Sequence[str]]] = {
-    "tokenizer": (vqvae.SIGNATURE, vqvae.infer, vqvae.BUFFERS),
-    "transformer": (var.SIGNATURE, var.infer, var.BUFFERS),
-}
 
 #: What the official tokenizer's constructor leaves no choice about.
 _FIXED = {
@@ -35,6 +29,7 @@ _FIXED = {
     "attention": True,
     "norm_groups": 32,
     "patch_size": 1,
+    "latent_channels": 0,
 }
 
 
@@ -75,12 +70,12 @@ def build_network(shape: var.TransformerShape) -> Network:
 
 def abstract_tokenizer(tokenizer: VQVAE) -> PyTree:
     """Shapes of the tokenizer's parameters, nested dicts."""
-    return nn.unbox(jax.eval_shape(tokenizer.init_params, jax.random.key(0)))
+    return abstract_params(tokenizer)
 
 
 def abstract_network(network: Network) -> PyTree:
     """Shapes of {'transformer': ..., 'head': ...}, nested dicts."""
-    return nn.unbox(jax.eval_shape(network.init_params, jax.random.key(0)))
+    return abstract_params(network)
 
 
 def tokenizer_slots(tokenizer: VQVAE) -> dict[str, mapping.Slot]:
@@ -91,6 +86,38 @@ def tokenizer_slots(tokenizer: VQVAE) -> dict[str, mapping.Slot]:
 def network_slots(network: Network) -> dict[str, mapping.Slot]:
     """The official names of the transformer's and the head's parameters."""
     return mapping.expand(var.ROWS, abstract_network(network))
+
+
+#: Of the codes whose files are read, by kind of model; the first that fits a file counts.
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "tokenizer": (
+        flexvar.TOKENIZER,
+        infinity.TOKENIZER,
+        Layout(
+            vqvae.SIGNATURE,
+            vqvae.infer,
+            lambda shape, tensors: build_tokenizer(shape),
+            lambda tokenizer, tensors: tokenizer_slots(tokenizer),
+            vqvae.BUFFERS,
+        ),
+    ),
+    "transformer": (
+        hmar.TRANSFORMER,
+        flexvar.TRANSFORMER,
+        Layout(
+            var.SIGNATURE,
+            var.infer,
+            lambda shape, tensors: build_network(shape),
+            lambda network, tensors: network_slots(network),
+            var.BUFFERS,
+        ),
+    ),
+}
+
+
+def layout_of(kind: str, tensors: Mapping[str, LazyTensor]) -> Layout:
+    """The code that names tensors so; see `select`."""
+    return next(layout for layout in LAYOUTS[kind] if layout.found_in(tensors))
 
 
 def select(
@@ -109,11 +136,10 @@ def select(
       ValueError: there is none, or there are several; the names that there are are listed.
     """
     groups = state.groups()
-    signature = _KINDS[kind][0]
     matches = {
         ".".join(part for part in (name, prefix) if part): tensors
         for name, found in groups.items()
-        for prefix, tensors in _find(found, signature).items()
+        for prefix, tensors in _find(found, kind).items()
     }
     named = [n for n in matches if group is None or n == group or n.startswith(f"{group}.")]
     if not named and fall_back:
@@ -127,25 +153,27 @@ def select(
             f"{', '.join(name or 'the top' for name in sorted(matches))}{asked}; give one of them "
             "as --group."
         )
+    known = [" and ".join(layout.signature) for layout in LAYOUTS[kind]]
     found = [f"{n or 'the top'} has {', '.join(list(g)[:4])}, ..." for n, g in groups.items()]
     raise ValueError(
         f"{state.path} holds no official {kind}, which would have "
-        f"{' and '.join(signature)}. {'; '.join(found[:5]) or 'There are no tensors'}."
+        f"{' or '.join(known)}. {'; '.join(found[:5]) or 'There are no tensors'}."
     )
 
 
-def _find(
-    group: Mapping[str, LazyTensor], signature: Sequence[str]
-) -> dict[str, dict[str, LazyTensor]]:
+def _find(group: Mapping[str, LazyTensor], kind: str) -> dict[str, dict[str, LazyTensor]]:
     """The models in a dict of tensors: prefix of the names (often '') -> tensors without it."""
-    first, found = signature[0], {}
-    for name in group:
-        prefix = name[: -len(first)]
-        inside = name == first or name.endswith(f".{first}")
-        if inside and all(prefix + other in group for other in signature):
-            found[prefix.rstrip(".")] = {
-                n[len(prefix) :]: tensor for n, tensor in group.items() if n.startswith(prefix)
-            }
+    found: dict[str, dict[str, LazyTensor]] = {}
+    for layout in LAYOUTS[kind]:
+        first = layout.signature[0]
+        for name in group:
+            prefix = name[: -len(first)]
+            inside = name == first or name.endswith(f".{first}")
+            if not inside or prefix.rstrip(".") in found:
+                continue
+            tensors = {n[len(prefix) :]: t for n, t in group.items() if n.startswith(prefix)}
+            if layout.found_in(tensors):
+                found[prefix.rstrip(".")] = tensors
     return found
 
 
@@ -170,10 +198,20 @@ def read_tokenizer(
     """
     with open_state(path) as state:
         chosen = select(state, "tokenizer", group, fall_back)
-        tokenizer = build_tokenizer(vqvae.infer(chosen, patch_nums, path))
-        slots = tokenizer_slots(tokenizer)
-        mapping.check(chosen, slots, vqvae.BUFFERS, path)
-        return tokenizer, mapping.read(chosen, slots, abstract_tokenizer(tokenizer), path)
+        layout = layout_of("tokenizer", chosen)
+        tokenizer = layout.build(layout.infer(chosen, patch_nums, path), chosen)
+        return tokenizer, _read(layout, tokenizer, chosen, path)
+
+
+def _read(
+    layout: Layout, module: Any, tensors: Mapping[str, LazyTensor], path: str
+) -> dict[str, Any]:
+    """The parameters of a module, of a file that is checked first."""
+    slots = layout.slots(module, tensors)
+    mapping.check(tensors, slots, layout.buffers, path)
+    constants = layout.constants(module)
+    learned = {k: v for k, v in abstract_params(module).items() if k not in constants}
+    return mapping.read(tensors, slots, learned, path) | constants
 
 
 def describe_transformer(
@@ -185,8 +223,10 @@ def describe_transformer(
     """The configuration of a transformer's file, checked against all of its names and shapes."""
     with open_state(path) as state:
         chosen = select(state, "transformer", group)
-        shape = var.infer(chosen, patch_nums, num_heads, path)
-        mapping.check(chosen, network_slots(build_network(shape)), var.BUFFERS, path)
+        layout = layout_of("transformer", chosen)
+        shape = layout.infer(chosen, patch_nums, num_heads, path)
+        slots = layout.slots(layout.build(shape, chosen), chosen)
+        mapping.check(chosen, slots, layout.buffers, path)
         return shape
 
 
@@ -200,7 +240,7 @@ def check_match(
     """
     codec = tokenizer.codec
     for name, there, here in (
-        ("codes", codec.vocab_size, shape.vocab_size),
+        ("codes", codec.target.num_values, shape.vocab_size),
         ("channels a code", codec.code_dim, shape.code_dim),
         ("levels", codec.pyramid.patch_nums, shape.patch_nums),
     ):
@@ -224,10 +264,9 @@ def read_network(
     """
     with open_state(path) as state:
         chosen = select(state, "transformer", group)
-        network = build_network(var.infer(chosen, patch_nums, num_heads, path))
-        slots = network_slots(network)
-        mapping.check(chosen, slots, var.BUFFERS, path)
-        return network, mapping.read(chosen, slots, abstract_network(network), path)
+        layout = layout_of("transformer", chosen)
+        network = layout.build(layout.infer(chosen, patch_nums, num_heads, path), chosen)
+        return network, _read(layout, network, chosen, path)
 
 
 def tokenizer_tensors(tokenizer: VQVAE, params: PyTree) -> dict[str, LazyTensor]:
@@ -240,6 +279,10 @@ def tokenizer_tensors(tokenizer: VQVAE, params: PyTree) -> dict[str, LazyTensor]
     Raises:
       ValueError: the official code has no such tokenizer.
     """
+    if not isinstance(tokenizer.codec, ResidualVQ):
+        raise ValueError(
+            f"The official code knows residual codes only, not {type(tokenizer.codec).__name__}."
+        )
     for name, official in _FIXED.items():
         here = getattr(tokenizer, name)
         if here != official:
@@ -247,6 +290,12 @@ def tokenizer_tensors(tokenizer: VQVAE, params: PyTree) -> dict[str, LazyTensor]
                 f"The official tokenizer always has {name} {official}, this one has {here}; it "
                 "cannot be exported."
             )
+    ways = tokenizer.codec.down, tokenizer.codec.up
+    if ways != ("area", "bicubic"):
+        raise ValueError(
+            f"The official tokenizer resizes by area and bicubic, this one by {ways}; it cannot be "
+            "exported."
+        )
     codec = codec_tensors(tokenizer.codec, params["codec"])
     rest = {name: part for name, part in params.items() if name != "codec"}
     slots = mapping.expand(vqvae.rows(tokenizer.codec.phi_sharing), rest)
@@ -274,6 +323,8 @@ def network_tensors(network: Network, params: PyTree) -> dict[str, LazyTensor]:
     transformer = network.transformer
     if transformer.conditioner or transformer.positions or transformer.cross_attention:
         raise ValueError("The official code knows class labels and learned positions only.")
+    if transformer.mixer:
+        raise ValueError("The official code knows no layer between attention and MLP.")
     if transformer.context != BlockCausal():
         raise ValueError(
             f"The official code has block-causal attention only, not {transformer.context}."
@@ -291,17 +342,18 @@ def describe(group: Mapping[str, LazyTensor], what: str) -> list[str]:
       configuration cannot be told, the reason stands there instead.
     """
     lines = []
-    for kind, (signature, infer, buffers) in _KINDS.items():
-        for prefix, tensors in _find(group, signature).items():
+    for kind in LAYOUTS:
+        for prefix, tensors in _find(group, kind).items():
+            layout = layout_of(kind, tensors)
             learned = [
                 tensor.size
                 for name, tensor in tensors.items()
-                if not any(re.fullmatch(pattern, name) for pattern in buffers)
+                if not any(re.fullmatch(pattern, name) for pattern in layout.buffers)
             ]
             under = f", under {prefix}" if prefix else ""
             lines += [f"kind: {kind}{under}", f"parameters: {sum(learned):,}"]
             try:
-                shape = infer(tensors, what=what)
+                shape = layout.infer(tensors, what=what)
                 lines += [f"{k}: {v}" for k, v in dataclasses.asdict(shape).items()]
             except ValueError as error:
                 lines.append(f"configuration: {error}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from var_jax.codecs.base import Codec
-from var_jax.decoding.guidance import Guidance
+from var_jax.decoding.guidance import Guidance, LooksBack, is_guided, weights_of
+from var_jax.heads.base import mixed
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.cache import Cache, CachePolicy
+from var_jax.transformer.cache import Cache, CachePolicy, Run
 
 
 @flax.struct.dataclass
@@ -56,6 +57,7 @@ class Decoder(Protocol):
         keys: jax.Array,
         *,
         own_params: Any = None,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
         keep_partial: bool = False,
     ) -> Generated:
         """Draws one pyramid for each example.
@@ -66,6 +68,8 @@ class Decoder(Protocol):
           given: what is asked for, see `Conditioner`; such as labels int32 [B].
           keys: one PRNG key for each example [B].
           own_params: of further networks that the decoder holds; None where there are none.
+          decode: features [B, h, w, C] -> images [B, H, W, c] in [-1, 1], for decoders that look at
+            what they draw.
           keep_partial: also return the features after each level.
         """
 
@@ -82,7 +86,10 @@ class State:
       carry: of the codec.
       inputs: of the levels up to the next one, [B, n, D] each; None for level 0.
       targets: of the levels drawn so far.
+      before: what the level before was drawn from, hidden states [B, m, C] mixed by guidance; None
+        unless the guidance looks back at it.
       paired: whether guidance runs.
+      blocks: of the transformer that compute the next levels; None is all.
     """
 
     given: Any
@@ -92,7 +99,9 @@ class State:
     carry: Any = None
     inputs: tuple[jax.Array | None, ...] = (None,)
     targets: tuple[jax.Array, ...] = ()
+    before: jax.Array | None = None
     paired: bool = flax.struct.field(pytree_node=False, default=False)
+    blocks: Run | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def level(self) -> int:
@@ -103,8 +112,8 @@ class State:
         """The state of these examples, which may repeat."""
         twins = jnp.stack([2 * rows, 2 * rows + 1], 1).reshape(-1) if self.paired else rows
         asked = jax.tree.map(lambda x: x[twins], self.given)
-        rest = (self.keys, self.carry, self.inputs, self.targets)
-        keys, carry, inputs, targets = jax.tree.map(lambda x: x[rows], rest)
+        rest = (self.keys, self.carry, self.inputs, self.targets, self.before)
+        keys, carry, inputs, targets, before = jax.tree.map(lambda x: x[rows], rest)
         return self.replace(
             given=asked,
             keys=keys,
@@ -112,6 +121,7 @@ class State:
             carry=carry,
             inputs=inputs,
             targets=targets,
+            before=before,
         )
 
 
@@ -176,6 +186,8 @@ def hidden_states(
     if read is not None and state.paired:
         read = _pairs(read, read)
     runs = policy and policy.runs(network.transformer.depth)
+    if state.blocks is not None:
+        runs = (state.blocks,)
     hidden, cache = network.hidden(
         params,
         read,
@@ -198,7 +210,7 @@ def conditions(
     network: Network,
     params: Any,
     state: State,
-    weights: Sequence[float],
+    guidance: Guidance,
     policy: CachePolicy | None = None,
 ) -> tuple[tuple[jax.Array, ...], tuple[float, ...], State]:
     """What the next level is drawn from: hidden states, and how guidance mixes them.
@@ -206,19 +218,30 @@ def conditions(
     Args:
       network, params, policy: see `hidden_states`.
       state: before the level.
-      weights: t of each level: (1 + t) cond - t uncond, or cond alone at 0.
+      guidance: t of each level: (1 + t) cond - t uncond, or cond alone at 0; and, if it looks back,
+        what steers away from the level before, which the model itself must have drawn.
 
     Returns:
-      Hidden states [B, n, C], conditional and maybe unconditional; the weight of each; the state
-      with the new cache.
+      Hidden states [B, n, C], the conditional ones first; the weight of each; the state with the
+      new cache.
     """
-    if not any(weights[state.level :]):
+    level, pyramid = state.level, state.pyramid
+    weights = weights_of(guidance, pyramid)
+    if not is_guided(weights[level:]):
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         state = unpaired(state)
-    t = weights[state.level]
+    t = weights[level]
     hiddens, state = hidden_states(network, params, state, policy)
-    mix = (1 + t, -t) if t != 0 else (1.0,)
-    return hiddens[: len(mix)], mix, state
+    mix = (1 + t, -t) if is_guided([t]) else (1.0,)
+    hiddens = hiddens[: len(mix)]
+    if not isinstance(guidance, LooksBack):
+        return hiddens, mix, state
+    before, beta = state.before, guidance.strength(level, pyramid)
+    state = state.replace(before=mixed(hiddens, mix))
+    if before is not None and beta != 0:
+        hiddens = (*hiddens, guidance.carried(before, level, pyramid))
+        mix = (*((1 + beta) * weight for weight in mix), -beta)
+    return hiddens, mix, state
 
 
 def sample(
@@ -283,8 +306,9 @@ def generate(
     sampling: Any,
     policy: CachePolicy | None = None,
     keep_partial: bool = False,
+    blocks: Mapping[int, Run] | None = None,
 ) -> Generated:
-    """Draws level after level; a weight t mixes (1 + t) cond - t uncond, or cond alone at 0.
+    """Draws level after level.
 
     Args:
       models: network and parameters by the first level that they draw; level 0 has some.
@@ -292,22 +316,59 @@ def generate(
       pyramid: to draw.
       guidance, sampling: see `Decoder`.
       policy: of the cache.
+      blocks: those of one model that go on alone from a level on, by the level; without a policy.
     """
-    weights = [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
     network, params = models[0]
-    state, partial = start(network, given, keys, any(weights), pyramid), []
+    paired = is_guided(weights_of(guidance, pyramid))
+    state, partial = start(network, given, keys, paired, pyramid), []
     for k in range(pyramid.num_levels):
         if k > 0 and k in models:
             # An empty cache: the next pass reads all levels before.
             network, params = models[k]
-            state = state.replace(cache=Cache())
-        hiddens, mix, state = conditions(network, params, state, weights, policy)
+            state = state.replace(cache=Cache(), before=None)
+        if blocks and k in blocks:
+            state = state.replace(cache=state.cache.of_blocks(blocks[k]), blocks=blocks[k])
+        hiddens, mix, state = conditions(network, params, state, guidance, policy)
         settings = sampling.at(k, pyramid)
         state = draw(network, params, codec, codec_params, hiddens, mix, settings, state)
         if keep_partial:
             partial.append(codec.apply({"params": codec_params}, state.carry, method="finish"))
     features = codec.apply({"params": codec_params}, state.carry, method="finish")
     return Generated(jnp.concatenate(state.targets, axis=1), features, tuple(partial))
+
+
+def surprise(
+    network: Network,
+    params: Any,
+    hidden: jax.Array,
+    target: jax.Array,
+    shape: tuple[int, int],
+) -> Float[jax.Array, "B n"]:
+    """Negative log likelihood in nats of the targets of one level.
+
+    Args:
+      network, params: of a model whose head has a likelihood.
+      hidden: of the level [B, n, C], conditional.
+      target: [B, n, ...].
+      shape: of the level.
+    """
+    return network.loss(params, hidden, target, None, ScalePyramid((shape,)))[1]["loss"]
+
+
+def several(keys: jax.Array, count: int, first: int) -> jax.Array:
+    """Each key, and count - 1 of its own beside it; the levels of the first fold in 0 .. first.
+
+    Args:
+      keys: [B].
+      count: of keys for each.
+      first: number of levels.
+
+    Returns:
+      Keys [B * count], those that belong together side by side.
+    """
+    numbers = range(first, first + count - 1)
+    others = [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in numbers]
+    return jnp.stack([keys, *others], 1).reshape(-1)
 
 
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:

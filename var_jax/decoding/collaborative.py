@@ -8,6 +8,7 @@ before in one pass, which fills a cache of its own, and goes on as plain next-sc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ class Collaborative:
         keys: jax.Array,
         *,
         own_params: Any = None,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
         keep_partial: bool = False,
     ) -> base.Generated:
         """See `Decoder`.

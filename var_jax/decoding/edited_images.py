@@ -15,7 +15,7 @@ from var_jax.pixels import to_float, to_uint8
 from var_jax.resample import resize
 from var_jax.tokenizer.vqvae import VQVAE
 
-#: What may stand where pixels stay, see `jit_editing`.
+#: What may stand where pixels stay, see `edited`.
 KEPT = ("reconstructed", "source", "decoded")
 
 
@@ -27,12 +27,37 @@ def jit_editing(
     kept: str = "reconstructed",
     fade: float = 2.0,
 ) -> Callable[..., Samples]:
-    """Encoding, editing and decoding.
+    """`edited` as it runs.
+
+    Args:
+      network, tokenizer, editing, kept, fade: see `edited`.
+      mesh: over which batches are cut.
+
+    Returns:
+      see `edited`; cut over the batch.
+
+    Raises:
+      ValueError: `kept` or `fade` is wrong.
+    """
+    return jax.jit(
+        edited(network, tokenizer, editing, kept, fade),
+        out_shardings=sharding.batch_sharding(mesh),
+        compiler_options=sharding.compiler_options(mesh),
+    )
+
+
+def edited(
+    network: Network,
+    tokenizer: VQVAE,
+    editing: Editing,
+    kept: str = "reconstructed",
+    fade: float = 2.0,
+) -> Callable[..., Samples]:
+    """Encoding, editing and decoding, for a program.
 
     Args:
       network, tokenizer: modules.
       editing: how levels are drawn.
-      mesh: over which batches are cut.
       kept: what stands where pixels stay, one of KEPT: 'source', the picture's own pixels;
         'reconstructed', as the tokenizer reconstructs the picture; 'decoded', what comes out of the
         decoder, which hangs on all of the features, so that new ones change it everywhere.
@@ -40,8 +65,8 @@ def jit_editing(
 
     Returns:
       (params, the tokenizer's, seed uint32, images uint8 [B, H, W, c], keep float32 [B, H, W] with
-      1 for pixels that stay, given [B], shown [B], index uint32 [B]) -> Samples, cut over the
-      batch. Given, shown: see `Source`.
+      1 for pixels that stay, given [B], shown [B], index uint32 [B]) -> Samples. Given, shown:
+      see `Source`.
 
     Raises:
       ValueError: `kept` or `fade` is wrong.
@@ -72,8 +97,4 @@ def jit_editing(
             made = blend(made, whole, keep, fade)
         return Samples(to_uint8(made), result.targets)
 
-    return jax.jit(
-        run,
-        out_shardings=sharding.batch_sharding(mesh),
-        compiler_options=sharding.compiler_options(mesh),
-    )
+    return run

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
-from var_jax.decoding.guidance import Guidance, LinearGuidance
+from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -120,6 +120,7 @@ class Editing:
         keys: jax.Array,
         *,
         own_params: Any = None,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
         keep_partial: bool = False,
     ) -> base.Generated:
         """See `Decoder`.
@@ -138,19 +139,19 @@ class Editing:
         if self.candidates > 1:
             rows = jnp.repeat(jnp.arange(len(keys)), self.candidates)
             source, encoded = jax.tree.map(lambda x: x[rows], (source, encoded))
-            keys = _several(keys, self.candidates, pyramid.num_levels)
+            keys = base.several(keys, self.candidates, pyramid.num_levels)
         levels, shown = pyramid.split(encoded), [None] * pyramid.num_levels
         if self.rule.compares:
             shown = self._shown_surprise(network, params, codec, codec_params, source, encoded)
-        weights = [self.guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
-        state = base.start(network, source.given, keys, any(weights), pyramid)
+        paired = is_guided(weights_of(self.guidance, pyramid))
+        state = base.start(network, source.given, keys, paired, pyramid)
         misfit, partial = jnp.zeros(len(keys)), []
         for k, own in enumerate(levels):
             if k < self.level:
                 state = base.add(codec, codec_params, own, own, state)
             else:
                 hiddens, mix, state = base.conditions(
-                    network, params, state, weights, self.cache_policy
+                    network, params, state, self.guidance, self.cache_policy
                 )
                 settings = self.sampling.at(k, pyramid)
                 drawn = base.sample(network, params, hiddens, mix, settings, state)
@@ -205,7 +206,7 @@ class Editing:
         first = jnp.zeros((len(encoded), pyramid.sizes[0], network.transformer.code_dim))
         hidden, _ = network.hidden(params, jnp.concatenate([first, *inputs], 1), source.shown)
         levels = zip(pyramid.split(hidden), pyramid.split(encoded), pyramid.shapes, strict=True)
-        return [_surprise(network, params, h, own, shape) for h, own, shape in levels]
+        return [base.surprise(network, params, h, own, shape) for h, own, shape in levels]
 
 
 def _step(
@@ -231,7 +232,7 @@ def _step(
         return call("nearest", source.features, carry, level, weights)
 
     def surprise(target: jax.Array) -> jax.Array:
-        return _surprise(network, params, hidden, target, pyramid.shapes[level])
+        return base.surprise(network, params, hidden, target, pyramid.shapes[level])
 
     return Step(source, level, pyramid, encoded, nearest, surprise, shown_surprise)
 
@@ -247,21 +248,3 @@ def replaced(kept: Bool[jax.Array, "B n"], wanted: jax.Array, drawn: jax.Array) 
     if drawn.ndim > wanted.ndim:
         wanted = jax.nn.one_hot(wanted, drawn.shape[-1], dtype=drawn.dtype)
     return jnp.where(kept.reshape(*kept.shape, *[1] * (drawn.ndim - 2)), wanted, drawn)
-
-
-def _surprise(
-    network: Network,
-    params: Any,
-    hidden: jax.Array,
-    target: jax.Array,
-    shape: tuple[int, int],
-) -> Float[jax.Array, "B n"]:
-    """Negative log likelihood in nats of the targets of one level."""
-    return network.loss(params, hidden, target, None, ScalePyramid((shape,)))[1]["loss"]
-
-
-def _several(keys: jax.Array, count: int, first: int) -> jax.Array:
-    """Each key, and count - 1 of its own beside it; the levels of the first fold in 0 .. first."""
-    numbers = range(first, first + count - 1)
-    others = [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in numbers]
-    return jnp.stack([keys, *others], 1).reshape(-1)

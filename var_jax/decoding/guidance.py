@@ -1,12 +1,17 @@
 """Classifier-free guidance: how strongly each level is guided.
 
 The weight t of a level mixes logits as (1 + t) * cond - t * uncond; t = 0 is no guidance.
+Inside a compiled program it may be a scalar array: the program then serves all weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Float
 
 from var_jax.pyramid import ScalePyramid
 
@@ -14,8 +19,36 @@ from var_jax.pyramid import ScalePyramid
 class Guidance(Protocol):
     """A hashable rule that gives each level its weight."""
 
-    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
         """t of a level of the pyramid that is drawn."""
+
+
+@runtime_checkable
+class LooksBack(Guidance, Protocol):
+    """A guidance that also steers away from what the level before would have been drawn from.
+
+    With the level's own mix l and that of the level before, carried over to this one, l0, the draw
+    is from (1 + beta) l - beta l0. What is carried over are hidden states; for a head that is
+    affine, as those of codes and of bits, this is the same as carrying over its logits.
+    """
+
+    def strength(self, level: int, pyramid: ScalePyramid) -> float:
+        """beta of a level; 0 is as without."""
+
+    def carried(
+        self, before: Float[jax.Array, "B m C"], level: int, pyramid: ScalePyramid
+    ) -> Float[jax.Array, "B n C"]:
+        """The mix of level - 1 on the tokens of a level; a linear map that keeps constants."""
+
+
+def weights_of(guidance: Guidance, pyramid: ScalePyramid) -> list[float | jax.Array]:
+    """t of all levels."""
+    return [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
+
+
+def is_guided(weights: Sequence[float | jax.Array]) -> bool:
+    """Whether any of the weights is, or as an array may be, other than 0."""
+    return any(isinstance(t, jax.Array) or t != 0 for t in weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +76,9 @@ class ConstantGuidance:
 class PerLevelGuidance:
     """A weight for each level."""
 
-    cfg: tuple[float, ...]
+    cfg: tuple[float | jax.Array, ...]
 
-    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
         if len(self.cfg) != pyramid.num_levels:
             raise ValueError(
                 f"cfg has {len(self.cfg)} weights, but the pyramid has {pyramid.num_levels} "
@@ -70,3 +103,30 @@ class TenStepGuidance:
         if max(pyramid.shapes[level]) > self.max_side:
             return self.cfg
         return self.cfg * level / min(max(pyramid.num_levels - 1, 1), 9)
+
+
+@dataclasses.dataclass(frozen=True)
+class IntervalGuidance:
+    """A rule at the levels of an interval, and no guidance at the others.
+
+    Without guidance after it, the unconditional half of the passes ends with the interval
+    (Kynkäänniemi et al., arXiv 2404.07724, whose interval is of noise levels).
+
+    Attributes:
+      rule: of the interval.
+      first, last: levels, both included; -1 is the pyramid's last.
+    """
+
+    rule: Guidance
+    first: int = 0
+    last: int = -1
+
+    def weight(self, level: int, pyramid: ScalePyramid) -> float:
+        count = pyramid.num_levels
+        last = count - 1 if self.last == -1 else self.last
+        if not 0 <= self.first <= last < count:
+            raise ValueError(
+                f"The interval of guidance is {self.first}..{self.last}, but the pyramid's levels "
+                f"are 0..{count - 1}; choose two of them in order."
+            )
+        return self.rule.weight(level, pyramid) if self.first <= level <= last else 0.0

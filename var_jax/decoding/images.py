@@ -73,6 +73,10 @@ def jit_sampling(
 
     def run(params, frozen, given, seed, index):
         tokenizer_params = frozen["tokenizer"]
+
+        def decode(features):
+            return tokenizer.apply({"params": tokenizer_params}, features, method="decode")
+
         result = decoder(
             network,
             params,
@@ -81,15 +85,13 @@ def jit_sampling(
             given,
             sample_keys(seed, index),
             own_params=frozen["decoder"],
+            decode=decode,
             keep_partial=keep_partial,
         )
-
-        def decode(features):
-            variables = {"params": tokenizer_params}
-            return to_uint8(tokenizer.apply(variables, features, method="decode"))
-
-        partial = jnp.stack([decode(f) for f in result.partial], 1) if keep_partial else None
-        return Samples(decode(result.features), result.targets, partial)
+        partial = None
+        if keep_partial:
+            partial = jnp.stack([to_uint8(decode(f)) for f in result.partial], 1)
+        return Samples(to_uint8(decode(result.features)), result.targets, partial)
 
     return jax.jit(
         run,

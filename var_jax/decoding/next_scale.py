@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ class NextScale:
         keys: jax.Array,
         *,
         own_params: Any = None,
+        decode: Callable[[jax.Array], jax.Array] | None = None,
         keep_partial: bool = False,
     ) -> base.Generated:
         """See `Decoder`."""

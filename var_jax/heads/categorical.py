@@ -52,7 +52,8 @@ class LevelSampling:
 class CategoricalSampling:
     """How tokens are drawn. A tuple gives one value for each level.
 
-    The defaults are those of the official FID evaluation.
+    The defaults are those of the official FID evaluation. Inside a compiled program top_k, top_p
+    and temperature may be scalar arrays, or tuples of them: the program then serves all values.
 
     Attributes:
       top_k: keep the k most likely tokens, ties with the k-th included; 0 keeps all.
@@ -145,6 +146,19 @@ class CategoricalHead(nn.Module):
         correct = (logits.argmax(-1) == target).astype(jnp.float32)
         return loss, {"loss": nll, "accuracy": correct}
 
+    def drawn_from(
+        self,
+        hiddens: tuple[Float[jax.Array, "B n C"], ...],
+        weights: tuple[float, ...],
+        settings: LevelSampling,
+    ) -> Float[jax.Array, "B n V"]:
+        """The logits that `sample` draws a level from: guided, tempered, filtered, processed."""
+        logits = self._logits(hiddens, weights, settings)
+        logits = filter_logits(logits, settings.top_k, settings.top_p)
+        for processor in settings.processors:
+            logits = processor(logits, settings.level, settings.pyramid)
+        return logits
+
     def sample(
         self,
         hiddens: tuple[Float[jax.Array, "B n C"], ...],
@@ -158,18 +172,16 @@ class CategoricalHead(nn.Module):
           int32 tokens, and the same tokens, or with `smooth` a distribution over the codes,
           float32 [B, n, V].
         """
-        logits = mixed(tuple(self(hidden) for hidden in hiddens), weights)
-        logits = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
-        for processor in settings.processors:
-            logits = processor(logits, settings.level, settings.pyramid)
+        logits = self.drawn_from(hiddens, weights, settings)
 
         def draw(key, logits):
             return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
 
-        if settings.top_k == 1:
-            tokens = logits.argmax(-1).astype(jnp.int32)
+        likeliest = logits.argmax(-1).astype(jnp.int32)
+        if isinstance(settings.top_k, jax.Array):
+            tokens = jnp.where(settings.top_k == 1, likeliest, jax.vmap(draw)(keys, logits))
         else:
-            tokens = jax.vmap(draw)(keys, logits)
+            tokens = likeliest if settings.top_k == 1 else jax.vmap(draw)(keys, logits)
         if not settings.smooth:
             return tokens, tokens
 
@@ -179,6 +191,34 @@ class CategoricalHead(nn.Module):
         noise = jax.vmap(gumbel)(keys, logits)
         soft = (logits * (1 + settings.progress) + noise) / settings.smooth_temperature
         return tokens, jax.nn.softmax(soft, axis=-1)
+
+    def log_prob(
+        self,
+        hiddens: tuple[Float[jax.Array, "B n C"], ...],
+        weights: tuple[float, ...],
+        target: Int[jax.Array, "B n"],
+        settings: LevelSampling,
+        filtered: bool = False,
+    ) -> Float[jax.Array, "B n"]:
+        """Logarithms of the probabilities of tokens among those that `sample` draws from.
+
+        Args:
+          hiddens, weights, settings: see `sample`; processors are left out.
+          target: the tokens.
+          filtered: among the tokens that the filters keep alone, of which it must be one; False:
+            among all.
+        """
+        logits = self._logits(hiddens, weights, settings)
+        if filtered:
+            logits = filter_logits(logits, settings.top_k, settings.top_p)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    def _logits(
+        self, hiddens: tuple[jax.Array, ...], weights: tuple[float, ...], settings: LevelSampling
+    ) -> jax.Array:
+        """Guided logits over the temperature."""
+        return mixed(tuple(self(hidden) for hidden in hiddens), weights) / settings.temperature
 
     @nn.nowrap
     def flops(self, tokens: int) -> float:

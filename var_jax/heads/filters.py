@@ -29,20 +29,24 @@ def _largest_where(accept, shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.fori_loop(0, 31, refine, start)
 
 
-def filter_logits(logits: jax.Array, top_k: int = 0, top_p: float = 0.0) -> jax.Array:
+def filter_logits(
+    logits: jax.Array, top_k: int | jax.Array = 0, top_p: float | jax.Array = 0.0
+) -> jax.Array:
     """Sets the logits of dropped tokens to -inf; top-k first, then top-p of what is left.
 
     Args:
       logits: float32 [..., V].
       top_k: keep the k most likely tokens, ties with the k-th included; 0 keeps all.
       top_p: drop the tokens whose ascending cumulative probability is at most 1 - top_p;
-        0 or 1 keeps all.
+        0 or 1 keeps all. Scalar arrays are taken too, so that one program serves all settings.
 
     Returns:
       float32 [..., V].
     """
     vocab_size = logits.shape[-1]
-    if 0 < top_k < vocab_size:
+    if isinstance(top_k, jax.Array):
+        top_k = jnp.where((top_k > 0) & (top_k < vocab_size), top_k, vocab_size)
+    if isinstance(top_k, jax.Array) or 0 < top_k < vocab_size:
         order = _ordered(logits)
 
         def enough_above(t):
@@ -50,7 +54,7 @@ def filter_logits(logits: jax.Array, top_k: int = 0, top_p: float = 0.0) -> jax.
 
         threshold = _largest_where(enough_above, logits.shape[:-1])
         logits = jnp.where(order >= threshold[..., None], logits, -jnp.inf)
-    if 0.0 < top_p < 1.0:
+    if isinstance(top_p, jax.Array) or 0.0 < top_p < 1.0:
         order = _ordered(logits)
         probability = jax.nn.softmax(logits, axis=-1)
         best = order.max(-1)
@@ -60,5 +64,6 @@ def filter_logits(logits: jax.Array, top_k: int = 0, top_p: float = 0.0) -> jax.
             return (tail <= 1 - top_p) & (t < best)
 
         threshold = _largest_where(droppable, logits.shape[:-1])
-        logits = jnp.where(order > threshold[..., None], logits, -jnp.inf)
+        kept = (order > threshold[..., None]) | (top_p <= 0.0) | (top_p >= 1.0)
+        logits = jnp.where(kept, logits, -jnp.inf)
     return logits

@@ -6,17 +6,16 @@ eps - x, and sampling integrates it from noise (t = 1) to data (t = 0).
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
 from var_jax.fields import Field
-from var_jax.heads.base import at_level, mixed
+from var_jax.heads.base import mixed
+from var_jax.heads.ode import FlowSampling, LevelFlow, solve
 from var_jax.heads.velocity import VelocityNet, by_token
 from var_jax.pyramid import ScalePyramid
 
@@ -24,66 +23,13 @@ from var_jax.pyramid import ScalePyramid
 _HEAD_DIM = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class LevelFlow:
-    """How one level is integrated; see `FlowSampling`."""
-
-    level: int
-    pyramid: ScalePyramid
-    num_steps: int
-    guidance_interval: float
-    uniform: bool
-
-    @property
-    def times(self) -> np.ndarray:
-        """float64, decreasing from 1 to 0: the ends of the steps."""
-        if self.uniform:
-            return np.linspace(1, 0, self.num_steps + 1)
-        half = self.num_steps // 2
-        return np.concatenate([np.linspace(1, 0.3, half), np.linspace(0.25, 0, half + 1)])
-
-
-@dataclasses.dataclass(frozen=True)
-class FlowSampling:
-    """Euler steps from noise to latents. A tuple gives one value for each level.
-
-    Attributes:
-      num_steps: of a level.
-      guidance_interval: guidance counts at times up to this one; 1 is always. At noisier times the
-        first hidden state alone counts.
-      uniform: steps of equal size. Otherwise, as officially but for 50 steps, half of the steps
-        lead from 1 to 0.25 and half from there to 0; an odd number counts as one less.
-    """
-
-    num_steps: int | tuple[int, ...] = 25
-    guidance_interval: float | tuple[float, ...] = 0.9
-    uniform: bool | tuple[bool, ...] = False
-
-    def at(self, level: int, pyramid: ScalePyramid) -> LevelFlow:
-        """The settings of one level.
-
-        Raises:
-          ValueError: a tuple of another length than K, or too few steps.
-        """
-        steps = at_level(self.num_steps, "num_steps", level, pyramid)
-        interval = at_level(self.guidance_interval, "guidance_interval", level, pyramid)
-        uniform = at_level(self.uniform, "uniform", level, pyramid)
-        least = 1 if uniform else 2
-        if steps < least:
-            raise ValueError(
-                f"num_steps of level {level} is {steps}, but with uniform={uniform} there must be "
-                f"{least} at least."
-            )
-        return LevelFlow(level, pyramid, steps, interval, uniform)
-
-
 class FlowHead(nn.Module):
     """A velocity network over the tokens of one level, given the transformer's hidden states.
 
     The loss of a token is the squared error of its velocity, averaged over channels. In training
-    each level of each example has one time, uniform in [0, 1]. In evaluation nothing is drawn: the
-    loss is the mean over `evaluation_times` times, the midpoints of equal parts of [0, 1], and the
-    noise of a token is a constant of its position and the time, the same for all examples.
+    each level of each example has one time. In evaluation nothing is drawn: the loss is the mean
+    over `evaluation_times` times, the medians of equal parts of their distribution, and the noise
+    of a token is a constant of its position and the time, the same for all examples.
 
     Attributes:
       pyramid: of the tokens.
@@ -91,6 +37,9 @@ class FlowHead(nn.Module):
       width: C, of the hidden states.
       net_width, net_depth, cross: see `VelocityNet`.
       net_heads: None is one for each 64 of its width.
+      time_distribution: of the times in training: 'uniform' in [0, 1], or 'logit_normal' (arXiv
+        2403.03206), the sigmoid of normal numbers with mean time_mean and deviation time_std.
+      time_mean, time_std: of 'logit_normal'; a larger mean is noisier.
       evaluation_times: see above.
       dtype: type of the network's computation; states and velocities are float32.
     """
@@ -105,6 +54,9 @@ class FlowHead(nn.Module):
     net_depth: int
     net_heads: int | None = None
     cross: bool = False
+    time_distribution: str = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
     evaluation_times: int = 4
     dtype: jnp.dtype = jnp.float32
 
@@ -113,7 +65,13 @@ class FlowHead(nn.Module):
         if len(self.target.shape) != 1 or self.target.num_values:
             raise ValueError(
                 f"A flow head predicts a vector of floats for each token, not {self.target.name} "
-                f"of shape {self.target.shape}; choose a codec with continuous targets: 'latent'."
+                f"of shape {self.target.shape}; choose a codec with continuous targets: 'latent' "
+                "or 'kl_latent'."
+            )
+        if self.time_distribution not in ("uniform", "logit_normal"):
+            raise ValueError(
+                f"time_distribution is {self.time_distribution!r}; choose 'uniform' or "
+                "'logit_normal'."
             )
 
     def setup(self) -> None:
@@ -147,18 +105,28 @@ class FlowHead(nn.Module):
             def draw(key):
                 time_key, noise_key = jax.random.split(key)
                 noise = jax.random.normal(noise_key, target.shape[1:])
-                return jax.random.uniform(time_key, (count,)), noise
+                return self.times_at(jax.random.uniform(time_key, (count,))), noise
 
             times, noise = jax.vmap(draw)(keys)
             loss = self.error(hidden, target, times, noise, pyramid)
         else:
             losses = []
             for i in range(self.evaluation_times):
-                times = jnp.full((batch, count), (i + 0.5) / self.evaluation_times)
+                part = (i + 0.5) / self.evaluation_times
+                times = jnp.full((batch, count), self.times_at(part))
                 noise = jnp.broadcast_to(constant_noise(i, target.shape[1:]), target.shape)
                 losses.append(self.error(hidden, target, times, noise, pyramid))
             loss = sum(losses) / self.evaluation_times
         return loss, {"loss": loss}
+
+    @nn.nowrap
+    def times_at(self, shares: jax.typing.ArrayLike) -> Float[jax.Array, " *n"]:
+        """The times below which training draws these shares, in [0, 1], of its times."""
+        shares = jnp.asarray(shares, jnp.float32)
+        if self.time_distribution == "uniform":
+            return shares
+        normal = jax.scipy.special.ndtri(shares)
+        return jax.nn.sigmoid(self.time_mean + self.time_std * normal)
 
     def error(
         self,
@@ -194,7 +162,7 @@ class FlowHead(nn.Module):
         weights: tuple[float, ...],
         settings: LevelFlow,
     ) -> Float[jax.Array, "B n c"]:
-        """Euler steps from noise to latents; see `sample`."""
+        """From noise to latents; see `sample`."""
         net, variables = self.velocity.unbind()
         level = ScalePyramid((settings.pyramid.shapes[settings.level],))
 
@@ -203,34 +171,13 @@ class FlowHead(nn.Module):
             found = tuple(net.apply(variables, x, times, hidden, level) for hidden in hiddens)
             return mixed(found, weights)
 
-        return euler(velocity, noise, hiddens, weights, settings)
+        return solve(velocity, noise, hiddens, weights, settings)
 
     @nn.nowrap
     def flops(self, tokens: int) -> float:
         """See `Head`: of the whole pyramid's tokens, or a part in proportion."""
         whole = self._network(parent=None).flops(self.pyramid, self.width)
         return whole * tokens / self.pyramid.length
-
-
-def euler(velocity, noise, hiddens, weights, settings: LevelFlow) -> jax.Array:
-    """Integrates (x, time, hiddens, weights) -> velocity over the times of a level."""
-    times = settings.times
-    steps = np.stack([times[:-1], np.diff(times)], 1).astype(np.float32)
-    # Times decrease, so the steps that guidance counts in are the last ones.
-    guided = int((times[:-1] <= settings.guidance_interval).sum()) if len(weights) > 1 else 0
-
-    def run(x, steps, hiddens, weights):
-        if not len(steps):
-            return x
-
-        def step(x, time_and_size):
-            time, size = time_and_size
-            return x + size * velocity(x, time, hiddens, weights), None
-
-        return jax.lax.scan(step, x, jnp.asarray(steps))[0]
-
-    x = run(noise, steps[: len(steps) - guided], hiddens[:1], (1.0,))
-    return run(x, steps[len(steps) - guided :], hiddens, weights)
 
 
 def constant_noise(number: int, shape: tuple[int, int]) -> Float[jax.Array, "n c"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax
 import jax
@@ -117,3 +117,15 @@ class NetworkObjective(Objective, Protocol):
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """What `frozen` is made of: 'tokenizer', and 'reference', the model that the run starts
         from, where it is needed."""
+
+
+@runtime_checkable
+class PartialObjective(NetworkObjective, Protocol):
+    """An objective that trains a part of its network; it starts from a network that is there.
+
+    Attributes:
+      trains: names among the network's parameters of the parts that train, such as 'masked'. The
+        others stay as they are to the bit, and the optimizer keeps nothing of them.
+    """
+
+    trains: tuple[str, ...]

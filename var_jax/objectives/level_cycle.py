@@ -44,7 +44,7 @@ class LevelCycle:
                 raise ValueError(
                     f"Level {k} sees the levels {self.context.window(k)}, so it cannot train alone "
                     f"(first is {self.first}); choose a context in which it sees itself only, such "
-                    "as own_scale."
+                    "as own_scale, and no mixer."
                 )
 
     def at(self, step: int) -> TrainedLevels:

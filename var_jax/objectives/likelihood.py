@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from var_jax.codecs.base import Codec, Lesson
 from var_jax.fields import Field
@@ -17,6 +18,21 @@ from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.pixels import to_float
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
+
+
+@struct.dataclass
+class TeacherForced:
+    """A pass over what a codec teaches.
+
+    Attributes:
+      lesson: of the whole pyramid.
+      hidden: of the tokens of the levels that train, [B, n, C].
+      keys: one PRNG key for each example [B], for the head; None in evaluation.
+    """
+
+    lesson: Lesson
+    hidden: jax.Array
+    keys: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +117,12 @@ class Likelihood:
           params, frozen, batch: see the class.
           keys: one PRNG key for each example [B]; None in evaluation.
         """
+        return self.score(params, self.forward(params, frozen, batch, keys))
+
+    def forward(
+        self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None
+    ) -> TeacherForced:
+        """The pass that the loss is of; see `per_token`."""
         lesson_keys = network_keys = head_keys = None
         if keys is not None:
             parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
@@ -115,8 +137,13 @@ class Likelihood:
             pyramid=self.pyramid,
             levels=self.levels,
         )
+        return TeacherForced(lesson, hidden, head_keys)
+
+    def score(self, params: Any, forced: TeacherForced) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What `per_token` gives of a pass."""
+        lesson, tokens = forced.lesson, self.pyramid.tokens(self.levels)
         targets, part = lesson.targets[:, tokens], self.pyramid.part(self.levels)
-        loss, metrics = self.network.loss(params, hidden, targets, head_keys, part)
+        loss, metrics = self.network.loss(params, forced.hidden, targets, forced.keys, part)
         return loss if lesson.weights is None else loss * lesson.weights[..., tokens], metrics
 
     def lesson(self, frozen: Any, batch: Any, keys: jax.Array | None = None) -> Lesson:
@@ -133,8 +160,13 @@ class Likelihood:
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`."""
+        return self.total(*self.per_token(params, frozen, batch, keys), step)
+
+    def total(
+        self, loss: jax.Array, metrics: dict[str, jax.Array], step: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """The loss of a step from that of each token; see `per_token` and `loss`."""
         pyramid = self.pyramid
-        loss, metrics = self.per_token(params, frozen, batch, keys)
         whole = pyramid if self.trained is None else self.trained.whole or pyramid
         weight = self.weights.weights(whole)[pyramid.tokens(self.levels)]
         weight = jnp.asarray(weight, jnp.float32)

@@ -16,6 +16,9 @@ from var_jax.tokenizer.augment import augment, check_policies
 from var_jax.tokenizer.discriminator import PatchDiscriminator, hinge_loss
 from var_jax.tokenizer.vqvae import VQVAE, TokenizerOutput
 
+#: Weight of a step in the running mean of what a codec measures.
+_MEASURED_RATE = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class VQGAN:
@@ -104,14 +107,21 @@ class VQGAN:
         quantized, codec = output.quantized, self.tokenizer.codec
         metrics.update(quantized.metrics)
         if not codec.codebook_size:
-            return value, Aux(metrics)
+            return value, Aux(metrics, {"measured": quantized.measured})
         metrics.update(self.life.metrics(stats, quantized.targets, codec.pyramid))
         return value, Aux(metrics, {"targets": quantized.targets, "vectors": quantized.vectors})
 
     def after_update(self, params, ema, stats, carry, key, step) -> tuple[Any, Any, Any]:
-        """What becomes of the codebook, see `CodebookLife`; nothing where there is none."""
+        """What becomes of the codebook, see `CodebookLife`, and of what a codec measures."""
         codec = self.tokenizer.codec
         if not codec.codebook_size:
+            # The mean of all steps, then of about the last hundred.
+            rate = jnp.maximum(1 / (1 + step), _MEASURED_RATE)
+            for name, values in carry["measured"].items():
+                old = params["tokenizer"]["codec"][name]
+                new = {name: old + rate * (values.mean(0) - old)}
+                params = _with_codec(params, new)
+                ema = None if ema is None else _with_codec(ema, new)
             return params, ema, stats
         codebook, average, stats = self.life.after_update(
             _codebook(params),
@@ -124,8 +134,8 @@ class VQGAN:
             step,
             codec.normalize_codes,
         )
-        ema = None if ema is None else _with_codebook(ema, average)
-        return _with_codebook(params, codebook), ema, stats
+        ema = None if ema is None else _with_codec(ema, {"codebook": average})
+        return _with_codec(params, {"codebook": codebook}), ema, stats
 
     def _reconstruction_loss(self, frozen, images, x):
         """Weighted distance of x from the images; (scalar, its parts)."""
@@ -210,9 +220,10 @@ def _codebook(params: Any) -> jax.Array:
     return params["tokenizer"]["codec"]["codebook"]
 
 
-def _with_codebook(params: Any, codebook: jax.Array) -> Any:
+def _with_codec(params: Any, new: dict[str, jax.Array]) -> Any:
+    """The parameters with some of the codec's replaced."""
     tokenizer = params["tokenizer"]
-    tokenizer = {**tokenizer, "codec": {**tokenizer["codec"], "codebook": codebook}}
+    tokenizer = {**tokenizer, "codec": {**tokenizer["codec"], **new}}
     return {**params, "tokenizer": tokenizer}
 
 

@@ -65,8 +65,8 @@ def _preset(**assigned: MeshAxes) -> Rules:
     return tuple((name, assigned.get(name)) for name in LOGICAL_NAMES)
 
 
-#: Every preset has a rule for every logical name. The modulation's kernel is (cond, adaln = 6,
-#: embed); frozen networks inside a step, such as a tokenizer, are best laid out 'replicated'.
+#: Every preset has a rule for every logical name. The modulation's kernel is (cond, adaln = 6
+#: or 9, embed); frozen networks inside a step, such as a tokenizer, are best laid out 'replicated'.
 PRESETS: dict[str, Rules] = {
     "replicated": _preset(batch=BATCH_AXES),
     "fsdp": _preset(batch=BATCH_AXES, embed="fsdp", conv_out="fsdp"),

@@ -26,7 +26,7 @@ def forward_flops(
     work done).
 
     Args:
-      network: gives depth, width, MLP ratio, context and head.
+      network: gives depth, width, MLP ratio, context, mixer and head.
       pyramid: of the pass; the network's own by default.
       levels: of the pyramid, consecutive ones that see none before them; all by default.
     """
@@ -37,10 +37,12 @@ def forward_flops(
     pairs = sum(s.pairs for s in key_segments(pyramid, var.context, levels))
     dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
     attention = 4 * pairs * width
-    modulation = 0 if var.shared_adaln else 2 * 6 * width * width
+    vectors = 3 * var.block_settings().num_branches
+    modulation = 0 if var.shared_adaln else 2 * vectors * width * width
     cross = 4 * tokens * width * width if var.cross_attention else 0  # without its few keys
-    block = dense + attention + modulation + cross
-    once = 2 * 6 * width * width if var.shared_adaln else 0
+    mixer = 0 if var.mixer is None else var.mixer.flops(tokens)
+    block = dense + attention + modulation + cross + mixer
+    once = 2 * vectors * width * width if var.shared_adaln else 0
     coded = tokens if levels.start else tokens - pyramid.sizes[0]
     code = 2 * coded * var.code_dim * width
     head = network.head.flops(tokens) + 2 * 2 * width * width
@@ -98,6 +100,25 @@ def _equation_flops(equation: Any) -> float:
         grid = [n for n in params["grid_mapping"].grid if isinstance(n, int)]
         return inner * math.prod(grid)
     return inner
+
+
+def times_computed(jaxpr: Any, name: str) -> int:
+    """How often a traced program computes the value that `checkpoint_name` calls so.
+
+    Loops of a known length count as often as they run, others and branches once.
+
+    Args:
+      jaxpr: `jax.jit(f).trace(*args).jaxpr`.
+      name: of the value.
+    """
+    count = 0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        kind, params = equation.primitive.name, equation.params
+        if kind == "name":
+            count += params["name"] == name
+        inner = sum(times_computed(program, name) for program in _inner_programs(params))
+        count += inner * (params["length"] if kind == "scan" else 1)
+    return count
 
 
 def _inner_programs(params: dict[str, Any]) -> list[Any]:

@@ -77,8 +77,8 @@ def train_step(
     sharding.check_batch(batch_size, mesh, settings.microbatches)
     model = _model(config, mesh, cached=not from_images)
     batch = _batch(mesh, batch_size, model.objective)
-    optimizer = _optimizer(config, settings, batch_size)
     objective = model.objective
+    optimizer = _optimizer(config, settings, batch_size, objective)
     frozen = build.abstract_frozen(objective, config, mesh)
     program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
     flops = batch_size * training_flops(objective)
@@ -139,7 +139,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     settings = build.train_settings(config, "train")
     chosen = build.evaluation_settings(config, "train")
     model = _model(config, mesh, cached=not from_images)
-    optimizer = _optimizer(config, settings, settings.batch_size)
+    optimizer = _optimizer(config, settings, settings.batch_size, model.objective)
     state = _state(config, mesh, settings, model.objective, optimizer)
     params = state.evaluation_params()
     fid = _small_fid(config)
@@ -254,9 +254,9 @@ def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
     return Program(function, args, mesh, config.sharding, batch_size)
 
 
-def _optimizer(config, settings, batch_size: int):
+def _optimizer(config, settings, batch_size: int, objective):
     chosen = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
-    return optim.make_optimizer(chosen, settings.num_steps)
+    return optim.for_objective(objective, chosen, settings.num_steps)
 
 
 def _state(config, mesh, settings, objective, optimizer) -> TrainState:

@@ -21,15 +21,29 @@ def nearest_codes(
       codebook: float32.
       normalize: compare directions (cosine) instead of Euclidean distances.
     """
+    return jnp.argmin(_distances(vectors, codebook, normalize), -1).astype(jnp.int32)
+
+
+def ranked_codes(
+    vectors: Float[jax.Array, "*n C"],
+    codebook: Float[jax.Array, "V C"],
+    count: int,
+    normalize: bool = False,
+) -> Int[jax.Array, "*n k"]:
+    """The `count` nearest codes of each vector, nearest first; see `nearest_codes`."""
+    distances = _distances(vectors, codebook, normalize)
+    return jax.lax.top_k(-distances, count)[1].astype(jnp.int32)
+
+
+def _distances(vectors: jax.Array, codebook: jax.Array, normalize: bool) -> jax.Array:
+    """Of each vector to each code, but for what does not change their order."""
     if normalize:
         # The length of a vector does not change which direction is nearest to it.
         codebook = unit(codebook)
-        distance = -jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
-    else:
-        # |x|^2 is the same for all codes; leaving it out also loses fewer digits.
-        dot = jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
-        distance = jnp.sum(jnp.square(codebook), -1) - 2 * dot
-    return jnp.argmin(distance, -1).astype(jnp.int32)
+        return -jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
+    # |x|^2 is the same for all codes; leaving it out also loses fewer digits.
+    dot = jnp.einsum("...c,vc->...v", vectors, codebook, precision=_HIGHEST)
+    return jnp.sum(jnp.square(codebook), -1) - 2 * dot
 
 
 def unit(vectors: Float[jax.Array, "*n C"]) -> Float[jax.Array, "*n C"]:

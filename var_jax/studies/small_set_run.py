@@ -31,7 +31,11 @@ def real_images(config: ConfigDict, split: str, augment: bool = False) -> small_
 
 
 def classifier_of(
-    config: ConfigDict, train: small_set.LabelledImages, num_classes: int, steps: int
+    config: ConfigDict,
+    train: small_set.LabelledImages,
+    num_classes: int,
+    steps: int,
+    seed: int = 0,
 ) -> Classifier:
     """The classifier that scores, of the training split and, where the config has an affine map,
     of augmented copies."""
@@ -49,6 +53,7 @@ def classifier_of(
         np.concatenate([data.labels for data in known]),
         num_classes=num_classes,
         steps=steps,
+        seed=seed,
     )
 
 

@@ -15,6 +15,8 @@ from var_jax.tokenizer.autoencoder import Decoder, Encoder
 from var_jax.tokenizer.layers import conv
 
 ENCODER_PRECISIONS = ("highest", "high", "default")
+#: Tells the codec's draws of an example from those of dropout.
+_CODEC_STREAM = 1
 
 
 @struct.dataclass
@@ -58,6 +60,8 @@ class VQVAE(nn.Module):
         every backend, at six passes of a TPU's matrix unit: the tokens are those of a CPU and of
         the official code, but for near ties. 'high' takes three passes; 'default' one, in
         bfloat16 (TensorFloat-32 on NVIDIA GPUs), and gives other tokens.
+      latent_channels: between the encoder, or the decoder, and the 1x1 convolution beside the
+        codec; 0 is the codec's feature channels.
     """
 
     codec: Codec
@@ -72,6 +76,7 @@ class VQVAE(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: Changeable[bool] = False
     encoder_precision: str = "highest"
+    latent_channels: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,12 +99,14 @@ class VQVAE(nn.Module):
             "remat": self.remat,
         }
         precision = self.encoder_precision if self.dtype == jnp.float32 else None
-        self.encoder = Encoder(self.codec.feature_dim, precision=precision, **settings)
+        self.encoder = Encoder(
+            self.latent_channels or self.codec.encoded_dim, precision=precision, **settings
+        )
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
-        self.quant_conv = conv(self.codec.feature_dim, **exact)
-        self.post_quant_conv = conv(self.codec.feature_dim, **exact)
+        self.quant_conv = conv(self.codec.encoded_dim, **exact)
+        self.post_quant_conv = conv(self.latent_channels or self.codec.feature_dim, **exact)
 
     @nn.nowrap
     def init_params(self, key: jax.Array) -> dict[str, Any]:
@@ -118,7 +125,7 @@ class VQVAE(nn.Module):
         return h * self.stride, w * self.stride, self.image_channels
 
     def features(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Images float [B, H, W, c] in [-1, 1] -> features float32 [B, h, w, C].
+        """Images float [B, H, W, c] in [-1, 1] -> features float32 [B, h, w, `encoded_dim`].
 
         Args:
           images: of `image_shape`.
@@ -173,12 +180,16 @@ class VQVAE(nn.Module):
 
         Args:
           images: float [B, H, W, c] in [-1, 1].
-          keys: a PRNG key for each example [B], for dropout; None in evaluation.
+          keys: a PRNG key for each example [B], for dropout and what the codec draws; None in
+            evaluation.
           exact: leave the features unquantised (see Codec.quantize).
 
         Returns:
           TokenizerOutput.
         """
-        quantized = self.codec.quantize(self.features(images, keys), exact)
+        codec_keys = None
+        if keys is not None:
+            codec_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _CODEC_STREAM)
+        quantized = self.codec.quantize(self.features(images, keys), exact, codec_keys)
         hidden = self.decoder.trunk(self.post_quant_conv(quantized.features), keys)
         return TokenizerOutput(self.pixels(hidden), hidden, quantized)

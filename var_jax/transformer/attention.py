@@ -18,6 +18,7 @@ from var_jax.kernels.block_attention import block_attention, cached_attention
 from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm
+from var_jax.transformer.mixer import Mixer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,10 @@ class BlockSettings:
       qk_norm: q and k are L2-normalised and q is multiplied by a learned factor for each
         head, exp(min(log_scale, ln 100)), log_scale = ln 4 at initialisation. Without it
         the logits are scaled by 0.25 / sqrt(head_dim).
-      shared_adaln: the condition is already six vectors, see `Modulation`.
+      shared_adaln: the condition is already the modulation's vectors, see `Modulation`.
       adaln_init: factors on the modulation at initialisation.
       cross_attention: blocks read the condition's tokens between attention and MLP.
+      mixer: a third branch between attention and MLP, with a modulation of its own; None is none.
       attention_implementation: of `block_attention`; None picks the best for the backend.
       dtype: type of the computation; parameters are float32.
     """
@@ -47,6 +49,7 @@ class BlockSettings:
     shared_adaln: bool = False
     adaln_init: AdaLNInit = AdaLNInit()
     cross_attention: bool = False
+    mixer: Mixer | None = None
     attention_implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -56,6 +59,11 @@ class BlockSettings:
                 f"width {self.width} is not divisible by num_heads {self.num_heads}; "
                 "head_dim is their quotient."
             )
+
+    @property
+    def num_branches(self) -> int:
+        """Modulated branches of a block: attention, maybe a mixer, MLP."""
+        return 2 if self.mixer is None else 3
 
 
 @dataclasses.dataclass(frozen=True)

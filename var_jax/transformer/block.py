@@ -1,4 +1,4 @@
-"""One transformer block: attention and MLP, each modulated and gated by the condition."""
+"""One transformer block: attention, maybe a mixer, MLP; the condition modulates and gates each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from var_jax.transformer.attention import Attention, BlockSettings, CrossAttenti
 from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.condition import Condition
 from var_jax.transformer.layers import Linear, Modulation, init_std, modulate, per_token
+from var_jax.transformer.mixer import MixerState
 
 
 class MLP(nn.Module):
@@ -44,7 +45,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + gamma1 * attention(adaLN(x)), then + gamma2 * MLP(adaLN(x)).
 
-    With cross-attention, x + CrossAttention(x, condition's tokens) comes between the two.
+    Between the two come, where there are, x + CrossAttention(x, condition's tokens), and then a
+    mixer with its own gamma and adaLN.
 
     Attributes:
       settings: see `BlockSettings`.
@@ -57,46 +59,56 @@ class Block(nn.Module):
         self,
         x: Float[jax.Array, "B n C"],
         condition: Condition,
-        branch_scale: Float[jax.Array, "B 2"],
+        branch_scale: Float[jax.Array, "B branches"],
         visibility: Visibility,
         cache: tuple[KeysValues, ...] | None = None,
         modulation: jax.Array | None = None,
+        state: MixerState | None = None,
         block: Int[jax.Array, ""] | None = None,
-    ) -> tuple[Float[jax.Array, "B n C"], tuple[KeysValues, jax.Array] | None]:
+    ) -> tuple[Float[jax.Array, "B n C"], tuple[KeysValues, jax.Array, MixerState] | None]:
         """Args:
           x: all tokens of a pass.
-          condition: its vector [B, C], or [B, 6, C] with shared adaptive layer norm; with an axis
-            of tokens behind B where tokens differ.
-          branch_scale: factors on the two residual branches (drop path: 0 or
-            1 / keep probability; 1 in evaluation).
+          condition: its vector [B, C], or [B, 6, C] with shared adaptive layer norm (9 with a
+            mixer); with an axis of tokens behind B where tokens differ.
+          branch_scale: factors on the residual branches (drop path: 0 or 1 / keep probability; 1
+            in evaluation).
           visibility, cache, block: see `Attention`.
           modulation: what this block made of the same condition before.
+          state: of the mixer after the tokens before.
 
         Returns:
-          As x; and None without a cache, else the new cache level and the modulation.
+          As x; and None without a cache, else the new cache level, the modulation and the new
+          state.
         """
-        width, dtype = self.settings.width, self.settings.dtype
+        settings = self.settings
+        width, dtype, branches = settings.width, settings.dtype, settings.num_branches
         if modulation is None:
             modulation = Modulation(
-                width, self.settings.shared_adaln, self.settings.adaln_init, dtype, name="adaln"
+                width, settings.shared_adaln, settings.adaln_init, dtype, branches, name="adaln"
             )(condition.vector)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulation[..., i, :] for i in range(6))
-        gate1, gate2 = (
+        vectors = [modulation[..., i, :] for i in range(3 * branches)]
+        gammas, scales, shifts = (vectors[i * branches :][:branches] for i in range(3))
+        gates = [
             (per_token(gamma) * branch_scale[:, i : i + 1, None]).astype(dtype)
-            for i, gamma in enumerate((gamma1, gamma2))
+            for i, gamma in enumerate(gammas)
+        ]
+        y, new = Attention(settings, name="attention")(
+            modulate(x, scales[0], shifts[0]).astype(dtype), visibility, cache, block
         )
-        y, new = Attention(self.settings, name="attention")(
-            modulate(x, scale1, shift1).astype(dtype), visibility, cache, block
-        )
-        x = x + gate1 * y
-        if self.settings.cross_attention:
-            read = CrossAttention(self.settings, name="cross_attention")
+        x = x + gates[0] * y
+        if settings.cross_attention:
+            read = CrossAttention(settings, name="cross_attention")
             x = x + read(x, condition.tokens, condition.mask)
-        hidden = round(width * self.settings.mlp_ratio)
-        out_std = init_std(width) / math.sqrt(2 * self.settings.depth)
+        if settings.mixer is not None:
+            y, state = settings.mixer.layer("mixer")(
+                modulate(x, scales[1], shifts[1]).astype(dtype), state
+            )
+            x = x + gates[1] * y
+        hidden = round(width * settings.mlp_ratio)
+        out_std = init_std(width) / math.sqrt(2 * settings.depth)
         y = MLP(width, hidden, out_std, dtype, name="mlp")(
-            modulate(x, scale2, shift2).astype(dtype)
+            modulate(x, scales[-1], shifts[-1]).astype(dtype)
         )
-        x = x + gate2 * y
+        x = x + gates[-1] * y
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-        return x, None if cache is None else (new, modulation)
+        return x, None if cache is None else (new, modulation, state)

@@ -1,4 +1,4 @@
-"""What generation carries from level to level: keys and values of the levels before."""
+"""What generation carries from level to level: keys and values of the levels before, and states."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import flax
 import jax
+import jax.numpy as jnp
 from jaxtyping import Int
 
 #: Blocks that share one length of cache, in the order in which they run.
@@ -39,18 +40,27 @@ class Cache:
 
     Attributes:
       runs: for each run of blocks, the levels that later levels still see, coarsest first.
-      modulation: of the blocks, [blocks, B, 6, C] for each run: it depends on the condition alone,
-        and its matrices are a third of a block's parameters. None before the first pass.
+      modulation: of the blocks, [blocks, B, 6, C] for each run (9 with a mixer): it depends on the
+        condition alone, and its matrices are a third of a block's parameters. None before the
+        first pass.
+      states: of the blocks' mixers after the newest level, see `Mixer`, [blocks, B, ...] for each
+        run. None before the first pass, and where the blocks have no mixer.
       first: index of the first level that is held.
     """
 
     runs: tuple[tuple[KeysValues, ...], ...] = ()
     modulation: tuple[Any, ...] | None = None
+    states: tuple[Any, ...] | None = None
     first: int = flax.struct.field(pytree_node=False, default=0)
 
     def reindex(self, rows: Int[jax.Array, " b"]) -> Cache:
         """The cache of these rows of the batch, which may repeat."""
         return jax.tree.map(lambda x: x[:, rows], self)
+
+    def of_blocks(self, blocks: Run) -> Cache:
+        """That of some blocks, as one run, from a cache of all blocks as one run."""
+        rows = jnp.array(blocks)
+        return jax.tree.map(lambda x: x[rows], self)
 
 
 class CachePolicy(Protocol):

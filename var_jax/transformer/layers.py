@@ -105,28 +105,33 @@ class AdaLNInit:
 class Modulation(nn.Module):
     """The adaptive layer norm's parameters of one block, (DiT, arXiv 2212.09748).
 
-    Separate: Linear(SiLU(condition)) to six vectors. Shared (`shared`): the condition is
-    already six vectors, the same for all blocks, and the block adds a learned offset.
+    Three vectors modulate each branch: gamma, scale and shift. Separate: Linear(SiLU(condition))
+    makes them. Shared (`shared`): the condition is these vectors already, the same for all blocks,
+    and the block adds a learned offset.
 
     Attributes:
       width: C.
       shared: see above.
       init: factors at initialisation.
       dtype: type of the computation.
+      branches: b, of the block; attention and MLP by default.
     """
 
     width: int
     shared: bool
     init: AdaLNInit
     dtype: jnp.dtype = jnp.float32
+    branches: int = 2
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> jax.Array:
-        """Args: condition: [B, C], or [B, 6, C] if shared; [B, n, ...] where tokens differ.
+        """Args: condition: [B, C], or [B, 3 b, C] if shared; [B, n, ...] where tokens differ.
 
-        Returns: [B, 6, C] or [B, n, 6, C]: gamma1, gamma2, scale1, scale2, shift1, shift2.
+        Returns: [B, 3 b, C] or [B, n, 3 b, C]: gamma1, gamma2, .., scale1, .., shift1, ..
         """
-        factor = jnp.array([self.init.gamma] * 2 + [self.init.scale_shift] * 4)
+        count = 3 * self.branches
+        factors = [self.init.gamma] * self.branches + [self.init.scale_shift] * 2 * self.branches
+        factor = jnp.array(factors)
         if self.shared:
             std = self.width**-0.5
 
@@ -136,10 +141,10 @@ class Modulation(nn.Module):
             offset = self.param(
                 "offset",
                 nn.with_logical_partitioning(init_offset, ("adaln", "embed")),
-                (6, self.width),
+                (count, self.width),
                 jnp.float32,
             )
-            six = condition + offset.astype(self.dtype)
+            vectors = condition + offset.astype(self.dtype)
         else:
             std = init_std(self.width)
 
@@ -149,22 +154,22 @@ class Modulation(nn.Module):
             kernel = self.param(
                 "kernel",
                 nn.with_logical_partitioning(init_kernel, ("cond", "adaln", "embed")),
-                (self.width, 6, self.width),
+                (self.width, count, self.width),
                 jnp.float32,
             )
             bias = self.param(
                 "bias",
                 nn.with_logical_partitioning(nn.initializers.zeros_init(), ("adaln", "embed")),
-                (6, self.width),
+                (count, self.width),
                 jnp.float32,
             )
             x = nn.silu(condition).astype(self.dtype)
             kernel = kernel.astype(self.dtype)
-            # Six plain products: the gradients of a single one transpose the kernel on CPUs.
-            six = jnp.stack([x @ kernel[:, i] for i in range(6)], axis=-2)
-            six = six + bias.astype(self.dtype)
-        tokens = ("length",) if six.ndim == 4 else ()
-        return nn.with_logical_constraint(six, ("batch", *tokens, None, "act_embed"))
+            # Plain products: the gradients of a single one transpose the kernel on CPUs.
+            vectors = jnp.stack([x @ kernel[:, i] for i in range(count)], axis=-2)
+            vectors = vectors + bias.astype(self.dtype)
+        tokens = ("length",) if vectors.ndim == 4 else ()
+        return nn.with_logical_constraint(vectors, ("batch", *tokens, None, "act_embed"))
 
 
 class FinalAdaLN(nn.Module):

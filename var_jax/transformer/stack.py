@@ -15,6 +15,7 @@ from var_jax.transformer.block import Block
 from var_jax.transformer.cache import Cache, KeysValues, Run
 from var_jax.transformer.condition import Condition
 from var_jax.transformer.layers import Linear, init_std
+from var_jax.transformer.mixer import MixerState
 
 #: What is kept of the forward pass for the backward pass, from most to least memory.
 REMAT_POLICIES = {
@@ -44,7 +45,7 @@ class Stack(nn.Module):
             width = self.block.width
             self.shared_modulation = Linear(
                 (width,),
-                (6, width),
+                (3 * self.block.num_branches, width),
                 ("cond", "adaln", "embed"),
                 init_std(width),
                 self.block.dtype,
@@ -76,25 +77,28 @@ class Stack(nn.Module):
           keep_queries: see `Visibility`.
 
         Returns:
-          As x; and None without a cache, else the keys and values of x alone, and the modulation.
+          As x; and None without a cache, else the keys and values of x alone, the modulation, and
+          the mixers' states.
         """
         dtype, depth = self.block.dtype, self.block.depth
         runs = (tuple(range(depth)),) if runs is None else tuple(runs)
         scales = self._branch_scales(x.shape[0], keys)
         modulation = None if cache is None else cache.modulation
+        states = None if cache is None else cache.states
         x = nn.with_logical_constraint(x.astype(dtype), ("batch", "length", "act_embed"))
         vector = condition.vector
         if self.block.shared_adaln and modulation is None:
             vector = self.shared_modulation(nn.silu(vector))
         condition = condition.replace(vector=vector.astype(dtype))
 
-        made: list[tuple[KeysValues, jax.Array]] = []
+        made: list[tuple[KeysValues, jax.Array, MixerState]] = []
         for i, run in enumerate(runs):
             whole = run == tuple(range(depth))
             levels = None
             if cache is not None:
                 levels = cache.runs[i] if cache.runs else ()
             known = None if modulation is None else modulation[i]
+            state = None if states is None else states[i]
             lengths = tuple(level.length for level in levels or ())
             visibility = Visibility(segments(lengths), rotate, keep_queries)
             x, new = self._run(
@@ -104,27 +108,33 @@ class Stack(nn.Module):
                 visibility,
                 levels,
                 known,
+                state,
                 None if whole else run,
             )
             made.append(new)
         if cache is None:
             return x, None
-        return x, Cache(runs=tuple((new,) for new, _ in made), modulation=tuple(m for _, m in made))
+        entries, modulations, carried = zip(*made, strict=True)
+        return x, Cache(
+            runs=tuple((new,) for new in entries),
+            modulation=modulations,
+            states=None if self.block.mixer is None else carried,
+        )
 
     def _branch_scales(self, batch: int, keys: jax.Array | None) -> jax.Array:
-        """Drop path's factors, float32 [depth, B, 2]."""
-        depth = self.block.depth
+        """Drop path's factors, float32 [depth, B, branches]."""
+        depth, branches = self.block.depth, self.block.num_branches
         if keys is None:
-            return jnp.ones((depth, batch, 2), jnp.float32)
-        u = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)))(keys).swapaxes(0, 1)
+            return jnp.ones((depth, batch, branches), jnp.float32)
+        u = jax.vmap(lambda key: jax.random.uniform(key, (depth, branches)))(keys).swapaxes(0, 1)
         rates = jnp.linspace(0, self.drop_path_rate, depth)[:, None, None]
         return jnp.where(u < rates, 0.0, 1 / (1 - rates))
 
-    def _run(self, x, condition, scales, visibility, levels, modulation, run):
+    def _run(self, x, condition, scales, visibility, levels, modulation, state, run):
         """The blocks of a run, None being all of them, as one loop."""
 
-        def body(block, x, condition, levels, scale, modulation, number):
-            return block(x, condition, scale, visibility, levels, modulation, number)
+        def body(block, x, condition, levels, scale, modulation, state, number):
+            return block(x, condition, scale, visibility, levels, modulation, state, number)
 
         length = self.block.depth if run is None else len(run)
         if self.remat != "none" and levels is None:
@@ -133,7 +143,7 @@ class Stack(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0, 0, 0),
             length=length,
             unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -145,4 +155,4 @@ class Stack(nn.Module):
             )
         # The cache stays whole: a slice of it for each block would be a copy.
         numbers = jnp.arange(length) if levels else None
-        return loop(self.blocks, x, condition, levels, scales, modulation, numbers)
+        return loop(self.blocks, x, condition, levels, scales, modulation, state, numbers)

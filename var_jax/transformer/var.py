@@ -16,6 +16,7 @@ from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.cache import Cache, KeysValues, Run
 from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
 from var_jax.transformer.layers import AdaLNInit, FinalAdaLN, Linear, init_std
+from var_jax.transformer.mixer import Mixer
 from var_jax.transformer.positions import LearnedPositions, Positions
 from var_jax.transformer.stack import REMAT_POLICIES, Stack
 
@@ -37,6 +38,7 @@ class VAR(nn.Module):
       context: which levels a level sees.
       conditioner: of another kind than class labels.
       positions: of another kind than a vector for each token and each level.
+      mixer: a layer between attention and MLP that carries a state over from level to level.
       mlp_ratio: hidden width of the MLP over C.
       qk_norm: L2-normalised attention (`anorm` officially).
       shared_adaln: one modulation for all blocks (`saln` officially; the 512 px model).
@@ -59,6 +61,7 @@ class VAR(nn.Module):
     context: Context = BlockCausal()
     conditioner: Conditioner | None = None
     positions: Positions | None = None
+    mixer: Mixer | None = None
     mlp_ratio: float = 4.0
     qk_norm: bool = True
     shared_adaln: bool = False
@@ -91,9 +94,15 @@ class VAR(nn.Module):
             shared_adaln=self.shared_adaln,
             adaln_init=self.adaln_init,
             cross_attention=self.cross_attention,
+            mixer=self.mixer,
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,
         )
+
+    @nn.nowrap
+    def sees(self) -> Context:
+        """Which levels a level sees through all layers: with a mixer, all before it."""
+        return self.context if self.mixer is None else BlockCausal()
 
     @nn.nowrap
     def conditioning(self) -> Conditioner:
@@ -132,6 +141,8 @@ class VAR(nn.Module):
         extra: Float[jax.Array, "B n C"] | None = None,
         runs: tuple[Run, ...] | None = None,
         keep_queries: bool = False,
+        stream: Float[jax.Array, "B n C"] | None = None,
+        normalize: bool = True,
     ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
         """One pass over consecutive levels: all of them (training), a prefix, or one (sampling).
 
@@ -149,6 +160,8 @@ class VAR(nn.Module):
           extra: added to the tokens' embeddings.
           runs: blocks to compute, see `Stack`; all by default.
           keep_queries: put the queries into the cache's newest level.
+          stream: what other blocks made of the tokens, in place of their embeddings.
+          normalize: False returns the stream, without the last norm.
 
         Returns:
           float32 hidden states, normalised, ready for the head; and None without a cache, else the
@@ -156,12 +169,17 @@ class VAR(nn.Module):
         """
         pyramid = self.pyramid if pyramid is None else pyramid
         levels = range(pyramid.num_levels) if levels is None else levels
+        if self.mixer and levels.start and (cache is None or cache.states is None):
+            raise ValueError(
+                f"Level {levels.start} has no state of the levels before, which the mixer carries "
+                "over; begin with level 0, or pass the cache that a pass over them returned."
+            )
         drop_keys = path_keys = None
         if keys is not None:
             both = jax.vmap(jax.random.split)(keys)
             drop_keys, path_keys = both[:, 0], both[:, 1]
         condition = self._condition(given, drop_keys)
-        x = self._embed(inputs, condition, pyramid, levels)
+        x = self._embed(inputs, condition, pyramid, levels) if stream is None else stream
         if extra is not None:
             x = x + extra
 
@@ -185,7 +203,7 @@ class VAR(nn.Module):
         )
         if cache is not None:
             new = self._extend(cache, new, pyramid, levels)
-        return self.final_adaln(x, condition.vector), new
+        return (self.final_adaln(x, condition.vector) if normalize else x), new
 
     def _embed(
         self, inputs: jax.Array | None, condition: Condition, pyramid: ScalePyramid, levels: range
@@ -218,4 +236,4 @@ class VAR(nn.Module):
             (*old, *by_level(made))[max(0, first - cache.first) :]
             for old, (made,) in zip(before, new.runs, strict=True)
         )
-        return Cache(runs, new.modulation, max(first, cache.first))
+        return new.replace(runs=runs, first=max(first, cache.first))

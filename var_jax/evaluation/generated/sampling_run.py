@@ -86,6 +86,8 @@ def describe_decoder(
         "guidance_by_level": [float(rule.weight(k, pyramid)) for k in levels],
         "level_shapes": [list(shape) for shape in pyramid.shapes],
     }
+    if isinstance(rule, guidance.LooksBack):
+        found["guidance"] = repr(rule)
     for field in dataclasses.fields(by_level[0]):
         if field.name not in ("level", "pyramid", "processors"):
             values = [getattr(settings, field.name) for settings in by_level]

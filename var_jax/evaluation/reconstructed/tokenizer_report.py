@@ -142,6 +142,13 @@ def _fill(
     page.table(["score", "value", "of what"], [row for row in rows if row[1] is not None])
     for sentence in told:
         page.text(sentence)
+    if scores.perturbed is not None:
+        page.heading("Perturbed codes")
+        page.text(f"pFID {scores.perturbed.pfid:.3f}, the mean of the Frechet distances below.")
+        pairs = zip(scores.perturbed.strengths, scores.perturbed.distances, strict=True)
+        page.table(
+            ["share of tokens", "nearest codes", "distance"], [(*pair, d) for pair, d in pairs]
+        )
     page.heading("Reconstructions")
     pair = np.concatenate([examples.originals, examples.reconstructions])
     width = min(900, 80 * len(examples.originals))

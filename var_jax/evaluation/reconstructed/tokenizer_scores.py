@@ -19,6 +19,7 @@ from var_jax.evaluation.distances.frechet import frechet_distance
 from var_jax.evaluation.generated.npz_images import as_rgb
 from var_jax.evaluation.generated.summary import Extractor, Summary, SummaryBuilder
 from var_jax.evaluation.reconstructed.image_scores import WINDOW, image_scores, psnr
+from var_jax.evaluation.reconstructed.perturbed_scores import PerturbedScores
 from var_jax.evaluation.reconstructed.text_preservation import MAX_PSNR
 from var_jax.evaluation.small_sets.small_set import level_statistics
 from var_jax.parallel import arrays, sharding
@@ -37,6 +38,7 @@ class TokenizerScores:
       edge_error, high_frequency_error, high_frequency_ratio: see image_scores.
       rfid, rsfid: Frechet distances to the originals (or to the reference that was given).
       inception_score: of the reconstructions. inception_score_original: of the originals.
+      perturbed: what perturbed codes decode to.
       code_usage: share of the codebook that each level uses, K values; 0 without codes.
       code_perplexity: exp(entropy) of the codes of each level, K values.
       codebook_usage: share of the codebook that any level uses.
@@ -59,6 +61,7 @@ class TokenizerScores:
     rsfid: float | None = None
     inception_score: float | None = None
     inception_score_original: float | None = None
+    perturbed: PerturbedScores | None = None
 
 
 @dataclasses.dataclass(frozen=True)
