@@ -36,18 +36,23 @@ def selection(case):
         rule = policy(case, budgets)
         pyramid = rule.pyramid
         keys, values, queries = (ours(out[k]) for k in ("k", "v", f"q_score_{name}"))
+        heads = keys.shape[3]
+
+        def by_head(levels, kind, heads=heads):
+            whole = jnp.concatenate([getattr(entry, kind) for entry in levels], 2)
+            return whole.reshape(*whole.shape[:3], heads, -1)
+
         # A key's position comes along behind its value.
         position = jnp.arange(pyramid.length, dtype=jnp.float32)[:, None, None]
         position = jnp.broadcast_to(position, (*values.shape[:-1], 1))
         values, levels = jnp.concatenate([values, position], -1), ()
         for k in range(pyramid.num_levels):
             rows = pyramid.level(k)
-            new = KeysValues(keys[:, :, rows], values[:, :, rows], queries[:, :, rows])
-            levels = (*levels, new)
-            seen = [
-                jnp.concatenate([getattr(entry, kind) for entry in levels], 2)[0]
-                for kind in ("keys", "values")
-            ]
+            flat = (
+                x[:, :, rows].reshape(*x.shape[:2], -1, heads * x.shape[4]) for x in (keys, values)
+            )
+            levels = (*levels, KeysValues(*flat, queries[:, :, rows]))
+            seen = [by_head(levels, kind)[0] for kind in ("keys", "values")]
             q = ours(out["q_attention"])[0][:, rows]
             logits = jnp.einsum("bqhd,bkhd->bhqk", q, seen[0]) / math.sqrt(q.shape[-1])
             weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -55,7 +60,7 @@ def selection(case):
             attended = jnp.einsum("bhqk,bkhd->bhqd", weights, seen[1][..., :-1])
             case.close(attended, f"{name}_attention_scale{k}")
             levels = rule.compress(levels, 0, k)
-            kept = jnp.concatenate([entry.values for entry in levels], 2)[0, ..., -1]
+            kept = by_head(levels, "values")[0, ..., -1]
             case.equal(jnp.swapaxes(kept, 1, 2).astype(jnp.int32), f"{name}_kept_scale{k}")
             assert kept.shape[1] == out[f"{name}_cache_lengths"][k]
 

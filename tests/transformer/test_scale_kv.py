@@ -70,9 +70,15 @@ def random_levels(upto, seed=0):
 
     def entry(level):
         shape = (2, 3, SIDES.sizes[level], 2, 8)
-        return KeysValues(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)))
+        k, v, q = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3))
+        return KeysValues(k.reshape(*shape[:3], -1), v.reshape(*shape[:3], -1), q)
 
     return tuple(entry(level) for level in range(upto + 1))
+
+
+def by_head(x):
+    """[blocks, B, n, heads * H] -> [blocks, B, n, heads, H]."""
+    return np.asarray(x).reshape(*x.shape[:3], 2, 8)
 
 
 POLICY = ScaleKV(SIDES, (0,), 30, 20, base_capacity=10)
@@ -80,24 +86,24 @@ POLICY = ScaleKV(SIDES, (0,), 30, 20, base_capacity=10)
 
 def test_the_window_always_stays():
     levels = random_levels(3)
-    kept = POLICY.compress(levels, 0, 3)[0].keys
-    observed = np.asarray(levels[-1].keys[:, :, POLICY.observed(3)])
+    kept = by_head(POLICY.compress(levels, 0, 3)[0].keys)
+    observed = by_head(levels[-1].keys)[:, :, POLICY.observed(3)]
     assert kept.shape[2] == 30
     for b, i, head in np.ndindex(2, 3, 2):
-        rows = {row.tobytes() for row in np.asarray(kept[b, i, :, head])}
+        rows = {row.tobytes() for row in kept[b, i, :, head]}
         assert {row.tobytes() for row in observed[b, i, :, head]} <= rows
 
 
 def test_the_rest_are_those_that_the_window_looks_at():
     levels = random_levels(3)
     policy = dataclasses.replace(POLICY, neighbourhood=1)
-    keys = jnp.concatenate([entry.keys for entry in levels], 2)
+    keys = by_head(jnp.concatenate([entry.keys for entry in levels], 2))
     kept = np.asarray(policy.select(keys, levels[-1].queries, 3, 20))
     assert (np.diff(kept, axis=2) > 0).all()
     observed = SIDES.offsets[3] + policy.observed(3)
     for b, i, head in np.ndindex(2, 3, 2):
         query = np.asarray(levels[-1].queries)[b, i, policy.observed(3), head].sum(0)
-        scores = np.asarray(keys)[b, i, :, head] @ query
+        scores = keys[b, i, :, head] @ query
         scores[observed] = -np.inf
         best = {*observed, *np.argsort(-scores)[:4]}
         assert set(kept[b, i, :, head]) == best
@@ -105,8 +111,13 @@ def test_the_rest_are_those_that_the_window_looks_at():
 
 def test_heads_choose_for_themselves():
     levels = random_levels(3)
-    turned = jax.tree.map(lambda x: x[..., ::-1, :], levels)
-    kept = [POLICY.compress(each, 1, 3)[0].values for each in (levels, turned)]
+
+    def turn(entry):
+        flat = (by_head(x)[..., ::-1, :].reshape(x.shape) for x in (entry.keys, entry.values))
+        return KeysValues(*map(jnp.asarray, flat), entry.queries[..., ::-1, :])
+
+    turned = tuple(map(turn, levels))
+    kept = [by_head(POLICY.compress(each, 1, 3)[0].values) for each in (levels, turned)]
     np.testing.assert_array_equal(kept[0], kept[1][..., ::-1, :])
 
 

@@ -159,7 +159,10 @@ class Attention(nn.Module):
                 q, k = scaled_operands(q, k, 1.0, log_scale)
                 q, k = q.astype(dtype), k.astype(dtype)
                 log_scale, scale = None, 1.0
-            new = KeysValues(k, v, q if visibility.keep_queries else None)
+            flat = (*k.shape[:2], width)
+            new = KeysValues(
+                k.reshape(flat), v.reshape(flat), q if visibility.keep_queries else None
+            )
 
         implementation = self.settings.attention_implementation
         segments = visibility.segments

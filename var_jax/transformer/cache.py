@@ -20,8 +20,9 @@ class KeysValues:
     With qk_norm the keys are already unit vectors; rotary positions have been applied.
 
     Attributes:
-      keys, values: [blocks, B, n, heads, head_dim].
-      queries: of the newest level where a cache policy asks for them, as `keys`; else None.
+      keys, values: [blocks, B, n, heads * head_dim]: the kernels read heads side by side.
+      queries: [blocks, B, n, heads, head_dim] of the newest level where a cache policy asks for
+        them; else None.
     """
 
     keys: jax.Array
@@ -31,7 +32,7 @@ class KeysValues:
     @property
     def length(self) -> int:
         """Number of keys, which may be fewer than the level has tokens."""
-        return self.keys.shape[-3]
+        return self.keys.shape[-2]
 
 
 @flax.struct.dataclass

@@ -95,11 +95,14 @@ class ScaleKV:
         count = sum(entry.length for entry in levels)
         if not self._begun(level) or count <= budget:
             return tuple(entry.replace(queries=None) for entry in levels)
+        queries = levels[-1].queries
         keys, values = (
-            jnp.concatenate([getattr(entry, name) for entry in levels], axis=2)
+            jnp.concatenate([getattr(entry, name) for entry in levels], axis=2).reshape(
+                *queries.shape[:2], count, queries.shape[3], -1
+            )
             for name in ("keys", "values")
         )
-        kept = self.select(keys, levels[-1].queries, level, budget)
+        kept = self.select(keys, queries, level, budget)
         entries = [self._rows(keys, values, kept)]
         empty = jnp.zeros((*kept.shape[:2], 0, kept.shape[3]), jnp.int32)
         entries += [self._rows(keys, values, empty) for _ in levels[1:]]
@@ -169,5 +172,5 @@ class ScaleKV:
         self, keys: jax.Array, values: jax.Array, rows: Int[jax.Array, "blocks B k heads"]
     ) -> KeysValues:
         """Those of each head."""
-        keys, values = (jnp.take_along_axis(x, rows[..., None], axis=2) for x in (keys, values))
-        return KeysValues(keys, values)
+        kept = (jnp.take_along_axis(x, rows[..., None], axis=2) for x in (keys, values))
+        return KeysValues(*(x.reshape(*x.shape[:3], x.shape[3] * x.shape[4]) for x in kept))

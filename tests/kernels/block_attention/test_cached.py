@@ -18,7 +18,7 @@ def _operands(lengths, batch=2, heads=4, dim=64, blocks=3, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
     q, k, v = (draw(batch, lengths[-1], heads, dim) for _ in range(3))
-    earlier = [tuple(draw(blocks, batch, n, heads, dim) for _ in "kv") for n in lengths[:-1]]
+    earlier = [tuple(draw(blocks, batch, n, heads * dim) for _ in "kv") for n in lengths[:-1]]
     return q, k, v, earlier
 
 

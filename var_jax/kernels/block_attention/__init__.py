@@ -146,7 +146,7 @@ def cached_attention(
     q: Float[Array, "B Lq N H"],
     k: Float[Array, "B n N H"],
     v: Float[Array, "B n N H"],
-    cached: Sequence[tuple[Float[Array, "blocks B m N H"], Float[Array, "blocks B m N H"]]],
+    cached: Sequence[tuple[Float[Array, "blocks B _ D"], Float[Array, "blocks B _ D"]]],
     block: Int[Array, ""],
     segments: tuple[KeySegment, ...],
     *,
@@ -160,7 +160,7 @@ def cached_attention(
 
     Args:
       q, k, v: of this level.
-      cached: keys and values of earlier levels, of all blocks; m differs between levels.
+      cached: keys and values of earlier levels, of all blocks, D = N * H.
       block: whose keys and values.
       segments, scale, implementation: see `block_attention`.
 
@@ -176,7 +176,7 @@ def cached_attention(
     spec = _spec(q.shape[0], q.shape[2])
     if spec is None:
         return attend(q, k, v, cached, block)
-    stacked = PartitionSpec(None, *spec)
+    stacked = PartitionSpec(None, *spec[:3])
     mapped = jax.shard_map(
         attend,
         in_specs=(spec, spec, spec, stacked, PartitionSpec()),

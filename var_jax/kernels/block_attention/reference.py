@@ -71,10 +71,11 @@ def block_attention(
 def with_cached(
     k: Float[Array, "B n N H"],
     v: Float[Array, "B n N H"],
-    cached: Sequence[tuple[Float[Array, "blocks B _ N H"], Float[Array, "blocks B _ N H"]]],
+    cached: Sequence[tuple[Float[Array, "blocks B _ D"], Float[Array, "blocks B _ D"]]],
     block: Int[Array, ""],
 ) -> tuple[Float[Array, "B keys N H"], Float[Array, "B keys N H"]]:
     """A copy of one block's keys and values of cached levels, and behind them those of this one."""
-    parts = [*((keys[block], values[block]) for keys, values in cached), (k, v)]
+    split = lambda x: x[block].reshape(*x.shape[1:3], *k.shape[2:])  # noqa: E731
+    parts = [*(map(split, pair) for pair in cached), (k, v)]
     keys, values = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
     return keys, values
