@@ -15,6 +15,7 @@ TRANSFORMERS = [
     ("var_imagenet512",),
     *(("family/hmar", variant) for variant in ("", "smallest", "d16")),
     *(("family/mvar", variant) for variant in ("", "smallest", "d16", "d24_tuned")),
+    *(("family/m_var", variant) for variant in ("", "smallest", "d16")),
     *(("family/flexvar", variant) for variant in ("", "smallest", "d16")),
 ]
 

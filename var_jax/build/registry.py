@@ -46,7 +46,9 @@ METHODS: dict[str, dict[str, str]] = {
         "resized_map": "var_jax.transformer.resized_positions:ResizedPositions",
     },
     # config.model.mixer: `transformer.mixer.Mixer`.
-    "mixer": {},
+    "mixer": {
+        "mamba2": "var_jax.transformer.mamba:Mamba2",
+    },
     # config.model.head: `heads.base.Head`.
     "head": {
         "bitwise": "var_jax.heads.bitwise:BitwiseHead",

@@ -15,7 +15,8 @@ import optax
 Schedule = Callable[[Any], Any]
 
 #: Names of parameters that never decay, whatever their shape: biases, position and level
-#: tables, shared modulation offsets, attention scales, normalisation gains.
+#: tables, shared modulation offsets, attention scales, normalisation gains; and of a state space
+#: model its rates, step sizes and skip, as its authors advise.
 NO_DECAY = (
     "bias",
     "q_bias",
@@ -26,6 +27,9 @@ NO_DECAY = (
     "offset",
     "log_scale",
     "scale",
+    "A_log",
+    "dt_bias",
+    "D",
 )
 
 
