@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.resample import area_matrix, bicubic_matrix, bilinear_matrix, resize
+from var_jax.resample import (
+    area_matrix,
+    bicubic_matrix,
+    bilinear_matrix,
+    cosine_matrix,
+    resize,
+)
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "interpolation.npz"
 
@@ -21,7 +27,7 @@ def test_matrices_agree_with_pytorch_for_all_published_pyramids():
             np.testing.assert_allclose(ours, expected[name], atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("matrix", [area_matrix, bicubic_matrix, bilinear_matrix])
+@pytest.mark.parametrize("matrix", [area_matrix, bicubic_matrix, bilinear_matrix, cosine_matrix])
 def test_a_constant_stays_a_constant(matrix):
     for size_in, size_out in [(1, 7), (3, 16), (16, 5), (10, 13)]:
         np.testing.assert_allclose(matrix(size_in, size_out).sum(1), 1, atol=1e-12)
@@ -32,6 +38,15 @@ def test_bilinear_is_the_linear_kernel_without_antialiasing(size_in, size_out):
     eye = jnp.eye(size_in)
     expected = jax.image.resize(eye, (size_out, size_in), "linear", antialias=False)
     np.testing.assert_allclose(bilinear_matrix(size_in, size_out), expected, atol=1e-6)
+
+
+def test_cosines_are_kept_up_to_the_smaller_size():
+    down, up = cosine_matrix(8, 3), cosine_matrix(3, 8)
+    np.testing.assert_allclose(down @ up, np.eye(3), atol=1e-12)
+    for frequency in range(8):
+        wave = np.cos(np.pi / 8 * frequency * (np.arange(8) + 0.5))
+        np.testing.assert_allclose(up @ down @ wave, wave if frequency < 3 else 0, atol=1e-12)
+    np.testing.assert_allclose(cosine_matrix(5, 5), np.eye(5), atol=1e-12)
 
 
 def test_resize_treats_rows_and_columns_apart():

@@ -1,4 +1,4 @@
-"""Resizing feature maps by constant matrices that agree with PyTorch's `F.interpolate`.
+"""Resizing feature maps by constant matrices; most agree with PyTorch's `F.interpolate`.
 
 A separable resize is two matrix products, one per axis: exact to rounding, differentiable,
 and a good fit for the matrix unit. `jax.image.resize` computes other functions: its cubic
@@ -77,7 +77,44 @@ def bilinear_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
-_METHODS = {"area": area_matrix, "bicubic": bicubic_matrix, "bilinear": bilinear_matrix}
+@functools.cache
+def cosine_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
+    """The same sum of cosines, sampled at other points: those of the lowest frequencies.
+
+    The discrete cosine transform of the input gives the sum; only the frequencies that both sizes
+    can hold are kept. So up after down is a projection on the lowest frequencies, and down after up
+    changes nothing. Each row sums to 1.
+    """
+    count = min(size_in, size_out)
+
+    def basis(size: int) -> np.ndarray:
+        # DCT-II, orthonormal: [frequency, place].
+        angles = np.pi / size * np.arange(count)[:, None] * (np.arange(size) + 0.5)
+        scale = np.where(np.arange(count) == 0, 1.0, 2.0)[:, None] / size
+        return np.sqrt(scale) * np.cos(angles)
+
+    matrix = basis(size_out).T @ basis(size_in) * np.sqrt(size_out / size_in)
+    matrix.flags.writeable = False
+    return matrix
+
+
+_METHODS = {
+    "area": area_matrix,
+    "bicubic": bicubic_matrix,
+    "bilinear": bilinear_matrix,
+    "cosine": cosine_matrix,
+}
+
+
+def resize_matrix(method: str, size_in: int, size_out: int) -> Float[np.ndarray, "o i"]:
+    """The matrix of a method: 'area', 'bicubic', 'bilinear' or 'cosine'.
+
+    Raises:
+      ValueError: unknown method.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"Unknown resize method {method!r}; choose one of {sorted(_METHODS)}.")
+    return _METHODS[method](size_in, size_out)
 
 
 def resize(
@@ -88,7 +125,7 @@ def resize(
     Args:
       x: the map.
       shape: (H, W) to resize to.
-      method: 'area', 'bicubic' or 'bilinear'.
+      method: see `resize_matrix`.
 
     Returns:
       the map in x's dtype; x itself if the shape is the same.
@@ -96,13 +133,11 @@ def resize(
     Raises:
       ValueError: unknown method.
     """
-    if method not in _METHODS:
-        raise ValueError(f"Unknown resize method {method!r}; choose one of {sorted(_METHODS)}.")
     h, w = x.shape[1:3]
     if (h, w) == tuple(shape):
         return x
-    matrix = _METHODS[method]
-    return apply_matrices(x, matrix(h, shape[0]), matrix(w, shape[1]))
+    rows, columns = (resize_matrix(method, *sizes) for sizes in zip((h, w), shape, strict=True))
+    return apply_matrices(x, rows, columns)
 
 
 def weighted_mean(

@@ -16,6 +16,7 @@ PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3, 4))
 CODECS = {
     "residual_vq": ResidualVQ(PYRAMID, 19, 5, phi_sharing=2),
     "residual_vq of directions": ResidualVQ(PYRAMID, 19, 5, normalize_codes=True),
+    "residual_vq of frequencies": ResidualVQ(PYRAMID, 19, 5, down="cosine", up="cosine"),
     "ground_truth_vq": GroundTruthVQ(PYRAMID, 19, 5),
     "bitwise": Bitwise(ScalePyramid(((1, 1), (1, 2), (2, 3)), grid=(4, 6)), 5, patch=2),
     "bitwise with flips": Bitwise(PYRAMID, 5, flip_levels=3),

@@ -112,6 +112,7 @@ def test_phi_table(levels, sharing, expected):
         {"pyramid": ScalePyramid(((1, 1), (5, 2), (3, 3)))},
         {"pyramid": ScalePyramid(((1, 1),))},
         {"phi_ratio": 0.0},
+        {"down": "cosine", "up": "cosine"},
     ],
 )
 def test_teacher_inputs_are_a_fold_of_advance(changes):

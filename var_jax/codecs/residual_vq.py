@@ -14,7 +14,7 @@ from var_jax.codecs.base import Lesson, Quantized, checked_features, prefix_of
 from var_jax.fields import Field
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.nearest import Codebook
-from var_jax.resample import apply_matrices, area_matrix, bicubic_matrix, resize, weighted_mean
+from var_jax.resample import apply_matrices, resize, resize_matrix, weighted_mean
 
 # A code is chosen by small differences of sums, so nothing here may run in bfloat16.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -65,21 +65,21 @@ class LevelTables:
 
 
 @functools.cache
-def level_tables(pyramid: ScalePyramid) -> LevelTables:
-    """The tables of a pyramid."""
+def level_tables(pyramid: ScalePyramid, down: str, up: str) -> LevelTables:
+    """The tables of a pyramid; down and up are methods of `resize`."""
     count, largest = pyramid.num_levels - 1, np.max(pyramid.shapes, 0)
     sizes = list(zip(pyramid.grid, largest, strict=True))
     tokens = np.zeros((count, *largest), np.int32)
-    up = tuple(np.zeros((count, n, m), np.float32) for n, m in sizes)
-    down = tuple(np.zeros((count, m, n), np.float32) for n, m in sizes)
+    to_grid = tuple(np.zeros((count, n, m), np.float32) for n, m in sizes)
+    to_next = tuple(np.zeros((count, m, n), np.float32) for n, m in sizes)
     for k in range(count):
         shape, following = pyramid.shapes[k : k + 2]
         part = pyramid.level(k)
         tokens[k, : shape[0], : shape[1]] = np.arange(part.start, part.stop).reshape(shape)
         for axis, n in enumerate(pyramid.grid):
-            up[axis][k, :, : shape[axis]] = bicubic_matrix(shape[axis], n)
-            down[axis][k, : following[axis]] = area_matrix(n, following[axis])
-    return LevelTables(tokens, up, down)
+            to_grid[axis][k, :, : shape[axis]] = resize_matrix(up, shape[axis], n)
+            to_next[axis][k, : following[axis]] = resize_matrix(down, n, following[axis])
+    return LevelTables(tokens, to_grid, to_next)
 
 
 def _identity_kernels(key, shape, dtype=jnp.float32):
@@ -91,9 +91,9 @@ def _identity_kernels(key, shape, dtype=jnp.float32):
 class ResidualVQ(nn.Module):
     """Codes of all levels add up to the feature map; one codebook serves all levels.
 
-    Level k holds the nearest codes of the area-downsampled residual. Its codes, upsampled
-    (bicubic) and passed through phi, are added to f_hat and taken from the residual. At the
-    last level, whose shape is the feature grid, nothing is resized. All of it is float32.
+    Level k holds the nearest codes of the downsampled residual. Its codes, upsampled and passed
+    through phi, are added to f_hat and taken from the residual. At the last level, whose shape is
+    the feature grid, nothing is resized. All of it is float32.
     phi(h) is (1 - phi_ratio) * h + phi_ratio * conv3x3(h) and starts as the identity.
 
     Attributes:
@@ -106,6 +106,8 @@ class ResidualVQ(nn.Module):
       normalize_codes: choose codes by direction. What is looked up and added is the code as it
         stands in the codebook, not its direction, as in the official implementation.
       beta: weight of the commitment term in the loss.
+      down, up: how a level is brought from the grid and to it, see `resize`. With 'cosine' for
+        both, levels are bands of frequencies: one of n x n tokens holds n x n cosines.
     """
 
     pyramid: ScalePyramid
@@ -115,6 +117,8 @@ class ResidualVQ(nn.Module):
     phi_ratio: float = 0.5
     normalize_codes: bool = False
     beta: float = 0.25
+    down: str = "area"
+    up: str = "bicubic"
 
     @property
     def feature_dim(self) -> int:
@@ -141,6 +145,8 @@ class ResidualVQ(nn.Module):
             raise ValueError(f"phi_sharing must be 0 or more, got {self.phi_sharing}.")
         if not 0 <= self.phi_ratio <= 1:
             raise ValueError(f"phi_ratio must be in [0, 1], got {self.phi_ratio}.")
+        for method in (self.down, self.up):
+            resize_matrix(method, 1, 1)  # Raises for an unknown one.
         self.quantizer = Codebook(self.vocab_size, self.code_dim, self.normalize_codes)
         nn.share_scope(self, self.quantizer)
         self.codebook = self.quantizer.codebook
@@ -200,11 +206,11 @@ class ResidualVQ(nn.Module):
         return Lesson(self.teacher_inputs(source)[:, :length], source[:, :length])
 
     def teacher_inputs(self, tokens: jax.Array) -> jax.Array:
-        """Tokens int32 [B, L] -> float32 [B, L, C]: for level k the area-downsampled sum of all
-        levels before it; the rows of level 0 are zeros."""
+        """Tokens int32 [B, L] -> float32 [B, L, C]: for level k the downsampled sum of all levels
+        before it; the rows of level 0 are zeros."""
         # `advance`, folded: as a loop, because unrolled it takes TPU's compiler ten times as long.
         pyramid = self.pyramid
-        tables = level_tables(pyramid)
+        tables = level_tables(pyramid, self.down, self.up)
         phis = np.array(phi_indices(pyramid.num_levels, self.phi_sharing)[:-1], np.int32)
         # What a loop traces can index JAX arrays only.
         tokens, codebook = jnp.asarray(tokens), jnp.asarray(self.codebook)
@@ -249,7 +255,7 @@ class ResidualVQ(nn.Module):
             f_hat = carry + f_hat
         if level + 1 == prefix_of(self, pyramid).num_levels:
             return f_hat, None
-        next_input = resize(f_hat, self.pyramid.shapes[level + 1], "area")
+        next_input = resize(f_hat, self.pyramid.shapes[level + 1], self.down)
         # [B, h', w', C] -> [B, n_{k+1}, C]
         return f_hat, next_input.reshape(f_hat.shape[0], -1, self.code_dim)
 
@@ -305,7 +311,13 @@ class ResidualVQ(nn.Module):
         self, rest: jax.Array, level: int, weights: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Residual [B, h, w, C] -> its vectors at a level [B, n, C] and their codes [B, n]."""
-        wanted = weighted_mean(rest, weights, self.pyramid.shapes[level])
+        shape = self.pyramid.shapes[level]
+        if self.down == "area":
+            wanted = weighted_mean(rest, weights, shape)
+        else:
+            # Other methods look beyond a cell: what does not count leaves nothing to add.
+            counted = rest if weights is None else rest * weights[..., None]
+            wanted = resize(counted, shape, self.down)
         wanted = wanted.reshape(rest.shape[0], -1, self.code_dim)
         return wanted, self.quantizer.choose(wanted)
 
@@ -314,7 +326,7 @@ class ResidualVQ(nn.Module):
         # [B, n, C] -> [B, h', w', C]
         h = codes.reshape(codes.shape[0], *self.pyramid.shapes[level], self.code_dim)
         i = phi_indices(self.pyramid.num_levels, self.phi_sharing)[level]
-        return self._phi(i, resize(h, self.pyramid.grid, "bicubic"))
+        return self._phi(i, resize(h, self.pyramid.grid, self.up))
 
     def _phi(self, i: int | jax.Array, h: jax.Array) -> jax.Array:
         """Convolution number i: float32 [B, h, w, C] -> the same."""

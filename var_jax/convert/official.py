@@ -247,6 +247,12 @@ def tokenizer_tensors(tokenizer: VQVAE, params: PyTree) -> dict[str, LazyTensor]
                 f"The official tokenizer always has {name} {official}, this one has {here}; it "
                 "cannot be exported."
             )
+    ways = tokenizer.codec.down, tokenizer.codec.up
+    if ways != ("area", "bicubic"):
+        raise ValueError(
+            f"The official tokenizer resizes by area and bicubic, this one by {ways}; it cannot be "
+            "exported."
+        )
     codec = codec_tensors(tokenizer.codec, params["codec"])
     rest = {name: part for name, part in params.items() if name != "codec"}
     slots = mapping.expand(vqvae.rows(tokenizer.codec.phi_sharing), rest)
