@@ -105,7 +105,7 @@ def main() -> None:
         _REWARD.value,
         _PAIRS.value,
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, chosen in wanted.items():
         images = model.sample(labels, seed=_SEED.value, batch_size=100, **chosen)
         rows.append(
