@@ -72,7 +72,7 @@ def test_strength_times_one_more_loss_is_added():
     plain = gradient(Likelihood(NETWORK, tokenizer()), params())
     none, some, double = (gradient(objective(strength=s), params()) for s in (0.0, 0.5, 1.0))
     jax.tree.map(np.testing.assert_array_equal, none, plain)
-    assert double[0] - some[0] > 1.0
+    assert double[0] - some[0] > 0.1
 
     def check(a, b, c):
         np.testing.assert_allclose(np.asarray(c) - b, np.asarray(b) - a, atol=2e-4)
