@@ -27,17 +27,16 @@ def make(**settings):
     return PerturbedVQ(PYRAMID, **SIZES, **{**chosen, **settings})
 
 
-@functools.cache
-def params():
-    def init(key):
-        return PLAIN.init(key, features(), method="encode")["params"]
-
-    return filled(init, 0)
-
-
 def features():
     shape = (BATCH, *PYRAMID.grid, SIZES["code_dim"])
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+
+
+def init(key, codec=PLAIN):
+    return codec.init(key, features(), method="encode")["params"]
+
+
+PARAMS = jax.tree.map(jnp.asarray, filled(init, 0))
 
 
 def keys(count=BATCH):
@@ -45,7 +44,7 @@ def keys(count=BATCH):
 
 
 def apply(codec, method, *args):
-    return codec.apply({"params": params()}, *args, method=method)
+    return codec.apply({"params": PARAMS}, *args, method=method)
 
 
 #: The same, compiled.
@@ -57,10 +56,8 @@ def close(a, b):
 
 
 def test_its_parameters_are_those_of_the_plain_codec():
-    def init(key):
-        return make().init(key, features(), method="encode")["params"]
-
-    assert jax.tree.map(np.shape, params()) == jax.tree.map(np.shape, filled(init, 1))
+    own = filled(functools.partial(init, codec=make()), 1)
+    assert jax.tree.map(np.shape, PARAMS) == jax.tree.map(np.shape, own)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +94,7 @@ def test_a_lesson_corrects_what_was_perturbed():
         # The code of the drawn rank among those nearest to what is missing.
         rest = features() if carry is None else features() - carry
         vectors = np.asarray(resize(rest, shape, "area")).reshape(BATCH, -1, 1, 4)
-        ranked = np.square(vectors - params()["codebook"]).sum(-1).argsort(-1)
+        ranked = np.square(vectors - PARAMS["codebook"]).sum(-1).argsort(-1)
         used = np.take_along_axis(ranked, np.asarray(drawn.rank[:, part, None]), -1)[..., 0]
         assert (used != right).any()
         carry, following = apply(PLAIN, "advance", carry, k, jnp.asarray(used, jnp.int32))
@@ -125,8 +122,8 @@ def test_the_gradient_is_straight_through_and_the_loss_that_of_the_right_codes()
 
         return jax.grad(value, argnums=(0, 1), has_aux=True)(x, given)
 
-    grads, made = total(one, features(), params())
-    expected, unchanged = total(plain, features(), params())
+    grads, made = total(one, features(), PARAMS)
+    expected, unchanged = total(plain, features(), PARAMS)
     close(grads, expected)
     assert (np.abs(made - unchanged).max(-1) > 1e-3).mean() > 0.5
 
@@ -142,7 +139,7 @@ def test_what_is_replaced_is_an_examples_own():
     assert {*np.asarray(drawn.rank).ravel().tolist()} == {0, 1, 2, 3}
     still = Replacements(jnp.zeros_like(drawn.replaced), drawn.rank)
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(200, 50, 4)), jnp.float32)
-    book = params()["codebook"]
+    book = PARAMS["codebook"]
     nearest = np.square(vectors[:5, :, None] - book).sum(-1).argmin(-1)
     np.testing.assert_array_equal(perturbation.codes(vectors, book, still)[:5], nearest)
 
