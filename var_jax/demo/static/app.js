@@ -52,8 +52,10 @@
     }
   }
 
+  const setLink = () => history.replaceState(null, "", `#${Settings.toHash()}`);
+
   function draw() {
-    history.replaceState(null, "", `#${Settings.toHash()}`);
+    setLink();
     const asked = Settings.drawing();
     return show(async () => {
       const pinned = Boolean(asked.pins?.length);
@@ -86,10 +88,7 @@
   }
 
   function paint() {
-    state.mask = Paint.toHex();
-    state.paint_label = Number(byId("paint-label").value);
-    state.paint_seed = byId("paint-seed").value === "" ? null : Number(byId("paint-seed").value);
-    history.replaceState(null, "", `#${Settings.toHash()}`);
+    setLink();
     return show(async () => {
       const answer = await ask("paint", painting());
       return () => showPainted(answer);
@@ -144,7 +143,10 @@
     byId("python-box").open = true;
     copy(byId("python").textContent, "the Python");
   });
-  byId("link").addEventListener("click", () => copy(location.href, "the link"));
+  byId("link").addEventListener("click", () => {
+    setLink();
+    copy(location.href, "the link");
+  });
   addEventListener("hashchange", open);
   open();
 })();

@@ -172,6 +172,12 @@ const Settings = (() => {
       show();
       changed();
     });
+    byId("paint-label").addEventListener("change", () => {
+      state.paint_label = Number(byId("paint-label").value);
+    });
+    byId("paint-seed").addEventListener("input", () => {
+      state.paint_seed = numberOf(byId("paint-seed").value);
+    });
     byId("compare").addEventListener("change", () => {
       state.compare = byId("compare").checked;
       changed();
@@ -182,6 +188,9 @@ const Settings = (() => {
       changed();
     });
     byId("compare-row").hidden = !names.length;
+    byId("more").hidden ||= !names.length;
+    // On a small screen the picture comes first.
+    byId("more").open = matchMedia("(min-width: 46rem)").matches;
   }
 
   return { state, start, show, toHash, fromHash, drawing, names };
