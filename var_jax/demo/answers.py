@@ -55,6 +55,11 @@ class Answers:
             "stored": None,
         }
 
+    def warm_up(self) -> None:
+        """Draws and paints once, so that all programs are compiled."""
+        drawing = Drawing(0, 0, {}, self.explorer.own_settings())
+        self.paint(Painting(drawing, np.ones(mask_shape(self.explorer), bool), 0, 0))
+
     def draw(self, drawing: Drawing) -> dict[str, Any]:
         """A drawing."""
         return self._answer(self._drawn(drawing), self._python(drawing))

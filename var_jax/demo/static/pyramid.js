@@ -123,10 +123,10 @@ const Pyramid = (() => {
     inspect();
   }
 
-  function bar(position, code, p, current) {
+  function bar(position, code, p, most, current) {
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = facts.palette[code];
-    const meter = element("meter", { min: 0, max: 1, value: p, ariaLabel: "probability" });
+    const meter = element("meter", { min: 0, max: most, value: p, ariaLabel: "probability" });
     const put = current ? "is here" : element("button", { type: "button",
       textContent: "put here", ariaLabel: `put code ${code} here` });
     if (!current) put.addEventListener("click", () => pin(position, code));
@@ -154,7 +154,7 @@ const Pyramid = (() => {
     const table = element("table", {},
       element("thead", {}, element("tr", {}, ...["code", "probability", "", ""].map((text) =>
         element("th", { textContent: text })))),
-      element("tbody", {}, ...rows.map(([other, chance]) => bar(chosen, other, chance, other === code))));
+      element("tbody", {}, ...rows.map(([other, chance]) => bar(chosen, other, chance, chances[0], other === code))));
     box.replaceChildren(element("p", { id: "token-summary", textContent: summary }), table);
     if (facts.stored) return;
     const input = element("input", { type: "number", id: "any-code", min: 0,
