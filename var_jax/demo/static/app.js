@@ -13,7 +13,8 @@
     if (facts.stored) {
       const guided = body.cfg === undefined || [body.cfg].flat().some(Boolean);
       const found = facts.stored[`${body.label}/${body.seed}${guided ? "" : "/unguided"}`];
-      if (!found) throw new Error(`seed is ${body.seed ?? "missing"}; 0 to ${byId("seed").max} are stored.`);
+      const highest = byId("seed").max;
+      if (!found) throw new Error(`seed is ${body.seed ?? "missing"}; 0 to ${highest} are stored.`);
       return found;
     }
     let reply;
@@ -102,11 +103,13 @@
   }
 
   function pin(position, code) {
-    if (position === null) state.pins = {};
-    else state.pins = { ...state.pins, [position]: code };
+    const before = state.pins;
+    state.pins = position === null ? {} : { ...before, [position]: code };
     draw().then(() => {
-      // A code that was refused is not kept.
-      if (!byId("error").hidden && position !== null) delete state.pins[position];
+      if (byId("error").hidden) return;
+      // What was refused is not kept.
+      state.pins = before;
+      setLink();
     });
   }
 

@@ -55,8 +55,13 @@ const Settings = (() => {
       });
       levels.append(input);
     }
-    slider.addEventListener("input", () => { state[name] = Number(slider.value); show(); changed(); });
-    box.addEventListener("input", () => { state[name] = numberOf(box.value); show(box); changed(); });
+    for (const input of [slider, box]) {
+      input.addEventListener("input", () => {
+        state[name] = numberOf(input.value);
+        show(input);
+        changed();
+      });
+    }
     each.addEventListener("change", () => {
       const value = state[name];
       if (each.checked) {
@@ -106,11 +111,10 @@ const Settings = (() => {
   function toHash() {
     const own = defaults();
     const found = new URLSearchParams();
-    for (const [name, value] of Object.entries(state)) {
-      const text = name === "pins"
-        ? Object.entries(value).map(([at, code]) => `${at}.${code}`).join("_")
-        : String(Array.isArray(value) ? value.join("_") : value);
-      const usual = name === "pins" ? "" : String(Array.isArray(own[name]) ? own[name].join("_") : own[name]);
+    const join = (value) => (Array.isArray(value) ? value.join("_") : String(value));
+    const pairs = (pins) => Object.entries(pins).map(([at, code]) => `${at}.${code}`);
+    for (const name of Object.keys(own)) {
+      const [text, usual] = [state, own].map((x) => join(name === "pins" ? pairs(x.pins) : x[name]));
       if (text !== usual || name === "label" || name === "seed") found.set(name, text);
     }
     return found.toString();
@@ -135,7 +139,9 @@ const Settings = (() => {
   /** What the server is asked to draw. */
   function drawing() {
     const asked = { label: state.label, seed: state.seed };
-    if (names.length) asked.pins = Object.entries(state.pins).map(([at, code]) => [Number(at), code]);
+    if (names.length) {
+      asked.pins = Object.entries(state.pins).map(([at, code]) => [Number(at), code]);
+    }
     for (const name of names) asked[name] = state[name];
     return asked;
   }
@@ -193,5 +199,5 @@ const Settings = (() => {
     byId("more").open = matchMedia("(min-width: 46rem)").matches;
   }
 
-  return { state, start, show, toHash, fromHash, drawing, names };
+  return { state, numberOf, start, show, toHash, fromHash, drawing, names };
 })();
