@@ -113,8 +113,10 @@ const Settings = (() => {
     const found = new URLSearchParams();
     const join = (value) => (Array.isArray(value) ? value.join("_") : String(value));
     const pairs = (pins) => Object.entries(pins).map(([at, code]) => `${at}.${code}`);
+    const textOf = (values, name) => join(name === "pins" ? pairs(values.pins) : values[name]);
     for (const name of Object.keys(own)) {
-      const [text, usual] = [state, own].map((x) => join(name === "pins" ? pairs(x.pins) : x[name]));
+      const text = textOf(state, name);
+      const usual = textOf(own, name);
       if (text !== usual || name === "label" || name === "seed") found.set(name, text);
     }
     return found.toString();
