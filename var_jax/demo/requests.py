@@ -80,6 +80,8 @@ def read_painting(given: Any, explorer: Explorer) -> Painting:
     """
     given = _fields(given, ["drawing", "mask", "label", "seed"])
     shape, mask = mask_shape(explorer), given.get("mask")
+    if isinstance(mask, str) and not mask.strip("0"):
+        raise ValueError("mask is empty; brush over what is to be drawn anew first.")
     count = math.prod(shape)
     digits = 2 * math.ceil(count / 8)
     try:
@@ -92,8 +94,6 @@ def read_painting(given: Any, explorer: Explorer) -> Painting:
             f"{shape[0]} x {shape[1]} cells."
         )
     cells = np.unpackbits(np.frombuffer(data, np.uint8), count=count).reshape(shape).astype(bool)
-    if not cells.any():
-        raise ValueError("mask is empty; brush over what is to be drawn anew first.")
     return Painting(
         read_drawing(given.get("drawing"), explorer),
         cells,
