@@ -77,11 +77,9 @@ class Answers:
         return self.explorer.draw(drawing.label, **asked)
 
     def _answer(self, drawn: Drawn, python: str) -> dict[str, Any]:
-        answer = {"image": self._picture(drawn.image), "python": python, "levels": []}
-        if drawn.levels is None:
-            return answer
+        levels = []
         pyramid = self.explorer.pyramid
-        for k, image in enumerate(drawn.levels):
+        for k, image in enumerate(() if drawn.levels is None else drawn.levels):
             part = pyramid.level(k)
             found = {
                 "image": self._picture(image),
@@ -91,8 +89,8 @@ class Answers:
                 "candidates": drawn.candidates[part].tolist(),
                 "candidate_probability": _rounded(drawn.candidate_probability[part]),
             }
-            answer["levels"].append(found)
-        return answer
+            levels.append(found)
+        return {"image": self._picture(drawn.image), "python": python, "levels": levels}
 
     def _picture(self, image: np.ndarray) -> str:
         """A picture as the address of itself."""

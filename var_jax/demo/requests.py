@@ -46,7 +46,8 @@ class Painting:
 
 def mask_shape(explorer: Explorer) -> tuple[int, int]:
     """(h, w) of a mask's cells, each of as many pixels as the other."""
-    return tuple(math.gcd(n, MASK_SIDE) for n in explorer.model.image_shape[:2])
+    height, width, _ = explorer.model.image_shape
+    return math.gcd(height, MASK_SIDE), math.gcd(width, MASK_SIDE)
 
 
 def mask_of(cells: np.ndarray, explorer: Explorer) -> np.ndarray:
