@@ -25,6 +25,7 @@ _TOKENIZER = (
     "attention",
     "norm_groups",
     "latent_channels",
+    "latent_kernel",
 )
 _TRANSFORMER = (
     "num_classes",

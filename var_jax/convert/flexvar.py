@@ -148,6 +148,7 @@ def _build_tokenizer(shape: vqvae.TokenizerShape, tensors: Tensors) -> VQVAE:
         num_res_blocks=shape.num_res_blocks,
         attention=shape.attention,
         latent_channels=tensors["encoder.conv_out.weight"].shape[0],
+        latent_kernel=1,
     )
 
 
