@@ -174,7 +174,7 @@ def test_a_given_tokenizer_is_not_trained(tmp_path, config, calls):
     comparison.Study(config, tmp_path).run()
     assert [call[1] for call in calls] == ["transformer", "transformer"]
     text = (tmp_path / "comparison.md").read_text()
-    assert "Mean over one run" in text and "| 0.800 |" in text
+    assert "One run of each method" in text and "| 0.800 |" in text
 
 
 def costs(name, **sampling):
