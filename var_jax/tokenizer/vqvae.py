@@ -60,8 +60,9 @@ class VQVAE(nn.Module):
         every backend, at six passes of a TPU's matrix unit: the tokens are those of a CPU and of
         the official code, but for near ties. 'high' takes three passes; 'default' one, in
         bfloat16 (TensorFloat-32 on NVIDIA GPUs), and gives other tokens.
-      latent_channels: between the encoder, or the decoder, and the 1x1 convolution beside the
-        codec; 0 is the codec's feature channels.
+      latent_channels: between the encoder, or the decoder, and the convolution beside the codec; 0
+        is the codec's feature channels.
+      latent_kernel: side of the kernels of these two convolutions.
     """
 
     codec: Codec
@@ -77,6 +78,7 @@ class VQVAE(nn.Module):
     remat: Changeable[bool] = False
     encoder_precision: str = "highest"
     latent_channels: int = 0
+    latent_kernel: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,8 +107,10 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
-        self.quant_conv = conv(self.codec.encoded_dim, **exact)
-        self.post_quant_conv = conv(self.latent_channels or self.codec.feature_dim, **exact)
+        self.quant_conv = conv(self.codec.encoded_dim, self.latent_kernel, **exact)
+        self.post_quant_conv = conv(
+            self.latent_channels or self.codec.feature_dim, self.latent_kernel, **exact
+        )
 
     @nn.nowrap
     def init_params(self, key: jax.Array) -> dict[str, Any]:
