@@ -100,7 +100,8 @@ class DenoiserBlock(nn.Module):
         width, dtype = self.width, self.dtype
 
         def per_channel(name: str, init: nn.initializers.Initializer) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, (None,)), (width,))
+            boxed = nn.with_logical_partitioning(init, (None,))
+            return jnp.asarray(self.param(name, boxed, (width,)))
 
         def linear(name: str, axes: tuple[str, str], x: jax.Array) -> jax.Array:
             return Linear((width,), (width,), axes, init_std(width), dtype, name=name)(x)
