@@ -38,6 +38,8 @@ class TokenizerOutput:
 class VQVAE(nn.Module):
     """Multi-scale vector-quantised autoencoder (VAR, arXiv 2404.02905, section 3.2).
 
+    With the codec `KLLatent` the same encoder and decoder are a variational one.
+
     The defaults are the released tokenizer. Image sides must be stride * pyramid.grid, where
     stride = patch_size * 2 ** (len(multipliers) - 1).
 
