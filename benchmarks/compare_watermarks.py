@@ -115,7 +115,7 @@ def main() -> None:
         return detection_score(tokens, mark, codec.pyramid, vocab_size, distinct=True)
 
     plain = model.sample(labels, seed=_SEED.value)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, settings in marks(_PAIRS.value).items():
         logging.info("Drawing samples with the mark: %s.", name)
         mark = registry.make("processor", settings, "the mark")

@@ -1,4 +1,4 @@
-"""Compiles the family's training steps and sampling for TPU slices and writes docs/family_on_tpu.md.
+"""Compiles the family's training steps and sampling for TPU slices: docs/family_on_tpu.md.
 
 python -m benchmarks.family_on_tpu                       # every row that is not there yet: hours
 python -m benchmarks.family_on_tpu --methods var,hmar --sizes d16 --topologies v5e:16x16

@@ -37,7 +37,6 @@ def main() -> None:
     from var_jax.demo.answers import Answers
     from var_jax.demo.explorer import Explorer
     from var_jax.demo.export import export
-    from var_jax.demo.requests import Drawing
     from var_jax.parallel import sharding
 
     cli.on_one_host()
@@ -56,7 +55,7 @@ def main() -> None:
         print(f"Wrote {count} drawings; open {_EXPORT.value}/index.html.")
         return
     print("Compiling, so that the page answers at once.", flush=True)
-    answers.draw(Drawing(0, 0, {}, answers.explorer.own_settings()))
+    answers.warm_up()
     loopback = _HOST.value in server.LOOPBACK
     if not loopback:
         print(

@@ -24,6 +24,7 @@ SETTINGS = {
 }
 #: What a tensor axis of four can cut.
 SIZES = {
+    "family/disa": {"model.head.net_width": 96, "model.head.net_heads": 4},
     "family/flowar": {"model.head.net_width": 96, "model.head.net_heads": 4},
     "family/refiner": {"model.head.num_heads": 4},
 }
@@ -99,13 +100,13 @@ def batch(config):
     return read | {"label": (index % 10).astype(np.int32), "index": index}
 
 
-def _trains_as_var(method):
-    """Whether it differs in sampling alone."""
-    configs = [load(name, "smallest").to_dict() for name in ("mnist5k", method)]
-    for config in configs:
-        del config["sampling"]
-    return configs[0] == configs[1]
+def _training(method):
+    """What is not of sampling alone."""
+    config = load(method, "smallest").to_dict()
+    del config["sampling"]
+    return config
 
 
-#: Those that train otherwise than VAR, which comes first.
-TRAINED = ["mnist5k", *(name for name in METHODS if not _trains_as_var(name))]
+#: Those that train otherwise than the ones before, of which VAR comes first.
+_TRAININGS = [_training(name) for name in METHODS]
+TRAINED = [name for i, name in enumerate(METHODS) if _TRAININGS[i] not in _TRAININGS[:i]]

@@ -4,7 +4,7 @@
 
 '' are the 5,000 digits: every method sees as many tokens as configs/mnist5k.py does and has its
 number of parameters within a tenth (`DEPTHS` says how), in three runs; hours on two CPU cores.
-'short' is a seventh of it in one run; 'emoji64' are the methods with VAR's tokenizer on the
+'short' is a fourteenth of it in one run; 'emoji64' are the methods with VAR's tokenizer on the
 pictures of configs/emoji64.py, with settings that were chosen for digits; 'smallest' takes seconds
 a method and means nothing. To take a tokenizer that is there in place of VAR's own:
 
@@ -23,14 +23,14 @@ from ml_collections import ConfigDict
 #: Name -> config. The order is that of the runs and of the tables; first those of VAR's tokenizer.
 METHODS = {
     "var": "mnist5k",
+    "scale_kv": "family/scale_kv",
     "hmar": "family/hmar",
     "mvar": "family/mvar",
     "refiner": "family/refiner",
     "class_names": "family/class_names",
+    "cca": "family/cca",
     "var_small": "mnist5k",
     "code": "family/code",
-    "scale_kv": "family/scale_kv",
-    "cca": "family/cca",
     "flowar": "family/flowar",
     "infinity": "family/infinity",
     "flexvar": "family/flexvar",
@@ -49,13 +49,13 @@ MODELS = (
     ("cca", "train.initial_checkpoint", "var"),
 )
 #: Methods whose tokenizer, classes and levels are those of any VAR.
-ON_EMOJI = ("var", "hmar", "mvar", "refiner", "var_small", "code", "scale_kv", "cca")
+ON_EMOJI = ("var", "scale_kv", "hmar", "mvar", "refiner", "cca", "var_small", "code")
 
 #: Variant -> seeds, tokens seen, steps of a tokenizer (0: its config's), samples, updates of the
 #: classifier.
 VARIANTS = {
     "": ((0, 1, 2), 4300 * 16 * 37, 0, 1000, 800),
-    "short": ((0,), 600 * 16 * 37, 300, 500, 400),
+    "short": ((0,), 300 * 16 * 37, 300, 500, 300),
     "emoji64": ((0, 1, 2), 6000 * 16 * 130, 0, 1000, 800),
     "smallest": ((0, 1), 4 * 16 * 37, 0, 20, 4),
 }
@@ -104,7 +104,7 @@ def _method(name: str, variant: str, tokenizer_steps: int) -> ConfigDict:
         if "restart_until" in config.tokenizer_train:
             config.tokenizer_train.restart_until = tokenizer_steps * 7 // 10
     if name == "cca":
-        config.train.num_steps = {"short": 84, "smallest": 4}.get(variant, 600)
+        config.train.num_steps = {"short": 42, "smallest": 4}.get(variant, 600)
     config.train.log_every = 2 if size else 20
     every = {"short": 100, "smallest": 2}.get(variant, 400)
     config.evaluation = dict(likelihood=True, samples_per_class=0, every=every)

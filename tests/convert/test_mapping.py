@@ -11,6 +11,7 @@ ROWS = (
     Row("blocks/scale", "blocks.{stack}.scale", "1 n 1 1 -> n"),
     Row("stage_{i}/kernel", "down.{i}.conv.weight", "o i h w -> h w i o"),
     Row("phi", "phi.weight", "o i h w -> 1 h w i o"),
+    Row("products", "{part}.weight", "o i -> i o", ("q", "k")),
 )
 SHAPES = {
     "blocks/qkv": (2, 6, 3, 2, 5),
@@ -18,6 +19,7 @@ SHAPES = {
     "stage_0/kernel": (3, 4, 2, 5),
     "stage_11/kernel": (1, 1, 2, 2),
     "phi": (1, 3, 3, 2, 4),
+    "products": (2, 6),
 }
 THERE = {
     "blocks.0.qkv.weight": (30, 6),
@@ -27,6 +29,8 @@ THERE = {
     "down.0.conv.weight": (5, 2, 3, 4),
     "down.11.conv.weight": (2, 2, 1, 1),
     "phi.weight": (4, 2, 3, 3),
+    "q.weight": (3, 2),
+    "k.weight": (3, 2),
 }
 
 
@@ -58,6 +62,8 @@ def test_values():
     kernel = arrays["down.0.conv.weight"]
     np.testing.assert_array_equal(params["stage_0"]["kernel"], np.einsum("oihw->hwio", kernel))
     np.testing.assert_array_equal(params["phi"][0], np.einsum("oihw->hwio", arrays["phi.weight"]))
+    products = np.concatenate([arrays["q.weight"], arrays["k.weight"]]).T
+    np.testing.assert_array_equal(params["products"], products)
     assert all(a.ctypes.data % 64 == 0 for a in mapping.flatten(params).values())
 
 

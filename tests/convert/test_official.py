@@ -12,6 +12,7 @@ from var_jax.convert import mapping, official, var, vqvae
 from var_jax.convert.config import tokenizer_config, transformer_config
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.pyramid import PATCH_NUMS
+from var_jax.transformer.mamba import Mamba2
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 OFFICIAL = GOLDENS / "official"
@@ -180,12 +181,18 @@ def test_buffers_are_those_of_the_official_module():
 
 def test_what_the_official_code_does_not_have_is_not_exported():
     shape = vqvae.infer(layout("b/vae_layout.json"), (1, 2, 4))
-    tokenizer = official.build_tokenizer(shape).clone(multipliers=(1, 2))
+    plain = official.build_tokenizer(shape)
+    tokenizer = plain.clone(multipliers=(1, 2))
     with pytest.raises(ValueError, match="always has multipliers"):
         official.tokenizer_tensors(tokenizer, official.abstract_tokenizer(tokenizer))
+    with pytest.raises(ValueError, match="by area and bicubic, this one by .'cosine', 'bicubic'"):
+        official.tokenizer_tensors(plain.clone(codec=plain.codec.clone(down="cosine")), {})
     network = official.build_network(var.infer(layout("b/var_layout.json"), (1, 2, 4)))
     other = network.transformer.clone(context=RecentLevels(1))
     with pytest.raises(ValueError, match="block-causal"):
+        official.network_tensors(dataclasses.replace(network, transformer=other), {})
+    other = network.transformer.clone(mixer=Mamba2(network.transformer.width))
+    with pytest.raises(ValueError, match="no layer between attention and MLP"):
         official.network_tensors(dataclasses.replace(network, transformer=other), {})
 
 

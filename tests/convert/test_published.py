@@ -123,13 +123,13 @@ def test_an_imported_tokenizer_gives_the_tokens_and_pictures_of_its_code(tokeniz
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
 
     @jax.jit
-    def run(images):
+    def run(params, images):
         apply = functools.partial(module.apply, {"params": params})
         features = apply(images, method="features")
         tokens = apply(images, method="encode")
         return features, tokens, apply(tokens, method="decode_tokens")
 
-    features, tokens, pictures = run(images.transpose(0, 2, 3, 1))
+    features, tokens, pictures = run(params, images.transpose(0, 2, 3, 1))
     close(features, outputs["features"])
     np.testing.assert_array_equal(tokens, outputs["tokens" if name == "flexvar" else "bits"])
     close(pictures[:1], np.clip(outputs["decoded"], -1, 1))

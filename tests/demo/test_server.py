@@ -12,6 +12,7 @@ from PIL import Image
 from var_jax.demo import server
 
 DRAWING = {"label": 3, "seed": 5, "temperature": 2.0, "pins": [[2, 7]]}
+NO_JSON = "The request is no JSON, or nested too deeply."
 MASK = "00ff00ff" * 32
 
 
@@ -59,9 +60,9 @@ def test_python_makes_the_same_picture(page, asked):
 def test_a_wrong_request_gets_a_sentence(page):
     for body, message in (
         ({"label": 3}, "seed is missing; give a whole number from 0 to 4294967295."),
-        (b"{", "The request is no JSON."),
-        (b"\xff", "The request is no JSON."),
-        (b"[" * 30000, "The request is nested too deeply."),
+        (b"{", NO_JSON),
+        (b"\xff", NO_JSON),
+        (b"[" * 30000, NO_JSON),
         (b'{"label": 3, "seed": NaN}', "seed is nan; give a whole number from 0 to 4294967295."),
     ):
         assert page.ask("/draw", body) == (400, {"error": message})

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from var_jax.context import OwnScale, RecentLevels
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.parallel import sharding
-from var_jax.plan.flops import forward_flops, num_parameters, program_flops
+from var_jax.plan.flops import forward_flops, num_parameters, program_flops, times_computed
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.var import VAR
 
@@ -34,6 +35,19 @@ def test_products_loops_and_branches():
         x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     assert traced(conv, image, kernel) == 2 * (2 * 8 * 8 * 16) * (3 * 3 * 4)
+
+
+def test_a_named_value_counts_as_often_as_it_is_computed():
+    def body(c, _):
+        return checkpoint_name(c + 1, "mine"), None
+
+    def run(x):
+        x = checkpoint_name(x, "other")
+        x, _ = jax.lax.scan(body, jax.jit(lambda x: checkpoint_name(x, "mine"))(x), None, length=5)
+        return x
+
+    traced = jax.jit(run).trace(0.0).jaxpr
+    assert times_computed(traced, "mine") == 6 and times_computed(traced, "other") == 1
 
 
 def test_rematerialisation_counts():

@@ -13,7 +13,7 @@ from small_network import filled
 from var_jax import build
 from var_jax.evaluation.small_sets.small_set import LabelledImages
 from var_jax.plan import flops
-from var_jax.studies import comparison, comparison_report, comparison_scores
+from var_jax.studies import comparison, comparison_report, comparison_scores, small_set_run
 from var_jax.studies.comparison_costs import drawing_costs
 
 
@@ -174,7 +174,7 @@ def test_a_given_tokenizer_is_not_trained(tmp_path, config, calls):
     comparison.Study(config, tmp_path).run()
     assert [call[1] for call in calls] == ["transformer", "transformer"]
     text = (tmp_path / "comparison.md").read_text()
-    assert "Mean over one run" in text and "| 0.800 |" in text
+    assert "One run of each method" in text and "| 0.800 |" in text
 
 
 def costs(name, **sampling):
@@ -204,11 +204,17 @@ def test_passes_and_cache_are_those_of_the_traced_program():
     assert costs("family/hmar")[1].cache_bytes == 0
 
 
-def test_a_run_of_one_method_as_it_is(tmp_path, config):
-    """Nothing is replaced; the tokenizer is an untrained one, and its tokens are random."""
+def test_a_run_of_one_method_as_it_is(tmp_path, config, monkeypatch):
+    """The tokenizer is an untrained one; its tokens and the real pictures are random."""
     given = methods.prepare(tmp_path, "mnist5k")
-    for one in config.methods.values():
-        del one.data.transform["affine"]
+
+    def pictures(config, split, augment=False):
+        labels = np.arange(40) % 10
+        values = np.random.default_rng(len(split)).integers(0, 256, (40, 32, 32, 1))
+        return LabelledImages(values.astype(np.uint8), labels)
+
+    monkeypatch.setattr(comparison_scores, "real_images", pictures)
+    monkeypatch.setattr(small_set_run, "real_images", pictures)
     config.comparison.update(methods=("var",), seeds=(0,), tokens_seen=2 * 16 * 37)
     config.update(given)
     config.methods.var.train.batch_size = 8

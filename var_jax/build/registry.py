@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, str]] = {
     "head": {
         "bitwise": "var_jax.heads.bitwise:BitwiseHead",
         "categorical": "var_jax.heads.categorical:CategoricalHead",
+        "diffusion": "var_jax.heads.diffusion:DiffusionHead",
         "flow": "var_jax.heads.flow:FlowHead",
         "refiner": "var_jax.heads.refiner:RefinerHead",
     },

@@ -27,10 +27,7 @@ ROWS = (
     *(row for row in var.ROWS if row.ours not in ("transformer/position", "transformer/level")),
     Row("transformer/position", "pos_1LC", "1 c y x -> y x c"),
 )
-_BUFFERS = (
-    *(r"attn_bias_for_masking", r"lvl_1L", r"patch_nums", r"mask"),
-    r"blocks\.\d+\.attn\.zero_k_bias",
-)
+_BUFFERS = (r"attn_bias_for_masking", r"blocks\.\d+\.attn\.zero_k_bias")
 
 
 def _infer(
@@ -151,6 +148,7 @@ def _build_tokenizer(shape: vqvae.TokenizerShape, tensors: Tensors) -> VQVAE:
         num_res_blocks=shape.num_res_blocks,
         attention=shape.attention,
         latent_channels=tensors["encoder.conv_out.weight"].shape[0],
+        latent_kernel=1,
     )
 
 

@@ -66,6 +66,7 @@ def _build(shape: vqvae.TokenizerShape, tensors: Tensors) -> VQVAE:
         multipliers=shape.multipliers,
         num_res_blocks=shape.num_res_blocks,
         attention=shape.attention,
+        latent_kernel=1,
     )
 
 

@@ -30,6 +30,7 @@ _FIXED = {
     "norm_groups": 32,
     "patch_size": 1,
     "latent_channels": 0,
+    "latent_kernel": 3,
 }
 
 

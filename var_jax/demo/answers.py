@@ -55,6 +55,11 @@ class Answers:
             "stored": None,
         }
 
+    def warm_up(self) -> None:
+        """Draws and paints once, so that all programs are compiled."""
+        drawing = Drawing(0, 0, {}, self.explorer.own_settings())
+        self.paint(Painting(drawing, np.ones(mask_shape(self.explorer), bool), 0, 0))
+
     def draw(self, drawing: Drawing) -> dict[str, Any]:
         """A drawing."""
         return self._answer(self._drawn(drawing), self._python(drawing))
@@ -72,11 +77,9 @@ class Answers:
         return self.explorer.draw(drawing.label, **asked)
 
     def _answer(self, drawn: Drawn, python: str) -> dict[str, Any]:
-        answer = {"image": self._picture(drawn.image), "python": python, "levels": []}
-        if drawn.levels is None:
-            return answer
+        levels = []
         pyramid = self.explorer.pyramid
-        for k, image in enumerate(drawn.levels):
+        for k, image in enumerate(() if drawn.levels is None else drawn.levels):
             part = pyramid.level(k)
             found = {
                 "image": self._picture(image),
@@ -86,8 +89,8 @@ class Answers:
                 "candidates": drawn.candidates[part].tolist(),
                 "candidate_probability": _rounded(drawn.candidate_probability[part]),
             }
-            answer["levels"].append(found)
-        return answer
+            levels.append(found)
+        return {"image": self._picture(drawn.image), "python": python, "levels": levels}
 
     def _picture(self, image: np.ndarray) -> str:
         """A picture as the address of itself."""

@@ -46,7 +46,8 @@ class Painting:
 
 def mask_shape(explorer: Explorer) -> tuple[int, int]:
     """(h, w) of a mask's cells, each of as many pixels as the other."""
-    return tuple(math.gcd(n, MASK_SIDE) for n in explorer.model.image_shape[:2])
+    height, width, _ = explorer.model.image_shape
+    return math.gcd(height, MASK_SIDE), math.gcd(width, MASK_SIDE)
 
 
 def mask_of(cells: np.ndarray, explorer: Explorer) -> np.ndarray:
@@ -80,6 +81,8 @@ def read_painting(given: Any, explorer: Explorer) -> Painting:
     """
     given = _fields(given, ["drawing", "mask", "label", "seed"])
     shape, mask = mask_shape(explorer), given.get("mask")
+    if isinstance(mask, str) and not mask.strip("0"):
+        raise ValueError("mask is empty; brush over what is to be drawn anew first.")
     count = math.prod(shape)
     digits = 2 * math.ceil(count / 8)
     try:
@@ -92,8 +95,6 @@ def read_painting(given: Any, explorer: Explorer) -> Painting:
             f"{shape[0]} x {shape[1]} cells."
         )
     cells = np.unpackbits(np.frombuffer(data, np.uint8), count=count).reshape(shape).astype(bool)
-    if not cells.any():
-        raise ValueError("mask is empty; brush over what is to be drawn anew first.")
     return Painting(
         read_drawing(given.get("drawing"), explorer),
         cells,

@@ -139,11 +139,11 @@ def application(
     def of_request(read: Callable[..., Any], answer: Callable[..., Any]) -> Callable[..., Any]:
         def work(body: bytes) -> dict[str, Any]:
             try:
-                asked = read(json.loads(body), answers.explorer)
-            except RecursionError:
-                raise Refused(400, "The request is nested too deeply.") from None
-            except json.JSONDecodeError:
-                raise Refused(400, "The request is no JSON.") from None
+                given = json.loads(body)
+            except (ValueError, RecursionError):
+                raise Refused(400, "The request is no JSON, or nested too deeply.") from None
+            try:
+                asked = read(given, answers.explorer)
             except ValueError as error:
                 raise Refused(400, str(error)) from None
             return answer(asked)

@@ -132,7 +132,8 @@ def classify(
         raise ValueError("This model's head draws, but has no likelihood to classify by.")
     transformer = network.transformer
     stages = cascade.stages(transformer.pyramid.num_levels, transformer.num_classes)
-    features = tokenizer.apply({"params": tokenizer_params}, images, method="features")
+    codec: Any = tokenizer.codec
+    features: Any = tokenizer.apply({"params": tokenizer_params}, images, method="features")
 
     def lesson(number: int) -> Lesson:
         """Of a copy; number 0 is the image itself."""
@@ -141,9 +142,10 @@ def classify(
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
             noise = jax.vmap(lambda key: jax.random.normal(key, features.shape[1:]))(own)
             noisy = features + cascade.noise * noise
-        codec = {"params": tokenizer_params.get("codec", {})}
-        source = tokenizer.codec.apply(codec, noisy, method="read")
-        return tokenizer.codec.apply(codec, source, transformer.pyramid, method="lesson")
+        variables = {"params": tokenizer_params.get("codec", {})}
+        source = codec.apply(variables, noisy, method="read")
+        found: Lesson = codec.apply(variables, source, transformer.pyramid, method="lesson")
+        return found
 
     lessons = [lesson(number) for number in range(max(copies for _, _, copies in stages))]
     labels = jnp.arange(transformer.num_classes, dtype=jnp.int32)

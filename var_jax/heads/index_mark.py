@@ -56,7 +56,8 @@ def leaving(
     """
     red = np.zeros(logits.shape[-1], bool)
     red[pairs[:, 0]] = True
-    return red & (log_ratios(logits, partners(pairs, logits.shape[-1])) <= threshold)
+    near = log_ratios(logits, partners(pairs, logits.shape[-1])) <= threshold
+    return jnp.logical_and(red, near)
 
 
 @dataclasses.dataclass(frozen=True)

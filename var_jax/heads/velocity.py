@@ -20,7 +20,7 @@ from var_jax.transformer.rotary import rotate_pairs
 #: Side of the grid on which rotary positions stand, whatever the level's own.
 _ROTARY_GRID = 16
 #: Sines and cosines of the time, which is read in thousandths.
-_TIME_FREQUENCIES = 128
+TIME_FREQUENCIES = 128
 
 
 class VelocityNet(nn.Module):
@@ -122,7 +122,7 @@ class VelocityNet(nn.Module):
             attention *= 2
             level = 3 * width**2
         ends = (2 * self.channels + hidden + 2 * width) * width
-        time = 2 * _TIME_FREQUENCIES * width + width**2
+        time = 2 * TIME_FREQUENCIES * width + width**2
         products = tokens * (self.depth * token + ends)
         return 2.0 * (products + self.depth * (attention + levels * level) + levels * time)
 
@@ -248,7 +248,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, times: Float[jax.Array, "B k"]) -> Float[jax.Array, "B k C"]:
-        size = _TIME_FREQUENCIES
+        size = TIME_FREQUENCIES
         frequencies = np.exp(-math.log(10_000) * np.arange(size, dtype=np.float32) / size)
         angles = jnp.floor(times * 1000)[..., None] * frequencies.astype(np.float32)
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

@@ -61,9 +61,9 @@ def methods_of(config: ConfigDict) -> list[Method]:
             _set_steps(own, settings)
         values = own.to_dict()
         read = {key: values.get(key) for key in _OF_TOKENIZER}
-        trained = {k: v for k, v in values.items() if k not in _NOT_OF_TRAINING}
+        rest = {k: v for k, v in values.items() if k not in _NOT_OF_TRAINING}
         tokenizer = tokenizers.setdefault(_text(read), name)
-        training = trainings.setdefault(_text([trained, started]), name)
+        training = trainings.setdefault(_text([rest, started]), name)
         found.append(Method(name, own, tokenizer, training, models))
     return found
 
@@ -116,13 +116,14 @@ class Study:
 
         The results are written after each method in the first seed, then after each seed.
         """
-        settings, first = self._settings, self._settings.seeds[0]
+        settings = self._settings
         for count, seed in enumerate(settings.seeds, 1):
             for number, method in enumerate(self._methods, 1):
-                if not self._scores_file(method, seed).exists():
+                new = not self._scores_file(method, seed).exists()
+                if new:
                     logging.info("%s, seed %d.", method.name, seed)
                     self._score(method, seed)
-                if seed == first or number == len(self._methods):
+                if number == len(self._methods) or (new and count == 1):
                     write_report(self._folder, settings.methods[:number], settings.seeds[:count])
 
     def _score(self, method: Method, seed: int) -> None:

@@ -56,18 +56,19 @@ def drawing_costs(
 
         def hidden(self, params: Any, *args: Any, **kwargs: Any) -> Any:
             caches = [x for x in (*args, *kwargs.values()) if isinstance(x, Cache)]
-            held.extend(_bytes(cache.replace(modulation=None)) for cache in caches)
+            held.extend(_bytes(dataclasses.replace(x, modulation=None)) for x in caches)
             hidden, cache = super().hidden(params, *args, **kwargs)
             return checkpoint_name(hidden, _PASS), cache
 
     def watched(value: Any) -> Any:
         return Watched(value.transformer, value.head) if isinstance(value, Network) else value
 
-    fields = {f.name: watched(getattr(decoder, f.name)) for f in dataclasses.fields(decoder)}
-    decoder = dataclasses.replace(decoder, **fields)
+    made: Any = decoder  # A protocol says nothing of fields.
+    fields = {f.name: watched(getattr(made, f.name)) for f in dataclasses.fields(made)}
+    made = dataclasses.replace(made, **fields)
 
     def draw(params, codec_params, own_params, given, keys):
-        made = decoder(
+        found = made(
             watched(network),
             params,
             tokenizer.codec,
@@ -76,7 +77,7 @@ def drawing_costs(
             keys,
             own_params=own_params,
         )
-        return made.features
+        return found.features
 
     traced = jax.make_jaxpr(draw)(
         params,

@@ -13,7 +13,7 @@ from var_jax import paths
 from var_jax.evaluation.report import line_plots, markdown_table
 
 _NOTES = """\
-Mean over {runs}, +- half of the range. {samples}
+{runs}
 Loss: nats per token of held-out tokens; in brackets where the tokenizer is another one, whose \
 tokens say more or less, so that the numbers cannot be compared; = names the method whose trained \
 model it is. Label accuracy, Frechet distance: by a classifier of the real pictures, which gets \
@@ -100,10 +100,9 @@ def tables(
         for name, found in runs.items()
     ]
     count = len(runs[first])
-    samples = "One run says nothing of the spread." if count == 1 else ""
-    notes = _NOTES.format(
-        runs=f"{count} runs" if count > 1 else "one run", samples=samples, real=real
-    )
+    many = f"Means over {count} runs, +- half of the range."
+    one = "One run of each method, which says nothing of the spread."
+    notes = _NOTES.format(runs=many if count > 1 else one, real=real)
     quality_names = ("method", "tokenizer", "million parameters", "loss", "label accuracy")
     return "\n\n".join(
         [

@@ -38,6 +38,8 @@ class TokenizerOutput:
 class VQVAE(nn.Module):
     """Multi-scale vector-quantised autoencoder (VAR, arXiv 2404.02905, section 3.2).
 
+    With the codec `KLLatent` the same encoder and decoder are a variational one.
+
     The defaults are the released tokenizer. Image sides must be stride * pyramid.grid, where
     stride = patch_size * 2 ** (len(multipliers) - 1).
 
@@ -60,8 +62,9 @@ class VQVAE(nn.Module):
         every backend, at six passes of a TPU's matrix unit: the tokens are those of a CPU and of
         the official code, but for near ties. 'high' takes three passes; 'default' one, in
         bfloat16 (TensorFloat-32 on NVIDIA GPUs), and gives other tokens.
-      latent_channels: between the encoder, or the decoder, and the 1x1 convolution beside the
-        codec; 0 is the codec's feature channels.
+      latent_channels: between the encoder, or the decoder, and the convolution beside the codec; 0
+        is the codec's feature channels.
+      latent_kernel: side of the kernels of these two convolutions.
     """
 
     codec: Codec
@@ -77,6 +80,7 @@ class VQVAE(nn.Module):
     remat: Changeable[bool] = False
     encoder_precision: str = "highest"
     latent_channels: int = 0
+    latent_kernel: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,8 +109,10 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(self.image_channels, **settings)
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
-        self.quant_conv = conv(self.codec.encoded_dim, **exact)
-        self.post_quant_conv = conv(self.latent_channels or self.codec.feature_dim, **exact)
+        self.quant_conv = conv(self.codec.encoded_dim, self.latent_kernel, **exact)
+        self.post_quant_conv = conv(
+            self.latent_channels or self.codec.feature_dim, self.latent_kernel, **exact
+        )
 
     @nn.nowrap
     def init_params(self, key: jax.Array) -> dict[str, Any]:

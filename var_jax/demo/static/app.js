@@ -13,7 +13,8 @@
     if (facts.stored) {
       const guided = body.cfg === undefined || [body.cfg].flat().some(Boolean);
       const found = facts.stored[`${body.label}/${body.seed}${guided ? "" : "/unguided"}`];
-      if (!found) throw new Error(`seed is ${body.seed ?? "missing"}; 0 to ${byId("seed").max} are stored.`);
+      const highest = byId("seed").max;
+      if (!found) throw new Error(`seed is ${body.seed ?? "missing"}; 0 to ${highest} are stored.`);
       return found;
     }
     let reply;
@@ -52,8 +53,10 @@
     }
   }
 
+  const setLink = () => history.replaceState(null, "", `#${Settings.toHash()}`);
+
   function draw() {
-    history.replaceState(null, "", `#${Settings.toHash()}`);
+    setLink();
     const asked = Settings.drawing();
     return show(async () => {
       const pinned = Boolean(asked.pins?.length);
@@ -86,10 +89,7 @@
   }
 
   function paint() {
-    state.mask = Paint.toHex();
-    state.paint_label = Number(byId("paint-label").value);
-    state.paint_seed = byId("paint-seed").value === "" ? null : Number(byId("paint-seed").value);
-    history.replaceState(null, "", `#${Settings.toHash()}`);
+    setLink();
     return show(async () => {
       const answer = await ask("paint", painting());
       return () => showPainted(answer);
@@ -103,11 +103,13 @@
   }
 
   function pin(position, code) {
-    if (position === null) state.pins = {};
-    else state.pins = { ...state.pins, [position]: code };
+    const before = state.pins;
+    state.pins = position === null ? {} : { ...before, [position]: code };
     draw().then(() => {
-      // A code that was refused is not kept.
-      if (!byId("error").hidden && position !== null) delete state.pins[position];
+      if (byId("error").hidden) return;
+      // What was refused is not kept.
+      state.pins = before;
+      setLink();
     });
   }
 
@@ -144,7 +146,10 @@
     byId("python-box").open = true;
     copy(byId("python").textContent, "the Python");
   });
-  byId("link").addEventListener("click", () => copy(location.href, "the link"));
+  byId("link").addEventListener("click", () => {
+    setLink();
+    copy(location.href, "the link");
+  });
   addEventListener("hashchange", open);
   open();
 })();

@@ -74,7 +74,8 @@ const Pyramid = (() => {
       grid.setAttribute("aria-label", `Tokens of level ${k + 1}`);
       for (let i = 0; i < h * w; i++) {
         const position = offsets[k] + i;
-        const cell = element("button", { type: "button", className: "token", tabIndex: i ? -1 : 0 });
+        const cell = element("button", { type: "button", className: "token" });
+        cell.tabIndex = i ? -1 : 0;
         cell.dataset.position = position;
         cell.addEventListener("click", () => choose(position));
         cell.addEventListener("keydown", (event) => {
@@ -123,10 +124,10 @@ const Pyramid = (() => {
     inspect();
   }
 
-  function bar(position, code, p, current) {
+  function bar(position, code, p, most, current) {
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = facts.palette[code];
-    const meter = element("meter", { min: 0, max: 1, value: p, ariaLabel: "probability" });
+    const meter = element("meter", { min: 0, max: most, value: p, ariaLabel: "probability" });
     const put = current ? "is here" : element("button", { type: "button",
       textContent: "put here", ariaLabel: `put code ${code} here` });
     if (!current) put.addEventListener("click", () => pin(position, code));
@@ -140,7 +141,8 @@ const Pyramid = (() => {
   function inspect() {
     const box = byId("inspector");
     if (chosen === null) {
-      box.replaceChildren(element("p", { className: "hint", textContent: "No token is chosen yet." }));
+      const hint = { className: "hint", textContent: "No token is chosen yet." };
+      box.replaceChildren(element("p", hint));
       return;
     }
     const code = told(answer, chosen, "tokens");
@@ -154,18 +156,19 @@ const Pyramid = (() => {
     const table = element("table", {},
       element("thead", {}, element("tr", {}, ...["code", "probability", "", ""].map((text) =>
         element("th", { textContent: text })))),
-      element("tbody", {}, ...rows.map(([other, chance]) => bar(chosen, other, chance, other === code))));
+      element("tbody", {}, ...rows.map(([other, chance]) =>
+        bar(chosen, other, chance, chances[0], other === code))));
     box.replaceChildren(element("p", { id: "token-summary", textContent: summary }), table);
     if (facts.stored) return;
     const input = element("input", { type: "number", id: "any-code", min: 0,
       max: facts.vocab_size - 1, value: code });
     const put = element("button", { type: "button", id: "put-any", textContent: "Put here" });
     const position = chosen;
-    put.addEventListener("click", () => pin(position, input.value === "" ? null : Number(input.value)));
+    put.addEventListener("click", () => pin(position, Settings.numberOf(input.value)));
     const line = element("div", { className: "buttons" },
       element("label", { htmlFor: "any-code", textContent: "Any other code" }), input, put);
     if (Object.keys(Settings.state.pins).length) {
-      const undo = element("button", { type: "button", id: "unpin", textContent: "Undo all changes" });
+      const undo = element("button", { type: "button", id: "unpin" }, "Undo all changes");
       undo.addEventListener("click", () => pin(null));
       line.append(undo);
     }

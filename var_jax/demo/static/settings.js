@@ -55,8 +55,13 @@ const Settings = (() => {
       });
       levels.append(input);
     }
-    slider.addEventListener("input", () => { state[name] = Number(slider.value); show(); changed(); });
-    box.addEventListener("input", () => { state[name] = numberOf(box.value); show(box); changed(); });
+    for (const input of [slider, box]) {
+      input.addEventListener("input", () => {
+        state[name] = numberOf(input.value);
+        show(input);
+        changed();
+      });
+    }
     each.addEventListener("change", () => {
       const value = state[name];
       if (each.checked) {
@@ -106,11 +111,12 @@ const Settings = (() => {
   function toHash() {
     const own = defaults();
     const found = new URLSearchParams();
-    for (const [name, value] of Object.entries(state)) {
-      const text = name === "pins"
-        ? Object.entries(value).map(([at, code]) => `${at}.${code}`).join("_")
-        : String(Array.isArray(value) ? value.join("_") : value);
-      const usual = name === "pins" ? "" : String(Array.isArray(own[name]) ? own[name].join("_") : own[name]);
+    const join = (value) => (Array.isArray(value) ? value.join("_") : String(value));
+    const pairs = (pins) => Object.entries(pins).map(([at, code]) => `${at}.${code}`);
+    const textOf = (values, name) => join(name === "pins" ? pairs(values.pins) : values[name]);
+    for (const name of Object.keys(own)) {
+      const text = textOf(state, name);
+      const usual = textOf(own, name);
       if (text !== usual || name === "label" || name === "seed") found.set(name, text);
     }
     return found.toString();
@@ -135,7 +141,9 @@ const Settings = (() => {
   /** What the server is asked to draw. */
   function drawing() {
     const asked = { label: state.label, seed: state.seed };
-    if (names.length) asked.pins = Object.entries(state.pins).map(([at, code]) => [Number(at), code]);
+    if (names.length) {
+      asked.pins = Object.entries(state.pins).map(([at, code]) => [Number(at), code]);
+    }
     for (const name of names) asked[name] = state[name];
     return asked;
   }
@@ -172,6 +180,12 @@ const Settings = (() => {
       show();
       changed();
     });
+    byId("paint-label").addEventListener("change", () => {
+      state.paint_label = Number(byId("paint-label").value);
+    });
+    byId("paint-seed").addEventListener("input", () => {
+      state.paint_seed = numberOf(byId("paint-seed").value);
+    });
     byId("compare").addEventListener("change", () => {
       state.compare = byId("compare").checked;
       changed();
@@ -182,7 +196,10 @@ const Settings = (() => {
       changed();
     });
     byId("compare-row").hidden = !names.length;
+    byId("more").hidden ||= !names.length;
+    // On a small screen the picture comes first.
+    byId("more").open = matchMedia("(min-width: 46rem)").matches;
   }
 
-  return { state, start, show, toHash, fromHash, drawing, names };
+  return { state, numberOf, start, show, toHash, fromHash, drawing, names };
 })();

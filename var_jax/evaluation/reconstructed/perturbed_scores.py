@@ -7,12 +7,12 @@ of a generator where rFID, of codes that are all right, does not.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import struct
 from jaxtyping import PyTree, UInt8
 
 from var_jax.evaluation.distances.frechet import GaussianStatistics, frechet_distance
@@ -24,7 +24,7 @@ from var_jax.quantizers.perturbation import Perturbation
 from var_jax.tokenizer.vqvae import VQVAE
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class PerturbedScores:
     """What perturbed codes decode to, against the originals.
 
@@ -36,7 +36,7 @@ class PerturbedScores:
 
     pfid: float
     distances: tuple[float, ...]
-    strengths: tuple[tuple[float, int], ...] = struct.field(pytree_node=False)
+    strengths: tuple[tuple[float, int], ...]
 
 
 class PerturbedFID:
@@ -86,9 +86,10 @@ class PerturbedFID:
         self._builders = [SummaryBuilder(sizes, False) for _ in builders]
 
         def vectors(params, images):
-            variables = {"params": params}
-            features = tokenizer.apply(variables, to_float(images), method="features")
-            return codec.apply({"params": params["codec"]}, features, method="quantize").vectors
+            def chosen_for(tokenizer, images):
+                return tokenizer.codec.quantize(tokenizer.features(images)).vectors
+
+            return tokenizer.apply({"params": params}, to_float(images), method=chosen_for)
 
         def replaced(params, vectors, index, perturbation):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
