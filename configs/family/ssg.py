@@ -6,9 +6,9 @@ any config is drawn so by launch.sample and launch.evaluate with
     --sampling '{"guidance": {"kind": "ssg", "beta": 0.3}}'
 
 cfg and its schedule stay what they are. beta may be one number for each level. The paper lets it
-fall from level to level and does not say its values, so those here are guesses: docs/decoding.md
-has what they do to digits; nothing has been measured at ImageNet scale (published for 256 px: FID
-3.42 to 3.27 with d16, 2.02 to 1.68 with d30).
+fall from level to level and does not say its values, so those here are guesses, and what they do to
+scores has not been measured; benchmarks.compare_decoding does so for a small model. Published for
+256 px: FID 3.42 to 3.27 with d16, 2.02 to 1.68 with d30.
 """
 
 import pathlib

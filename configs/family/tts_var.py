@@ -11,8 +11,8 @@ one here, which needs nothing), 'classifier', 'feature_distance' (launch.train_c
 their file) or any function: {"kind": "function", "function": "my_module:score"}.
 
 The paper's candidates are 8,8,6,6,6,4,2,2,2,1,1,1,1 for the 13 levels of a text-to-image model at
-1024 px; those for the 10 levels of 256 px are a guess. docs/decoding.md has what a search does to
-digits.
+1024 px; those for the 10 levels of 256 px are a guess, whose effect has not been measured.
+benchmarks.compare_decoding measures searches on a small model.
 """
 
 import pathlib

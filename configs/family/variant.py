@@ -7,7 +7,8 @@ config is sampled so by launch.sample and launch.evaluate with
     --sampling '{"decoder": {"kind": "elastic_depth", "num_blocks": 16, "num_whole": 7}}'
 
 Published for the supernet of 30 blocks at 256 px: FID 1.95 whole, 2.05 with 16, 2.12 with 8, 2.97
-with 2. docs/decoding.md has what it does to digits, without such training.
+with 2. What it costs without such training has not been measured; benchmarks.compare_decoding does
+so for a small model.
 """
 
 import pathlib

@@ -155,5 +155,5 @@ def _curves(runs: dict[str, list[dict[str, Any]]]) -> bytes:
             continue
         curves = np.mean([run["curve"] for run in found], axis=0)
         label = f"held-out loss, tokenizer of {found[0]['tokenizer']}"
-        panels.setdefault(label, {})[name] = [(float(x), float(y)) for x, y in curves]
-    return line_plots(panels, "tokens seen in training")
+        panels.setdefault(label, {})[name] = [(float(x) / 1e3, float(y)) for x, y in curves]
+    return line_plots(panels, "thousand tokens seen in training")
