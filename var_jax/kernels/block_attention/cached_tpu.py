@@ -64,7 +64,10 @@ def choose_groups(layout: Layout, num_queries: int, lengths: Sequence[int], vmem
     return next(fitting, 0)
 
 
-def _kernel(_, q_ref, *refs, layout: Layout, groups: int, lengths: tuple[int, ...], scale: float):
+def _kernel(
+    block_ref, q_ref, *refs, layout: Layout, groups: int, lengths: tuple[int, ...], scale: float
+):
+    del block_ref  # Read by the index maps.
     levels, (o_ref, keys_ref, values_ref) = refs[:-3], refs[-3:]
     starts = rows_of_levels(lengths)
     num_queries, padded = q_ref.shape[0], starts[-1]
