@@ -30,7 +30,7 @@ def test_without_a_checkpoint_it_trains_the_smallest_and_serves_it(tmp_path):
             line = process.stdout.readline()
             assert line, said
             said += line
-        assert "the smallest model is trained in" in said
+        assert "the smallest model is trained now" in said
         [address] = re.findall(r"http://127\.0\.0\.1:\d+/", said)
         with urllib.request.urlopen(f"{address}data.js") as reply:
             facts = json.loads(reply.read().decode().split("=", 1)[1].rstrip(";\n"))
