@@ -55,14 +55,14 @@ class Perturbation:
     def draw(self, keys: jax.Array, length: int) -> Replacements:
         """For `length` tokens of each example, one PRNG key for each [B]."""
 
-        def of_example(key: jax.Array) -> Replacements:
+        def of_example(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             example_key, token_key, rank_key = jax.random.split(key, 3)
             example = jax.random.uniform(example_key) < self.example_rate
             tokens = jax.random.uniform(token_key, (length,)) < self.token_rate
             rank = jax.random.randint(rank_key, (length,), 0, self.num_nearest)
-            return Replacements(example & tokens, rank)
+            return example & tokens, rank
 
-        return jax.vmap(of_example)(keys)
+        return Replacements(*jax.vmap(of_example)(keys))
 
     def codes(
         self,
