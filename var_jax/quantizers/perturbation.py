@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from var_jax.quantizers.nearest import ranked_codes
 
@@ -17,12 +17,13 @@ class Replacements:
     """Which tokens of a batch take another code.
 
     Attributes:
-      replaced: which they are.
-      rank: the place of the code that each takes among the nearest ones, 0 the nearest of all.
+      replaced: which they are, bool [B, n].
+      rank: int32 [B, n], the place of the code that each takes among the nearest ones, 0 the nearest
+        of all.
     """
 
-    replaced: Bool[jax.Array, "B n"]
-    rank: Int[jax.Array, "B n"]
+    replaced: jax.Array
+    rank: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
