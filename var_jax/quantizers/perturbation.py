@@ -18,8 +18,8 @@ class Replacements:
 
     Attributes:
       replaced: which they are, bool [B, n].
-      rank: int32 [B, n], the place of the code that each takes among the nearest ones, 0 the nearest
-        of all.
+      rank: int32 [B, n], the place of the code that each takes among the nearest ones; 0 is the
+        nearest of all.
     """
 
     replaced: jax.Array
