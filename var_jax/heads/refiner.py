@@ -32,8 +32,10 @@ from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.attention import masked_attention
 from var_jax.transformer.block import MLP
-from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.layers import Linear, init_std, layer_norm
+
+#: Keys and values of a level's tokens in a block, [B, n, heads, head_dim] each; stacked over blocks.
+LevelCache = tuple[jax.Array, jax.Array]
 
 #: Width of an attention head where no number of heads is given.
 _HEAD_DIM = 64
@@ -258,9 +260,9 @@ class Refiner(nn.Module):
         hidden: Float[jax.Array, "B n C"],
         before: Int[jax.Array, "B n"],
         pyramid: ScalePyramid | None,
-        cache: KeysValues | None = None,
+        cache: LevelCache | None = None,
         index: jax.Array | None = None,
-    ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
+    ) -> tuple[Float[jax.Array, "B n C"], LevelCache | None]:
         """All tokens of some levels, or the next one of a level.
 
         Args:
@@ -297,12 +299,12 @@ class Refiner(nn.Module):
         return loop(CausalBlock(self.width, self.num_heads, self.dtype, name="blocks"), x, cache)
 
     @nn.nowrap
-    def cache(self, batch: int, count: int) -> KeysValues:
+    def cache(self, batch: int, count: int) -> LevelCache:
         """Room for the keys and values of a level of so many tokens."""
         shape = (self.depth, batch, count, self.num_heads, self.width // self.num_heads)
         axes = ("layers", "batch", "length", "act_heads", None)
         empty = nn.with_logical_constraint(jnp.zeros(shape, self.dtype), axes)
-        return KeysValues(empty, empty)
+        return empty, empty
 
 
 class CausalBlock(nn.Module):
@@ -317,9 +319,9 @@ class CausalBlock(nn.Module):
         self,
         x: Float[jax.Array, "B n C"],
         pyramid: ScalePyramid | None,
-        cache: KeysValues | None,
+        cache: LevelCache | None,
         index: jax.Array | None,
-    ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
+    ) -> tuple[Float[jax.Array, "B n C"], LevelCache | None]:
         """Args, Returns: see `Refiner`."""
         attention = CausalAttention(self.num_heads, self.dtype, name="attention")
         y, cache = attention(layer_norm(x).astype(self.dtype), pyramid, cache, index)
@@ -345,9 +347,9 @@ class CausalAttention(nn.Module):
         self,
         x: Float[jax.Array, "B n C"],
         pyramid: ScalePyramid | None,
-        cache: KeysValues | None,
+        cache: LevelCache | None,
         index: jax.Array | None,
-    ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
+    ) -> tuple[Float[jax.Array, "B n C"], LevelCache | None]:
         """Args, Returns: see `Refiner`."""
         width, dtype = x.shape[-1], self.dtype
         std, head_dim = init_std(width), width // self.num_heads
@@ -374,9 +376,9 @@ class CausalAttention(nn.Module):
             out = jnp.concatenate(causal, 1)
         else:
             put = jax.lax.dynamic_update_slice_in_dim
-            cache = KeysValues(put(cache.keys, k, index, 1), put(cache.values, v, index, 1))
-            known = (jnp.arange(cache.length) <= index)[None, None, None]
-            out = masked_attention(q, cache.keys, cache.values, known)
+            cache = put(cache[0], k, index, 1), put(cache[1], v, index, 1)
+            known = (jnp.arange(cache[0].shape[1]) <= index)[None, None, None]
+            out = masked_attention(q, *cache, known)
         axes = ("heads", "head_dim", "embed")
         out = Linear((self.num_heads, head_dim), (width,), axes, 0.0, dtype, name="out")(out)
         return out, cache
