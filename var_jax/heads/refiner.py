@@ -34,7 +34,7 @@ from var_jax.transformer.attention import masked_attention
 from var_jax.transformer.block import MLP
 from var_jax.transformer.layers import Linear, init_std, layer_norm
 
-#: Keys and values of a level's tokens in a block, [B, n, heads, head_dim] each; stacked over blocks.
+#: Keys and values of a level's tokens, [B, n, heads, head_dim] each; outside, stacked over blocks.
 LevelCache = tuple[jax.Array, jax.Array]
 
 #: Width of an attention head where no number of heads is given.
