@@ -73,7 +73,7 @@ def test_a_head_that_has_grown_keeps_what_it_had(tmp_path, config):
 
 def test_a_masked_branch_is_not_left_behind(tmp_path):
     save(tmp_path, load("family/hmar_masked", "smallest"))
-    with pytest.raises(ConfigError, match="config.model.masked_blocks is None, there it is 1"):
+    with pytest.raises(ConfigError, match="config.model.masked_blocks is 0, there it is 1"):
         start(tmp_path, load("family/hmar", "smallest"))
 
 
