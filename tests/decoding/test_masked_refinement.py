@@ -16,6 +16,7 @@ from var_jax.context import OwnScale
 from var_jax.decoding.guidance import LinearGuidance
 from var_jax.decoding.masked import MaskedRefinement, least_confident
 from var_jax.decoding.next_scale import NextScale
+from var_jax.fields import Field
 from var_jax.heads.bitwise import BitwiseHead
 from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
 from var_jax.network import Network
@@ -119,7 +120,8 @@ def test_what_does_not_fit_is_refused():
     refuse("numbers of one or more", ((1,), (0, 4)))
     refuse(r"settles \[1, 4, 16, 1\]", ((1,), (4,), (16,), (1,)))
     refuse("needs a network with model.masked_blocks", masked=None)
-    refuse("which BitwiseHead does not give", head=BitwiseHead(4, 32))
+    bits = Field("bits", (4,), "uint8", num_values=2)
+    refuse("which BitwiseHead does not give", head=BitwiseHead(bits, 32))
 
 
 @pytest.mark.parametrize("variant", ["", "smallest", "d16", "d30"])
