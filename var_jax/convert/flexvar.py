@@ -13,14 +13,18 @@ import numpy as np
 
 from var_jax.codecs.ground_truth_vq import GroundTruthVQ
 from var_jax.convert import mapping, var, vqvae
-from var_jax.convert.layouts import Layout, Tensors, abstract_params
+from var_jax.convert.layouts import (
+    Layout,
+    Tensors,
+    abstract_params,
+    make_network,
+    make_tokenizer,
+)
 from var_jax.convert.mapping import Row, constant, shape_of
-from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.pyramid import PATCH_NUMS, ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.resized_positions import ResizedPositions
-from var_jax.transformer.var import VAR
 
 #: As in `var.ROWS`; y x are rows and columns of the map of positions.
 ROWS = (
@@ -39,7 +43,7 @@ def _infer(
     _, width, _, _ = shape_of(tensors, "pos_1LC", 4, what)
     patch_nums = tuple(patch_nums or PATCH_NUMS[256])
     # VAR's own counts positions and levels, of which there are none here.
-    length = sum(n * n for n in patch_nums)
+    length = ScalePyramid.from_patch_nums(patch_nums).length
     there = {"pos_1LC": (1, length, width), "lvl_embed.weight": (len(patch_nums), width)}
     stand_ins = {
         name: constant(shape, np.float32, lambda shape=shape: np.zeros(shape))
@@ -49,19 +53,8 @@ def _infer(
 
 
 def _build(shape: var.TransformerShape, tensors: Tensors) -> Network:
-    transformer = VAR(
-        ScalePyramid.from_patch_nums(shape.patch_nums),
-        shape.num_classes,
-        shape.code_dim,
-        shape.depth,
-        shape.width,
-        shape.num_heads,
-        positions=ResizedPositions(shape.width, tensors["pos_1LC"].shape[-1]),
-        mlp_ratio=shape.mlp_ratio,
-        qk_norm=shape.qk_norm,
-        shared_adaln=shape.shared_adaln,
-    )
-    return Network(transformer, CategoricalHead(shape.vocab_size, shape.width))
+    positions = ResizedPositions(shape.width, tensors["pos_1LC"].shape[-1])
+    return make_network(shape, positions=positions)
 
 
 def _slots(network: Network, tensors: Tensors) -> dict[str, mapping.Slot]:
@@ -140,16 +133,9 @@ def _infer_tokenizer(
 
 def _build_tokenizer(shape: vqvae.TokenizerShape, tensors: Tensors) -> VQVAE:
     pyramid = ScalePyramid.from_patch_nums(shape.patch_nums)
-    return VQVAE(
-        GroundTruthVQ(pyramid, shape.vocab_size, shape.code_dim),
-        image_channels=shape.image_channels,
-        channels=shape.channels,
-        multipliers=shape.multipliers,
-        num_res_blocks=shape.num_res_blocks,
-        attention=shape.attention,
-        latent_channels=tensors["encoder.conv_out.weight"].shape[0],
-        latent_kernel=1,
-    )
+    channels = tensors["encoder.conv_out.weight"].shape[0]
+    codec = GroundTruthVQ(pyramid, shape.vocab_size, shape.code_dim)
+    return make_tokenizer(shape, codec, latent_channels=channels, latent_kernel=1)
 
 
 def _tokenizer_slots(tokenizer: VQVAE, tensors: Tensors) -> dict[str, mapping.Slot]:

@@ -11,11 +11,8 @@ from typing import Any
 
 from var_jax.context import OwnScale
 from var_jax.convert import mapping, var
-from var_jax.convert.layouts import Layout, Tensors, abstract_params
-from var_jax.heads.categorical import CategoricalHead
+from var_jax.convert.layouts import Layout, Tensors, abstract_params, make_network
 from var_jax.network import Network
-from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.var import VAR
 
 _OF_MASKED_STAGE = (r"mask_blocks\..*", r"mask_head(_nm)?\..*", r"mask_embed\..*")
 #: Names there that hold nothing to learn of this stage.
@@ -74,19 +71,7 @@ def _infer(tensors: Tensors, *given: Any, **named: Any) -> var.TransformerShape:
 
 
 def _build(shape: var.TransformerShape, tensors: Tensors) -> Network:
-    transformer = VAR(
-        ScalePyramid.from_patch_nums(shape.patch_nums),
-        shape.num_classes,
-        shape.code_dim,
-        shape.depth,
-        shape.width,
-        shape.num_heads,
-        context=OwnScale(),
-        mlp_ratio=shape.mlp_ratio,
-        qk_norm=shape.qk_norm,
-        shared_adaln=shape.shared_adaln,
-    )
-    return Network(transformer, CategoricalHead(shape.vocab_size, shape.width))
+    return make_network(shape, context=OwnScale())
 
 
 def _slots(network: Network, tensors: Tensors) -> dict[str, mapping.Slot]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from var_jax.codecs.bitwise import Bitwise
 from var_jax.convert import mapping, vqvae
-from var_jax.convert.layouts import Layout, Tensors, abstract_params
+from var_jax.convert.layouts import Layout, Tensors, abstract_params, make_tokenizer
 from var_jax.convert.mapping import shape_of
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
@@ -59,15 +59,8 @@ def _infer(
 
 
 def _build(shape: vqvae.TokenizerShape, tensors: Tensors) -> VQVAE:
-    return VQVAE(
-        Bitwise(ScalePyramid.from_patch_nums(shape.patch_nums), shape.code_dim),
-        image_channels=shape.image_channels,
-        channels=shape.channels,
-        multipliers=shape.multipliers,
-        num_res_blocks=shape.num_res_blocks,
-        attention=shape.attention,
-        latent_kernel=1,
-    )
+    codec = Bitwise(ScalePyramid.from_patch_nums(shape.patch_nums), shape.code_dim)
+    return make_tokenizer(shape, codec, latent_kernel=1)
 
 
 def _slots(tokenizer: VQVAE, tensors: Tensors) -> dict[str, mapping.Slot]:

@@ -10,8 +10,15 @@ import flax.linen as nn
 import jax
 from jaxtyping import PyTree
 
+from var_jax.codecs.base import Codec
+from var_jax.convert import var, vqvae
 from var_jax.convert.lazy_state import LazyTensor
 from var_jax.convert.mapping import Slot
+from var_jax.heads.categorical import CategoricalHead
+from var_jax.network import Network
+from var_jax.pyramid import ScalePyramid
+from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.var import VAR
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -19,6 +26,47 @@ Tensors = Mapping[str, LazyTensor]
 def abstract_params(module: Any) -> PyTree:
     """Shapes of a module's parameters, nested dicts."""
     return nn.unbox(jax.eval_shape(module.init_params, jax.random.key(0)))
+
+
+def make_network(shape: var.TransformerShape, **parts: Any) -> Network:
+    """The modules that a transformer's file describes.
+
+    Args:
+      shape: read off the file.
+      **parts: fields of `VAR` in which the code differs from VAR's.
+    """
+    transformer = VAR(
+        ScalePyramid.from_patch_nums(shape.patch_nums),
+        shape.num_classes,
+        shape.code_dim,
+        shape.depth,
+        shape.width,
+        shape.num_heads,
+        mlp_ratio=shape.mlp_ratio,
+        qk_norm=shape.qk_norm,
+        shared_adaln=shape.shared_adaln,
+        **parts,
+    )
+    return Network(transformer, CategoricalHead(shape.vocab_size, shape.width))
+
+
+def make_tokenizer(shape: vqvae.TokenizerShape, codec: Codec, **settings: Any) -> VQVAE:
+    """The autoencoder that a tokenizer's file describes, around a codec.
+
+    Args:
+      shape: read off the file.
+      codec: of the code.
+      **settings: fields of `VQVAE` in which the code differs from VAR's.
+    """
+    return VQVAE(
+        codec,
+        image_channels=shape.image_channels,
+        channels=shape.channels,
+        multipliers=shape.multipliers,
+        num_res_blocks=shape.num_res_blocks,
+        attention=shape.attention,
+        **settings,
+    )
 
 
 def _always(tensors: Tensors) -> bool:

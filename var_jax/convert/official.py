@@ -12,14 +12,12 @@ from jaxtyping import PyTree
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
 from var_jax.convert import flexvar, hmar, infinity, mapping, var, vqvae
-from var_jax.convert.layouts import Layout, abstract_params
+from var_jax.convert.layouts import Layout, abstract_params, make_network, make_tokenizer
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.torch_file import open_state
-from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.transformer.var import VAR
 
 #: What the official tokenizer's constructor leaves no choice about.
 _FIXED = {
@@ -43,30 +41,12 @@ def build_tokenizer(shape: vqvae.TokenizerShape) -> VQVAE:
         shape.phi_sharing,
         shape.phi_ratio,
     )
-    return VQVAE(
-        codec,
-        image_channels=shape.image_channels,
-        channels=shape.channels,
-        multipliers=shape.multipliers,
-        num_res_blocks=shape.num_res_blocks,
-        attention=shape.attention,
-    )
+    return make_tokenizer(shape, codec)
 
 
 def build_network(shape: var.TransformerShape) -> Network:
     """The modules that a transformer's file describes."""
-    transformer = VAR(
-        ScalePyramid.from_patch_nums(shape.patch_nums),
-        shape.num_classes,
-        shape.code_dim,
-        shape.depth,
-        shape.width,
-        shape.num_heads,
-        mlp_ratio=shape.mlp_ratio,
-        qk_norm=shape.qk_norm,
-        shared_adaln=shape.shared_adaln,
-    )
-    return Network(transformer, CategoricalHead(shape.vocab_size, shape.width))
+    return make_network(shape)
 
 
 def abstract_tokenizer(tokenizer: VQVAE) -> PyTree:
