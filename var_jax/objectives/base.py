@@ -129,3 +129,11 @@ class PartialObjective(NetworkObjective, Protocol):
     """
 
     trains: tuple[str, ...]
+
+
+def split_keys(keys: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
+    """So many keys of each example's [B]; None of each, as in evaluation, where there are none."""
+    if keys is None:
+        return (None,) * count
+    parts = jax.vmap(lambda key: jax.random.split(key, count))(keys)
+    return tuple(parts[:, i] for i in range(count))

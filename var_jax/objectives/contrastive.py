@@ -17,17 +17,16 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from var_jax.codecs.base import Lesson
-from var_jax.fields import Field
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart
-from var_jax.objectives.likelihood import Likelihood, summarise
+from var_jax.objectives.likelihood import BesideLikelihood, summarise
 from var_jax.tokenizer.vqvae import VQVAE
 
 FORMS = ("cca", "dpo", "unlearning")
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(BesideLikelihood):
     """What of a batch is contrasted: each example's tokens under its own condition and under that
     of the next example of the batch, the first one's for the last.
 
@@ -72,30 +71,10 @@ class Contrastive:
         if self.form not in FORMS:
             raise ValueError(f"Unknown form {self.form!r}; choose one of {', '.join(FORMS)}.")
 
-    @property
-    def likelihood(self) -> Likelihood:
-        """Of the same network and tokenizer."""
-        return Likelihood(self.network, self.tokenizer, self.from_images)
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """See `NetworkObjective`."""
-        return self.likelihood.fields
-
-    def at(self, step: int) -> Contrastive:
-        """See `NetworkObjective`."""
-        return self
-
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """See `NetworkObjective`."""
         reference = FrozenPart(self.network.init_params, as_trained=True)
-        return {**self.likelihood.frozen_parts(), "reference": reference}
-
-    def init_params(self, key: jax.Array) -> Any:
-        return self.network.init_params(key)
-
-    def init_stats(self) -> Any:
-        return ()
+        return {**super().frozen_parts(), "reference": reference}
 
     def loss(
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
@@ -143,11 +122,6 @@ class Contrastive:
         weight = jnp.where(positive, 1.0, self.negative_weight)
         value = -score(gap).mean() - (weight * score(sign * gap_negative)).mean()
         return value / max(self.negative_weight, 1.0) if self.null_rate else value
-
-    def after_update(
-        self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        return params, ema, stats
 
     def _conditions(self, batch: Any, keys: jax.Array) -> tuple[Any, Any, jax.Array]:
         """Own and other condition, and bool [B], where both ask for nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import struct
 from var_jax.codecs.base import Codec, Lesson
 from var_jax.fields import Field
 from var_jax.network import Network
-from var_jax.objectives.base import Aux, FrozenPart
+from var_jax.objectives.base import Aux, FrozenPart, split_keys
 from var_jax.objectives.curriculum import Curriculum, TrainedLevels
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.pixels import to_float
@@ -123,10 +123,7 @@ class Likelihood:
         self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None
     ) -> TeacherForced:
         """The pass that the loss is of; see `per_token`."""
-        lesson_keys = network_keys = head_keys = None
-        if keys is not None:
-            parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-            lesson_keys, network_keys, head_keys = (parts[:, i] for i in range(3))
+        lesson_keys, network_keys, head_keys = split_keys(keys, 3)
         lesson = self.lesson(frozen, batch, lesson_keys)
         tokens = self.pyramid.tokens(self.levels)
         hidden, _ = self.network.hidden(
@@ -177,6 +174,45 @@ class Likelihood:
         value = (loss * weight).sum(-1).mean()
         means = {name: x.mean(0) for name, x in metrics.items()}
         return value, Aux({"loss": value, **summarise(pyramid, means, self.levels)})
+
+    def after_update(
+        self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        return params, ema, stats
+
+
+class BesideLikelihood:
+    """What other objectives of a network have in common with its likelihood: the fields that they
+    read, and no state. They are frozen dataclasses of network, tokenizer and from_images, at least.
+    """
+
+    network: Network
+    tokenizer: VQVAE
+    from_images: bool
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the same network and tokenizer."""
+        return Likelihood(self.network, self.tokenizer, self.from_images)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """See `NetworkObjective`."""
+        return self.likelihood.fields
+
+    def at(self, step: int) -> Self:
+        """See `NetworkObjective`."""
+        return self
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """See `NetworkObjective`."""
+        return self.likelihood.frozen_parts()
+
+    def init_params(self, key: jax.Array) -> Any:
+        return self.network.init_params(key)
+
+    def init_stats(self) -> Any:
+        return ()
 
     def after_update(
         self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool
 
 from var_jax.codecs.own_level import own_inputs
-from var_jax.fields import Field
 from var_jax.network import Network
-from var_jax.objectives.base import Aux, FrozenPart
-from var_jax.objectives.likelihood import Likelihood
+from var_jax.objectives.base import Aux, split_keys
+from var_jax.objectives.likelihood import BesideLikelihood
 from var_jax.tokenizer.vqvae import VQVAE
 
 #: Stream of the random numbers of a step, beside those of `train.step`.
@@ -25,7 +24,7 @@ _MASK_STREAM = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLikelihood:
+class MaskedLikelihood(BesideLikelihood):
     """The mean of the head's loss over masked tokens.
 
     A step masks the same share p of each level, uniform in [0, 1], and the same tokens for the
@@ -58,30 +57,6 @@ class MaskedLikelihood:
                 "The objective 'masked' trains a masked branch, which the network has not; give "
                 "config.model.masked_blocks."
             )
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """Of the same network and tokenizer."""
-        return Likelihood(self.network, self.tokenizer, self.from_images)
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """See `NetworkObjective`."""
-        return self.likelihood.fields
-
-    def at(self, step: int) -> MaskedLikelihood:
-        """See `NetworkObjective`."""
-        return self
-
-    def frozen_parts(self) -> dict[str, FrozenPart]:
-        """See `NetworkObjective`."""
-        return self.likelihood.frozen_parts()
-
-    def init_params(self, key: jax.Array) -> Any:
-        return self.network.init_params(key)
-
-    def init_stats(self) -> Any:
-        return ()
 
     def loss(
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
@@ -126,10 +101,7 @@ class MaskedLikelihood:
           masked: which tokens are, in all examples.
           keys: one PRNG key for each example [B]; None in evaluation.
         """
-        lesson_keys = network_keys = head_keys = None
-        if keys is not None:
-            parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-            lesson_keys, network_keys, head_keys = (parts[:, i] for i in range(3))
+        lesson_keys, network_keys, head_keys = split_keys(keys, 3)
         lesson = self.likelihood.lesson(frozen, batch, lesson_keys)
         pyramid, codec = self.network.transformer.pyramid, self.tokenizer.codec
         own = own_inputs(codec, frozen["tokenizer"].get("codec", {}), lesson.targets, pyramid)
@@ -143,8 +115,3 @@ class MaskedLikelihood:
             network_keys,
         )
         return self.network.loss(params["masked"], hidden, lesson.targets, head_keys, pyramid)
-
-    def after_update(
-        self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        return params, ema, stats

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from var_jax.codecs.base import Lesson
-from var_jax.fields import Field
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
-from var_jax.objectives.base import Aux, FrozenPart
+from var_jax.objectives.base import Aux, split_keys
 from var_jax.objectives.curriculum import Curriculum, TrainedLevels
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
-from var_jax.objectives.likelihood import Likelihood
+from var_jax.objectives.likelihood import BesideLikelihood, Likelihood
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 
@@ -32,7 +31,7 @@ _STUDENT_STREAM = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class StudentForcing:
+class StudentForcing(BesideLikelihood):
     """The likelihood, and `strength` times the mean loss of the last level after a drawn one.
 
     The second pass reads a sequence of the first and the last level only, so positions and context
@@ -87,24 +86,9 @@ class StudentForcing:
             self.trained,
         )
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """See `NetworkObjective`."""
-        return self.likelihood.fields
-
     def at(self, step: int) -> StudentForcing:
         """See `NetworkObjective`."""
         return dataclasses.replace(self, trained=self.likelihood.at(step).trained)
-
-    def frozen_parts(self) -> dict[str, FrozenPart]:
-        """See `NetworkObjective`."""
-        return self.likelihood.frozen_parts()
-
-    def init_params(self, key: jax.Array) -> Any:
-        return self.network.init_params(key)
-
-    def init_stats(self) -> Any:
-        return ()
 
     def loss(
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
@@ -138,11 +122,9 @@ class StudentForcing:
         """
         pyramid = self.likelihood.pyramid
         last = pyramid.num_levels - 1
-        draw_keys = network_keys = head_keys = None
         if keys is not None:
-            fold = jax.vmap(jax.random.fold_in, (0, None))
-            parts = jax.vmap(lambda key: jax.random.split(key, 3))(fold(keys, _STUDENT_STREAM))
-            draw_keys, network_keys, head_keys = (parts[:, i] for i in range(3))
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _STUDENT_STREAM)
+        draw_keys, network_keys, head_keys = split_keys(keys, 3)
 
         def predicted(level: int, settings: CategoricalSampling) -> jax.Array:
             rows = hidden[:, pyramid.level(level)]
@@ -190,8 +172,3 @@ class StudentForcing:
                 codec_params, carry, level, target, pyramid, method="advance"
             )
         return following
-
-    def after_update(
-        self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
-    ) -> tuple[Any, Any, Any]:
-        return params, ema, stats
