@@ -62,8 +62,8 @@ def read_classifier(path: epath.PathLike) -> tuple[Classifier, Float[np.ndarray,
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierReward:
-    """The log probability of the label that was asked for; of 'no class', of the likeliest one.
+class _ByClassifier:
+    """A reward that looks at images with a classifier.
 
     Attributes:
       file: npz, see `write_classifier`.
@@ -78,49 +78,39 @@ class ClassifierReward:
     def __post_init__(self) -> None:
         self._known  # noqa: B018  A file that is not there is told before anything starts.
 
+    def _outputs(self, candidates: Candidates) -> tuple[jax.Array, jax.Array]:
+        """Logits and features of the candidates."""
+        if candidates.images is None:
+            raise ValueError("This reward looks at images, but the decoder was given no `decode`.")
+        classifier, _ = self._known
+        module = SmallClassifier(classifier.num_classes, classifier.width)
+        made: tuple[jax.Array, jax.Array] = module.apply(
+            {"params": classifier.params}, candidates.images
+        )
+        return made
+
+
+class ClassifierReward(_ByClassifier):
+    """The log probability of the label that was asked for; of 'no class', of the likeliest one."""
+
     def __call__(self, candidates: Candidates) -> Float[jax.Array, " B"]:
         """See `Reward`."""
-        log_prob = jax.nn.log_softmax(_outputs(self._known[0], candidates)[0])
+        log_prob = jax.nn.log_softmax(self._outputs(candidates)[0])
         own, some = _of_label(log_prob, candidates.given)
         return jnp.where(some, own, log_prob.max(1))
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureDistanceReward:
+class FeatureDistanceReward(_ByClassifier):
     """Minus the squared distance of the classifier's features to the mean of the label's; of 'no
-    class', to the nearest mean.
-
-    Attributes:
-      file: npz, see `write_classifier`.
-    """
-
-    file: str
-
-    @functools.cached_property
-    def _known(self) -> tuple[Classifier, np.ndarray]:
-        return read_classifier(paths.resolve(self.file))
-
-    def __post_init__(self) -> None:
-        self._known  # noqa: B018  A file that is not there is told before anything starts.
+    class', to the nearest mean."""
 
     def __call__(self, candidates: Candidates) -> Float[jax.Array, " B"]:
         """See `Reward`."""
-        classifier, means = self._known
-        features = _outputs(classifier, candidates)[1]
+        means = self._known[1]
+        features = self._outputs(candidates)[1]
         near = -jnp.square(features[:, None] - means[None]).sum(-1)
         own, some = _of_label(near, candidates.given)
         return jnp.where(some, own, near.max(1))
-
-
-def _outputs(classifier: Classifier, candidates: Candidates) -> tuple[jax.Array, jax.Array]:
-    """Logits and features of the candidates."""
-    if candidates.images is None:
-        raise ValueError("This reward looks at images, but the decoder was given no `decode`.")
-    module = SmallClassifier(classifier.num_classes, classifier.width)
-    made: tuple[jax.Array, jax.Array] = module.apply(
-        {"params": classifier.params}, candidates.images
-    )
-    return made
 
 
 def _of_label(values: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
