@@ -31,7 +31,10 @@ from ml_collections import ConfigDict
 # Variant -> codes among which one is taken; the published 100 are of 4,096.
 NEAREST = {"": 25, "smallest": 4, "d16": 100}
 #: Keys of VAR's codec, which stand in config.tokenizer there.
-CODES = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
+CODES = (
+    *("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta"),
+    *("down", "up"),
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:
