@@ -10,7 +10,7 @@ from var_jax import build
 from var_jax.fields import Field
 from var_jax.heads.diffusion import DiffusionHead, DiffusionSampling, ancestral
 from var_jax.heads.diffusion_schedule import cosine_kept, schedule, spaced_times
-from var_jax.heads.flow import constant_noise
+from var_jax.heads.latents import constant_noise
 from var_jax.parallel import sharding
 from var_jax.plan.flops import program_flops
 from var_jax.pyramid import ScalePyramid

@@ -9,7 +9,8 @@ from recipes import load
 
 from var_jax import build
 from var_jax.fields import Field
-from var_jax.heads.flow import FlowHead, FlowSampling, constant_noise
+from var_jax.heads.flow import FlowHead, FlowSampling
+from var_jax.heads.latents import constant_noise
 from var_jax.heads.ode import solve
 from var_jax.heads.velocity import rotary_angles
 from var_jax.parallel import sharding

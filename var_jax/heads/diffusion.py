@@ -21,7 +21,7 @@ from var_jax.heads import diffusion_schedule
 from var_jax.heads.base import at_level, mixed
 from var_jax.heads.denoiser import Denoiser
 from var_jax.heads.diffusion_schedule import NUM_TIMES, Schedule, spaced_times
-from var_jax.heads.flow import constant_noise
+from var_jax.heads.latents import check_latents, constant_noise
 from var_jax.heads.step_annealing import annealed_steps
 from var_jax.pyramid import ScalePyramid
 
@@ -102,12 +102,7 @@ class DiffusionHead(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.target.shape) != 1 or self.target.num_values:
-            raise ValueError(
-                f"A diffusion head predicts a vector of floats for each token, not "
-                f"{self.target.name} of shape {self.target.shape}; choose a codec with continuous "
-                "targets: 'kl_latent' or 'latent'."
-            )
+        check_latents(self.target, "A diffusion head")
         if min(self.repeats, self.evaluation_times) < 1:
             raise ValueError(
                 f"repeats is {self.repeats} and evaluation_times {self.evaluation_times}; both "

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from var_jax.fields import Field
 from var_jax.heads.base import mixed
+from var_jax.heads.latents import check_latents, constant_noise
 from var_jax.heads.ode import FlowSampling, LevelFlow, solve
 from var_jax.heads.velocity import VelocityNet, by_token
 from var_jax.pyramid import ScalePyramid
@@ -62,12 +63,7 @@ class FlowHead(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.target.shape) != 1 or self.target.num_values:
-            raise ValueError(
-                f"A flow head predicts a vector of floats for each token, not {self.target.name} "
-                f"of shape {self.target.shape}; choose a codec with continuous targets: 'latent' "
-                "or 'kl_latent'."
-            )
+        check_latents(self.target, "A flow head")
         if self.time_distribution not in ("uniform", "logit_normal"):
             raise ValueError(
                 f"time_distribution is {self.time_distribution!r}; choose 'uniform' or "
@@ -178,10 +174,3 @@ class FlowHead(nn.Module):
         """See `Head`: of the whole pyramid's tokens, or a part in proportion."""
         whole = self._network(parent=None).flops(self.pyramid, self.width)
         return whole * tokens / self.pyramid.length
-
-
-def constant_noise(number: int, shape: tuple[int, int]) -> Float[jax.Array, "n c"]:
-    """Normal noise for the tokens at positions 0 .. n - 1, the same in a longer pyramid."""
-    key = jax.random.fold_in(jax.random.key(0), number)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
-    return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
