@@ -207,3 +207,40 @@ def check_teacher_inputs(case):
     tokens, lesson = run(nhwc(case.outputs["features"]))
     np.testing.assert_array_equal(tokens, by_level(case.outputs, "tokens"))
     case.close(lesson.inputs[:, module.pyramid.sizes[0] :], "teacher_forcing_input")
+
+
+def check_generation(case, network, params, name, cfg, sampled=False):
+    """Tokens, features and logits of a generation with VAR's codec, and noise of the case.
+
+    Args:
+      case, network, params: of the method.
+      name: of the case's arrays.
+      cfg: how strongly the last level is guided.
+      sampled: with the case's noise and filters; else the most likely codes.
+    """
+    noise, filters = None, (0, 0.0)
+    if sampled:
+        noise = [case.outputs[f"gumbel_{k}"] for k in range(pyramid(case).num_levels)]
+        filters = case.config["top_k"], case.config["top_p"]
+    labels = jnp.asarray(case.outputs["labels"])
+    tokens, features, logits = next_scale_draws(
+        network, params, residual_codec(case), labels, cfg, noise, filters
+    )
+    case.equal(tokens, f"{name}_tokens")
+    case.close(nchw(features), f"{name}_f_hat")
+    close_where_kept(case, jnp.concatenate(logits, 1), f"{name}_logits")
+
+
+def check_teacher_forced(case, network, params, name):
+    """Logits of the case's inputs under its labels and under 'no class'."""
+    first = np.zeros((case.config["B"], pyramid(case).sizes[0], case.config["Cvae"]), np.float32)
+    inputs = jnp.concatenate([first, case.outputs["teacher_forcing_input"]], 1)
+
+    @jax.jit
+    def run(params, labels):
+        hidden, _ = network.hidden(params, inputs, labels)
+        return network.head.apply({"params": params["head"]}, hidden)
+
+    labels = case.outputs["labels"]
+    case.close(run(params, labels), name)
+    case.close(run(params, np.full_like(labels, case.config["ncls"])), f"{name}_uncond")

@@ -8,6 +8,7 @@ import numpy as np
 from family.case import (
     by_level,
     check_grad_norms,
+    check_teacher_forced,
     check_teacher_inputs,
     close_where_kept,
     loss_and_gradient,
@@ -103,17 +104,7 @@ def whole(case, name):
 
 
 def check_logits(case):
-    made, params, _ = network(case)
-    inputs = whole(case, "teacher_forcing_input")
-
-    @jax.jit
-    def run(params, labels):
-        hidden, _ = made.hidden(params, inputs, labels)
-        return made.head.apply({"params": params["head"]}, hidden)
-
-    labels = case.outputs["labels"]
-    case.close(run(params, labels), "nsp_logits")
-    case.close(run(params, np.full_like(labels, case.config["ncls"])), "nsp_logits_uncond")
+    check_teacher_forced(case, *network(case)[:2], "nsp_logits")
 
 
 def check_loss_weights(case):

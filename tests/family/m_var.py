@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from family.case import (
     by_level,
+    check_generation,
+    check_teacher_forced,
     check_teacher_inputs,
-    close_where_kept,
     loss_and_gradient,
-    nchw,
-    next_scale_draws,
     pyramid,
     read_params,
     residual_codec,
@@ -120,18 +119,7 @@ def check_attention(case):
 
 
 def check_logits(case):
-    made, params, _ = network(case)
-    first = np.zeros((case.config["B"], pyramid(case).sizes[0], case.config["Cvae"]), np.float32)
-    inputs = np.concatenate([first, case.outputs["teacher_forcing_input"]], 1)
-
-    @jax.jit
-    def run(params, labels):
-        hidden, _ = made.hidden(params, inputs, labels)
-        return made.head.apply({"params": params["head"]}, hidden)
-
-    labels = case.outputs["labels"]
-    case.close(run(params, labels), "logits")
-    case.close(run(params, np.full_like(labels, case.config["ncls"])), "logits_uncond")
+    check_teacher_forced(case, *network(case)[:2], "logits")
 
 
 def check_training(case):
@@ -158,19 +146,8 @@ def check_training(case):
         assert abs(squares[name] ** 0.5 - norm) <= 1e-4 * norm + 1e-7 * largest, name
 
 
-def check_generation(case, name, sampled=False):
-    made, params, _ = network(case)
-    config, labels = case.config, jnp.asarray(case.outputs["labels"])
-    noise, filters = None, (0, 0.0)
-    if sampled:
-        noise = [case.outputs[f"gumbel_{k}"] for k in range(pyramid(case).num_levels)]
-        filters = config["top_k"], config["top_p"]
-    tokens, features, logits = next_scale_draws(
-        made, params, residual_codec(case), labels, config["cfg"], noise, filters
-    )
-    case.equal(tokens, f"{name}_tokens")
-    case.close(nchw(features), f"{name}_f_hat")
-    close_where_kept(case, jnp.concatenate(logits, 1), f"{name}_logits")
+def check_draws(case, name, sampled=False):
+    check_generation(case, *network(case)[:2], name, case.config["cfg"], sampled)
 
 
 CHECKS = {
@@ -179,6 +156,6 @@ CHECKS = {
     "teacher_inputs": check_teacher_inputs,
     "logits": check_logits,
     "training": check_training,
-    "greedy": functools.partial(check_generation, name="greedy"),
-    "sampled": functools.partial(check_generation, name="sampled", sampled=True),
+    "greedy": functools.partial(check_draws, name="greedy"),
+    "sampled": functools.partial(check_draws, name="sampled", sampled=True),
 }

@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from family.case import (
     by_level,
+    check_generation,
     check_grad_norms,
     check_teacher_inputs,
-    close_where_kept,
     loss_and_gradient,
-    nchw,
-    next_scale_draws,
     pyramid,
     read_params,
     residual_codec,
@@ -118,20 +116,9 @@ def check_training(case):
         check_grad_norms(grads, slots, expected)
 
 
-def check_generation(case, name, cfg=None, sampled=False):
-    made, params, _ = network(case)
-    config, labels = case.config, jnp.asarray(case.outputs["labels"])
-    noise, filters = None, (0, 0.0)
-    if sampled:
-        noise = [case.outputs[f"gumbel_{k}"] for k in range(pyramid(case).num_levels)]
-        filters = config["top_k"], config["top_p"]
-    cfg = config["cfg"] if cfg is None else cfg
-    tokens, features, logits = next_scale_draws(
-        made, params, residual_codec(case), labels, cfg, noise, filters
-    )
-    case.equal(tokens, f"{name}_tokens")
-    case.close(nchw(features), f"{name}_f_hat")
-    close_where_kept(case, jnp.concatenate(logits, 1), f"{name}_logits")
+def check_draws(case, name, cfg=None, sampled=False):
+    cfg = case.config["cfg"] if cfg is None else cfg
+    check_generation(case, *network(case)[:2], name, cfg, sampled)
 
 
 CHECKS = {
@@ -140,8 +127,8 @@ CHECKS = {
     "teacher_inputs": check_teacher_inputs,
     "logits": check_logits,
     "training": check_training,
-    "greedy": functools.partial(check_generation, name="greedy"),
+    "greedy": functools.partial(check_draws, name="greedy"),
     # Their cfg of 1 stands for no guidance, and every other one for itself.
-    "greedy_unguided": functools.partial(check_generation, name="greedy_unguided", cfg=0.0),
-    "sampled": functools.partial(check_generation, name="sampled", sampled=True),
+    "greedy_unguided": functools.partial(check_draws, name="greedy_unguided", cfg=0.0),
+    "sampled": functools.partial(check_draws, name="sampled", sampled=True),
 }
