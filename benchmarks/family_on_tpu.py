@@ -26,8 +26,8 @@ METHODS = {
     **{
         name: f"family/{name}"
         for name in (
-            *("hmar", "mvar", "flexvar", "infinity", "flowar", "refiner", "class_names"),
-            *("cca", "green_list", "scale_kv"),
+            *("hmar", "hmar_masked", "mvar", "m_var", "flexvar", "nfig", "infinity", "flowar"),
+            *("diffusion", "refiner", "class_names", "cca", "sar", "scale_kv", "green_list"),
         )
     },
 }

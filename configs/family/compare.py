@@ -3,7 +3,7 @@
     python -m launch.compare_methods --config configs/family/compare.py --workdir runs/compare
 
 '' are the 5,000 digits: every method sees as many tokens as configs/mnist5k.py does and has its
-number of parameters within a tenth (`DEPTHS` says how), in three runs; hours on two CPU cores.
+number of parameters within a tenth (`SIZES` says how), in three runs; hours on two CPU cores.
 'short' is a fourteenth of it in one run; 'emoji64' are the methods with VAR's tokenizer on the
 pictures of configs/emoji64.py, with settings that were chosen for digits; 'smallest' takes seconds
 a method and means nothing. To take a tokenizer that is there in place of VAR's own:
@@ -26,30 +26,47 @@ METHODS = {
     "scale_kv": "family/scale_kv",
     "hmar": "family/hmar",
     "mvar": "family/mvar",
+    "m_var": "family/m_var",
     "refiner": "family/refiner",
     "class_names": "family/class_names",
     "cca": "family/cca",
+    "hmar_masked": "family/hmar_masked",
     "var_small": "mnist5k",
     "code": "family/code",
+    "nfig": "family/nfig",
+    "robustok": "family/robustok",
     "flowar": "family/flowar",
+    "disa": "family/disa",
+    "diffusion": "family/diffusion",
     "infinity": "family/infinity",
     "flexvar": "family/flexvar",
+    "sar": "family/sar",
 }
-#: Depth with which a method has VAR's number of parameters, on digits and on emoji; var_small is
-#: CoDe's second model.
-DEPTHS = {
-    "var_small": (2, 3),
-    "flowar": (2, None),
-    "refiner": (2, 4),
-    "class_names": (3, None),
+#: Sizes, keys of config.model, with which a method has VAR's number of parameters, on digits and on
+#: emoji; var_small is CoDe's second model.
+_FLOWAR = {"depth": 2}
+SIZES = {
+    "var_small": ({"depth": 2}, {"depth": 3}),
+    "flowar": (_FLOWAR, None),
+    "disa": (_FLOWAR, None),
+    "diffusion": ({"depth": 3, "head.net_width": 128}, None),
+    "m_var": ({"depth": 3, "width": 120, "mixer.head_dim": 60}, None),
+    "refiner": ({"depth": 2}, {"depth": 4}),
+    "class_names": ({"depth": 3}, None),
 }
 #: Method, key of its config, whose run of the same seed it names.
 MODELS = (
     ("code", "sampling.decoder.refiner", "var_small"),
     ("cca", "train.initial_checkpoint", "var"),
+    ("hmar_masked", "train.initial_checkpoint", "hmar"),
+    ("sar", "train.initial_checkpoint", "flexvar"),
 )
+#: Methods that go on from another's run.
+GO_ON = tuple(name for name, key, _ in MODELS if key == "train.initial_checkpoint")
 #: Methods whose tokenizer, classes and levels are those of any VAR.
-ON_EMOJI = ("var", "scale_kv", "hmar", "mvar", "refiner", "cca", "var_small", "code")
+ON_EMOJI = (
+    *("var", "scale_kv", "hmar", "mvar", "refiner", "cca", "hmar_masked", "var_small", "code"),
+)
 
 #: Variant -> seeds, tokens seen, steps of a tokenizer (0: its config's), samples, updates of the
 #: classifier.
@@ -95,15 +112,15 @@ def _method(name: str, variant: str, tokenizer_steps: int) -> ConfigDict:
     config.unlock()
     if variant == "emoji64":
         config = _moved(config, _load("mnist5k", ""), _load("emoji64"))
-    if name in DEPTHS and not size:
-        depth = DEPTHS[name][variant == "emoji64"]
-        config.model.update(depth=depth, scan_unroll=depth)
+    if name in SIZES and not size:
+        sizes = SIZES[name][variant == "emoji64"]
+        config.model.update_from_flattened_dict({**sizes, "scan_unroll": sizes["depth"]})
     if tokenizer_steps:
         # No adversary comes in: all tokenizers are compared without one.
         config.tokenizer_train.num_steps = tokenizer_steps
         if "restart_until" in config.tokenizer_train:
             config.tokenizer_train.restart_until = tokenizer_steps * 7 // 10
-    if name == "cca":
+    if name in GO_ON:
         config.train.num_steps = {"short": 42, "smallest": 4}.get(variant, 600)
     config.train.log_every = 2 if size else 20
     every = {"short": 100, "smallest": 2}.get(variant, 400)
