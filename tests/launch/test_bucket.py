@@ -157,6 +157,25 @@ def test_a_picture_there_is_edited(trained, run):
     assert Image.open(io.BytesIO(output.read_bytes())).size == (3 * 34 + 2, 34 + 2)
 
 
+def test_what_decoding_reads_and_writes_lies_there(trained, run):
+    checkpoint, there = f"--checkpoint={trained}/transformer", trained / "decoding"
+    run("classify", checkpoint, "--num_examples=8", f"--output={there}/classified.json")
+    assert json.loads((there / "classified.json").read_text())["num_examples"] == 8
+    run("train_classifier", checkpoint, "--steps=2", f"--output={there}/classifier.npz")
+    run("pair_codes", f"--tokenizer={trained}/tokenizer", f"--output={there}/pairs.npz")
+    sampling = {
+        "decoder": {"kind": "search", "candidates": 2},
+        "reward": {"kind": "classifier", "file": f"{there}/classifier.npz"},
+        "processors": [{"kind": "index_mark", "key": 3, "pairs": f"{there}/pairs.npz"}],
+    }
+    given = ("--labels=3,1", f"--sampling={json.dumps(sampling)}", f"--output={there}/out.npz")
+    run("sample", checkpoint, *given)
+    with np.load(io.BytesIO((there / "out.npz").read_bytes())) as found:
+        assert found["images"].shape == (2, 32, 32, 1)
+    run("demo", checkpoint, f"--export={there}/page")
+    assert "window.PAGE" in (there / "page" / "data.js").read_text()[:12]
+
+
 def test_what_is_not_there_is_one_sentence(bucket, start):
     process = start("likelihood", f"--checkpoint={bucket}/nothing/there")
     output, _ = process.communicate()

@@ -213,6 +213,20 @@ def test_scores_and_samples_are_the_same(folder, transformers):
 
     on_both(
         folder,
+        "launch.classify",
+        model,
+        "--output={out}",
+        "--batch_size=5",
+        "--copies=2",
+        out="classified.json",
+    )
+    one, two = (
+        json.loads((folder / name / "classified.json").read_text()) for name in ("one", "two")
+    )
+    assert two == one and one["num_examples"] == 9
+
+    on_both(
+        folder,
         "launch.sample",
         model,
         "--labels=0,1,2,-1,1",
