@@ -31,21 +31,9 @@ flags.mark_flags_as_required(["checkpoint"])
 
 
 def main() -> None:
-    from etils import epath
-
-    output = epath.Path(_OUTPUT.value) if _OUTPUT.value else None
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    with cli.session(str(output.parent) if output is not None else None):
-        values = score()
-    import jax
-
-    if jax.process_index():
+    values = cli.scored(_OUTPUT.value, score)
+    if values is None:
         return
-    if output is not None:
-        from var_jax import paths
-
-        paths.write_json(output, values)
     print(f"{100 * values['accuracy']:.2f}% of {values['num_examples']} images.")
 
 

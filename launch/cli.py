@@ -220,6 +220,24 @@ def session(
         yield signal.requested
 
 
+def scored(output: str | None, score: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """What all hosts score together, and process 0 writes as JSON; None on the others."""
+    from var_jax import paths
+
+    file = paths.resolve(output) if output else None
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with session(str(file.parent) if file is not None else None):
+        values = score()
+    import jax
+
+    if jax.process_index():
+        return None
+    if file is not None:
+        paths.write_json(file, values)
+    return values
+
+
 def on_one_host() -> None:
     """What a command calls in place of `session` that does not join other hosts, nor waits for
     them: where there are some it ends with a sentence."""

@@ -26,27 +26,18 @@ flags.mark_flags_as_required(["checkpoint"])
 
 
 def main() -> None:
-    from etils import epath
-
-    output = epath.Path(_OUTPUT.value) if _OUTPUT.value else None
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    with cli.session(str(output.parent) if output is not None else None):
-        values = score(
+    values = cli.scored(
+        _OUTPUT.value,
+        lambda: score(
             _CHECKPOINT.value,
             _SPLIT.value,
             tokenizer_path=_TOKENIZER.value,
             token_cache=_TOKEN_CACHE.value,
             batch_size=_BATCH.value,
-        )
-    import jax
-
-    if jax.process_index():
+        ),
+    )
+    if values is None:
         return
-    if output is not None:
-        from var_jax import paths
-
-        paths.write_json(output, values)
     from var_jax.evaluation.token_likelihood import table
 
     print(table(values))
