@@ -14,17 +14,14 @@ nor where guidance by classes comes in (here before, in both l and l0) or its be
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 
 import jax
-import numpy as np
 from jaxtyping import Float
 
 from var_jax.decoding.guidance import Guidance
 from var_jax.heads.base import at_level
 from var_jax.pyramid import ScalePyramid
-from var_jax.resample import apply_matrices, bilinear_matrix
+from var_jax.resample import apply_matrices, bilinear_matrix, cosine_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +62,6 @@ class SpatialGuidance:
         return enlarged(x, fine).reshape(len(before), -1, before.shape[-1])
 
 
-@functools.cache
-def cosine_matrix(size: int) -> Float[np.ndarray, "k i"]:
-    """The orthonormal cosine transform (DCT-II) of `size` values; row k is frequency k."""
-    k, i = np.mgrid[:size, :size]
-    matrix = np.cos(np.pi * (i + 0.5) * k / size) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    matrix.flags.writeable = False
-    return matrix
-
-
 def enlarged(x: Float[jax.Array, "B h w C"], shape: tuple[int, int]) -> jax.Array:
     """A map at a larger shape: its own low frequencies, the others of a linear interpolation.
 
@@ -87,11 +74,10 @@ def enlarged(x: Float[jax.Array, "B h w C"], shape: tuple[int, int]) -> jax.Arra
     """
     sizes = list(zip(x.shape[1:3], shape, strict=True))
     linear = [bilinear_matrix(small, large) for small, large in sizes]
-    # H x h: from the coarse spectrum to the fine map.
-    back = [cosine_matrix(large)[:small].T for small, large in sizes]
-    low = [b @ b.T @ u for b, u in zip(back, linear, strict=True)]
-    own = [
-        b @ cosine_matrix(small) * math.sqrt(large / small)
-        for b, (small, large) in zip(back, sizes, strict=True)
+    own = [cosine_matrix(small, large) for small, large in sizes]
+    # The part of a fine map that a coarse one can hold: down and up again.
+    low = [
+        up @ cosine_matrix(large, small) @ matrix
+        for up, matrix, (small, large) in zip(own, linear, sizes, strict=True)
     ]
     return apply_matrices(x, *linear) - apply_matrices(x, *low) + apply_matrices(x, *own)
