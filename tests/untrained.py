@@ -23,10 +23,13 @@ def write_model(folder, config=None):
         **jax.eval_shape(build.network(config).init_params, key),
     }
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jax.numpy.asarray(rng.normal(0, 0.2, x.shape), "float32"),
-        sharding.unbox(shapes),
-    )
+
+    def random(path, leaf):
+        # A mean of squares is not negative; with it, a standard deviation is 1.
+        drawn = [0, 1] if path[-1].key == "moments" else rng.normal(0, 0.2, leaf.shape)
+        return jax.numpy.asarray(drawn, "float32")
+
+    params = jax.tree_util.tree_map_with_path(random, sharding.unbox(shapes))
     frozen = params.pop("tokenizer")
     about = {
         "config": json.loads(json.dumps(config.to_dict())),

@@ -176,7 +176,7 @@ def application(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any that is free.
+    """A socket that listens, so that who calls before `serve` waits; port 0 is any that is free.
 
     Raises:
       ValueError: the port is taken, or there is no such host.
@@ -186,6 +186,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen()
     except OSError as error:
         raise ValueError(
             f"The page cannot be at {host}:{port} ({error.strerror}); give another port or host."
