@@ -1,5 +1,6 @@
 """For every test: eight CPU devices, set before JAX starts its backends; shapes checked."""
 
+import gc
 import os
 
 # Without LLVM's costly passes, in commands too: tests compile more than they compute. XLA's own
@@ -14,6 +15,9 @@ from ports import free_port
 jaxtyping.install_import_hook("var_jax", "shapes.checked")  # of what is imported from here on
 
 from launch import cli  # noqa: E402
+
+# Programs are large graphs of objects that live on: to go through them often is a twentieth of all.
+gc.set_threshold(100_000, 50, 100)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAG = "--xla_force_host_platform_device_count=8"
