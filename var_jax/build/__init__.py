@@ -46,6 +46,7 @@ from var_jax.build.training import (
     objective,
     optimizer_config,
     train_settings,
+    trained_patterns,
     vqgan,
 )
 from var_jax.build.training_run import MODELS, run
@@ -103,6 +104,7 @@ __all__ = [
     "tokenizer",
     "tokenizer_experiment",
     "train_settings",
+    "trained_patterns",
     "training_source",
     "transform",
     "transformer_experiment",

@@ -19,9 +19,15 @@ from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.resuming import saved_metadata
 from var_jax.build.sections import ConfigError
-from var_jax.build.training import make_mesh, objective, optimizer_config, train_settings, vqgan
+from var_jax.build.training import (
+    make_mesh,
+    objective,
+    optimizer_config,
+    train_settings,
+    trained_patterns,
+    vqgan,
+)
 from var_jax.checkpoint import fingerprint
-from var_jax.objectives.base import PartialObjective
 from var_jax.plan import accelerators, flops
 from var_jax.train import optim
 from var_jax.train.experiment import Experiment, SavedBeside
@@ -98,10 +104,11 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
     cached = bool(config.token_cache)
     training = objective(config, tokenizer, from_images=not cached)
-    if isinstance(training, PartialObjective) and not (goes_on or initial):
+    trained = trained_patterns(config, training)
+    if trained and not (goes_on or initial):
         raise ConfigError(
-            f"config.train.objective trains a part ({', '.join(training.trains)}) of a network "
-            "that is there; give --config.train.initial_checkpoint=<workdir of a transformer>."
+            f"The run trains a part ({', '.join(trained)}) of a network that is there; give "
+            "--config.train.initial_checkpoint=<workdir of a transformer>."
         )
     beside = {
         "tokenizer": SavedBeside(
@@ -127,7 +134,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     return Experiment(
         name="transformer",
         objective_at=training.at,
-        optimizer=optim.for_objective(training, optimizer, settings.num_steps),
+        optimizer=optim.make_optimizer(optimizer, settings.num_steps),
         batches=batches.batches,
         settings=settings,
         mesh=mesh,
@@ -147,6 +154,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         evaluators=transformer_evaluators(
             config, evaluation, tokenizer, training, frozen, held_out, mesh
         ),
+        trained=trained,
         initial_params=started,
         beside=beside,
     )

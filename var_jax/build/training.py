@@ -16,7 +16,7 @@ from var_jax.build.modules import dtype, network, tokenizer
 from var_jax.build.sections import ConfigError, Section, call, read, read_section
 from var_jax.convert.lpips import load_lpips
 from var_jax.network import Network
-from var_jax.objectives.base import NetworkObjective
+from var_jax.objectives.base import NetworkObjective, PartialObjective
 from var_jax.objectives.curriculum import Progressive, progressive_stages
 from var_jax.objectives.vqgan import VQGAN
 from var_jax.parallel import sharding
@@ -24,6 +24,7 @@ from var_jax.quantizers.life import CodebookLife
 from var_jax.settings import Changeable
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.lpips import LPIPS
+from var_jax.train import partial
 from var_jax.train.experiment import TrainSettings
 from var_jax.train.optim import OptimizerConfig
 
@@ -48,9 +49,12 @@ class StartSettings:
     Attributes:
       initial_checkpoint: workdir of a transformer to fine-tune; '' starts from random parameters.
         A run that goes on has its own.
+      trained: patterns of the parameters that train, such as '*/attention/*', see
+        `train.partial.split`; () is all. The others stay as they are in initial_checkpoint.
     """
 
     initial_checkpoint: Changeable[str] = ""
+    trained: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +213,27 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         trained=None,
         seed=config.get("seed", 0),
     )
+
+
+def trained_patterns(config: ConfigDict, objective: NetworkObjective) -> tuple[str, ...]:
+    """Patterns of what trains, the objective's or those of config.train.trained; () is all.
+
+    Raises:
+      ConfigError: both name some.
+      ValueError: a pattern matches no parameter.
+    """
+    values = read(config.get("train", {}), "config.train", TRAIN)
+    patterns = call(StartSettings, "config.train", values).trained
+    if not isinstance(objective, PartialObjective):
+        boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
+        partial.check_patterns(boxed, patterns, "config.train.trained")
+        return patterns
+    if patterns:
+        raise ConfigError(
+            f"config.train.trained is {list(patterns)}, but config.train.objective trains "
+            f"{', '.join(objective.trains)} and nothing else; leave one of them out."
+        )
+    return objective.trains
 
 
 def _progressive(

@@ -78,9 +78,10 @@ def train_step(
     model = _model(config, mesh, cached=not from_images)
     batch = _batch(mesh, batch_size, model.objective)
     objective = model.objective
-    optimizer = _optimizer(config, settings, batch_size, objective)
+    optimizer = _optimizer(config, settings, batch_size)
     frozen = build.abstract_frozen(objective, config, mesh)
-    program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
+    trained = build.trained_patterns(config, objective)
+    program = _update(config, mesh, settings, objective, optimizer, frozen, batch, trained)
     flops = batch_size * training_flops(objective)
     beside = beside_training(config, mesh, model)
     return dataclasses.replace(program, model_flops=flops, beside=beside)
@@ -139,8 +140,9 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     settings = build.train_settings(config, "train")
     chosen = build.evaluation_settings(config, "train")
     model = _model(config, mesh, cached=not from_images)
-    optimizer = _optimizer(config, settings, settings.batch_size, model.objective)
-    state = _state(config, mesh, settings, model.objective, optimizer)
+    optimizer = _optimizer(config, settings, settings.batch_size)
+    trained = build.trained_patterns(config, model.objective)
+    state = _state(config, mesh, settings, model.objective, optimizer, trained)
     params = state.evaluation_params()
     fid = _small_fid(config)
     frozen = build.abstract_frozen(model.objective, config, mesh)
@@ -254,27 +256,27 @@ def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
     return Program(function, args, mesh, config.sharding, batch_size)
 
 
-def _optimizer(config, settings, batch_size: int, objective):
+def _optimizer(config, settings, batch_size: int):
     chosen = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
-    return optim.for_objective(objective, chosen, settings.num_steps)
+    return optim.make_optimizer(chosen, settings.num_steps)
 
 
-def _state(config, mesh, settings, objective, optimizer) -> TrainState:
+def _state(config, mesh, settings, objective, optimizer, trained=()) -> TrainState:
     """The abstract state of a training, laid over the mesh by the config's preset."""
 
     def init(key):
-        return create(objective, optimizer, key, settings.ema_decay > 0)
+        return create(objective, optimizer, key, settings.ema_decay > 0, trained)
 
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(init, jax.random.key(0))
     return sharding.abstract_state(boxed, mesh, config.sharding)
 
 
-def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Program:
+def _update(config, mesh, settings, objective, optimizer, frozen, batch, trained=()) -> Program:
     """The training step of an objective."""
-    state = _state(config, mesh, settings, objective, optimizer)
+    state = _state(config, mesh, settings, objective, optimizer, trained)
     step = make_train_step(
-        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
+        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay, trained
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     function = jit_train_step(step, shardings, mesh)
