@@ -33,6 +33,7 @@ MODELS = {
     "family/cca": "train.initial_checkpoint",
     "family/code": "sampling.decoder.refiner",
     "family/hmar_masked": "train.initial_checkpoint",
+    "family/lora": "train.initial_checkpoint",
 }
 
 

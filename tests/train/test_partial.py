@@ -1,35 +1,17 @@
 """Training some parameters: the others keep their bits, and the optimizer nothing of them."""
 
-import flax
 import jax
 import jax.numpy as jnp
 import methods
 import numpy as np
 import pytest
 
-from var_jax import build
+from var_jax import build, subsets
 from var_jax.checkpoint import Checkpointer
 from var_jax.objectives.base import Aux
-from var_jax.train import optim, partial
+from var_jax.train import optim
 from var_jax.train.state import create
 from var_jax.train.step import make_train_step
-
-TREE = {"a": {"kernel": 1, "bias": -0.0}, "b": {"kernel": 3, "empty": {}}}
-
-
-def test_what_is_taken_apart_is_put_together():
-    trained, rest = partial.split(TREE, ("*/kernel", "a/b*"))
-    assert trained == {"a": TREE["a"], "b": {"kernel": 3}} and rest == {"b": {"empty": {}}}
-    assert partial.join(trained, rest) == TREE
-    assert partial.split(TREE, ()) == (TREE, {}) and partial.join(TREE, {}) == TREE
-    boxed = {"a": flax.linen.LogicallyPartitioned(jnp.zeros(2), ("embed",))}
-    assert partial.split(boxed, ("a",)) == (boxed, {})
-
-
-def test_a_pattern_of_nothing_names_the_nearest():
-    partial.check_patterns(TREE, ("*/kernel", "a/*"), "it")
-    with pytest.raises(ValueError, match="it has 'a/kernal', which matches no .* are a/kernel, "):
-        partial.check_patterns(TREE, ("b/*", "a/kernal"), "it")
 
 
 class Square:
@@ -78,7 +60,7 @@ def test_a_run_trains_what_its_config_names(tmp_path):
             return reader.restore_params(part, as_numpy=True)[0]
 
     before, after = read("model", "params"), read("run", "params")
-    (new, rest), (old, old_rest) = (partial.split(p, ("*/attention/*",)) for p in (after, before))
+    (new, rest), (old, old_rest) = (subsets.split(p, ("*/attention/*",)) for p in (after, before))
     jax.tree.map(np.testing.assert_array_equal, rest, old_rest)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), new, old)))
     kept = [x.shape for x in jax.tree.leaves(read("run", "opt_state")) if np.size(x) > 1]

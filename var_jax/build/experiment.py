@@ -11,10 +11,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from var_jax.adapters.base import Adapted
+from var_jax.build.adapters import REFERENCE, described
 from var_jax.build.data import data_facts, pipeline, set_num_classes, source, training_source
 from var_jax.build.evaluation import evaluation_settings
 from var_jax.build.evaluators import tokenizer_evaluators, transformer_evaluators
-from var_jax.build.frozen import REFERENCE, Reference, place, saved_reference
+from var_jax.build.frozen import Reference, place, saved_reference
 from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.resuming import saved_metadata
@@ -144,6 +146,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
             "transformer",
             ema=settings.ema_decay > 0,
             **about,
+            **described(config),
             data=data_facts(sources["train"]),
         ),
         seed=config.seed,
@@ -155,7 +158,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
             config, evaluation, tokenizer, training, frozen, held_out, mesh
         ),
         trained=trained,
-        initial_params=started,
+        initial_params=None if isinstance(training, Adapted) else started,
         beside=beside,
     )
 

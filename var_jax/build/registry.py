@@ -66,6 +66,10 @@ METHODS: dict[str, dict[str, str]] = {
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
+    # config.train.adapter: `adapters.base.Adapter`.
+    "adapter": {
+        "lora": "var_jax.adapters.lora:LoRA",
+    },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
         "sqrt_area": "var_jax.objectives.level_weights:AreaWeights",

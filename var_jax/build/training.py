@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from var_jax import subsets
+from var_jax.adapters.base import Adapted
 from var_jax.build import registry
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.build.modules import dtype, network, tokenizer
@@ -24,7 +26,6 @@ from var_jax.quantizers.life import CodebookLife
 from var_jax.settings import Changeable
 from var_jax.tokenizer.discriminator import PatchDiscriminator
 from var_jax.tokenizer.lpips import LPIPS
-from var_jax.train import partial
 from var_jax.train.experiment import TrainSettings
 from var_jax.train.optim import OptimizerConfig
 
@@ -50,7 +51,7 @@ class StartSettings:
       initial_checkpoint: workdir of a transformer to fine-tune; '' starts from random parameters.
         A run that goes on has its own.
       trained: patterns of the parameters that train, such as '*/attention/*', see
-        `train.partial.split`; () is all. The others stay as they are in initial_checkpoint.
+        `subsets.split`; () is all. The others stay as they are in initial_checkpoint.
     """
 
     initial_checkpoint: Changeable[str] = ""
@@ -84,6 +85,7 @@ TRAIN = Section(
                 *("network", "tokenizer", "from_images"),
                 *("weights", "curriculum", "trained", "seed"),
             ),
+            adapter=(),
             weights=(),
             curriculum=("pyramid", "context", "seed"),
         ),
@@ -200,7 +202,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
     weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")
     stages = "progressive" if values.get("progressive") else "curriculum"
     set_here = {"weights": "weights", "curriculum": stages}
-    return registry.make(
+    training = registry.make(
         "objective",
         values.get("objective") or "likelihood",
         f"{path}.objective",
@@ -213,6 +215,14 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         trained=None,
         seed=config.get("seed", 0),
     )
+    if not values.get("adapter"):
+        return training
+    if isinstance(training, PartialObjective):
+        raise ConfigError(
+            f"{path}.adapter changes a network, but {path}.objective trains "
+            f"{', '.join(training.trains)} alone; leave one of them out."
+        )
+    return Adapted(training, registry.make("adapter", values["adapter"], f"{path}.adapter"))
 
 
 def trained_patterns(config: ConfigDict, objective: NetworkObjective) -> tuple[str, ...]:
@@ -226,7 +236,7 @@ def trained_patterns(config: ConfigDict, objective: NetworkObjective) -> tuple[s
     patterns = call(StartSettings, "config.train", values).trained
     if not isinstance(objective, PartialObjective):
         boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
-        partial.check_patterns(boxed, patterns, "config.train.trained")
+        subsets.check_patterns(boxed, patterns, "config.train.trained")
         return patterns
     if patterns:
         raise ConfigError(

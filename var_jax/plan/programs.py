@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from var_jax import build
+from var_jax.adapters.base import Adapted
 from var_jax.build.sections import tuples
 from var_jax.decoding.images import jit_sampling
 from var_jax.evaluation.during_training import jit_reconstruction
@@ -116,7 +117,7 @@ def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
     objective = model.objective
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(
-            lambda key: sampling_params(objective.network, objective.init_params(key)),
+            lambda key: sampling_params(objective.network, objective.network.init_params(key)),
             jax.random.key(0),
         )
     params = sharding.abstract_state(boxed, mesh, config.sharding)
@@ -143,7 +144,12 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     optimizer = _optimizer(config, settings, settings.batch_size)
     trained = build.trained_patterns(config, model.objective)
     state = _state(config, mesh, settings, model.objective, optimizer, trained)
-    params = state.evaluation_params()
+    objective, params = model.objective, state.evaluation_params()
+    if isinstance(objective, Adapted):
+        # Evaluators see the network that the adapter makes.
+        objective = objective.objective
+        boxed = jax.eval_shape(objective.network.init_params, jax.random.key(0))
+        params = sharding.abstract_state(boxed, mesh, config.sharding)
     fid = _small_fid(config)
     frozen = build.abstract_frozen(model.objective, config, mesh)
     compared = [part for name, part in frozen.items() if name != "tokenizer"]
@@ -155,7 +161,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
         size = settings.batch_size
         batch = _batch(mesh, size, model.objective)
         batch["mask"] = _rows(mesh, size, dtype=jnp.bool_)
-        function = jit_token_sums(model.objective, mesh)
+        function = jit_token_sums(objective, mesh)
         args = (params, frozen, batch)
         found["likelihood"] = Program(function, args, mesh, config.sharding, size)
     sizes: dict[int, list[str]] = {}

@@ -103,7 +103,7 @@ class Experiment:
         TFLOP/s; None where unknown.
       peak_flops: of one chip a second, for the utilisation; 0 where unknown.
       evaluators: run every settings.evaluate_every steps and at the end.
-      trained: patterns of the parameters that train, see `partial.split`; () is all.
+      trained: patterns of the parameters that train, see `subsets.split`; () is all.
       initial_params: host arrays to start from in place of random parameters (fine-tuning).
       beside: models saved in the workdir, by folder name.
     """

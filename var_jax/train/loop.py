@@ -10,11 +10,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from var_jax import subsets
 from var_jax.checkpoint import Checkpointer
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.objectives.base import Objective
 from var_jax.parallel import arrays, sharding
-from var_jax.train import partial
 from var_jax.train.experiment import Experiment, SavedBeside
 from var_jax.train.log import TrainLog, due
 from var_jax.train.metrics import MetricWriter
@@ -60,7 +60,7 @@ def train(
         state, start = _restore_or_init(experiment, checkpointer, workdir)
         shardings = jax.tree.map(lambda x: x.sharding, state)
         frozen = arrays.put_host_arrays(experiment.frozen, everywhere)
-        chosen, _ = partial.split(state.params, experiment.trained)
+        chosen, _ = subsets.split(state.params, experiment.trained)
         total, size = (sum(x.size for x in jax.tree.leaves(p)) for p in (state.params, chosen))
         logging.info(
             "%s: %.2fM parameters%s, %d steps of %d images (%d a device at a time), mesh %s, %s.",

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from var_jax import subsets
 from var_jax.objectives.base import Objective
-from var_jax.train import partial
 
 
 @flax.struct.dataclass
@@ -53,13 +53,13 @@ def create(
       optimizer: makes its own state.
       key: of what is random.
       ema: keep a moving average.
-      trained: patterns of the parameters that train, see `partial.split`; () is all.
+      trained: patterns of the parameters that train, see `subsets.split`; () is all.
     """
     params = objective.init_params(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(partial.split(params, trained)[0]),
+        opt_state=optimizer.init(subsets.split(params, trained)[0]),
         # A copy: state and average are donated separately.
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         stats=objective.init_stats(),

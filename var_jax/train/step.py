@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from var_jax import subsets
 from var_jax.objectives.base import Objective
 from var_jax.parallel import sharding
-from var_jax.train import partial
 from var_jax.train.state import TrainState
 
 #: Two streams of random numbers from one seed: per example, and per step.
@@ -47,7 +47,7 @@ def make_train_step(
         that of the whole batch.
       ema_decay: of the moving average of the parameters; 0 where the state has none. Ramps
         up as min(decay, (1 + step) / (10 + step)), so that early parameters fade.
-      trained: patterns of the parameters that train, see `partial.split`; () is all. The others
+      trained: patterns of the parameters that train, see `subsets.split`; () is all. The others
         have no gradient and stay as they are to the bit.
 
     Returns:
@@ -60,10 +60,10 @@ def make_train_step(
 
     def gradients(state, frozen, batch):
         keys = example_keys(seed, batch["index"])
-        params, rest = partial.split(state.params, trained)
+        params, rest = subsets.split(state.params, trained)
 
         def loss(params, batch, keys):
-            params = partial.join(params, rest)
+            params = subsets.join(params, rest)
             return objective.loss(params, frozen, state.stats, batch, keys, state.step)
 
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
@@ -98,9 +98,9 @@ def make_train_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-        params, rest = partial.split(state.params, trained)
+        params, rest = subsets.split(state.params, trained)
         updates, opt_state = update(grads, state.opt_state, params, step=state.step)
-        params = partial.join(optax.apply_updates(params, updates), rest)
+        params = subsets.join(optax.apply_updates(params, updates), rest)
         base = jax.random.fold_in(jax.random.key(seed), _STEP_STREAM)
         key = jax.random.fold_in(base, state.step)
         params, ema, stats = objective.after_update(
@@ -108,10 +108,10 @@ def make_train_step(
         )
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            averages, rest = partial.split(ema, trained)
-            newest, _ = partial.split(params, trained)
+            averages, rest = subsets.split(ema, trained)
+            newest, _ = subsets.split(params, trained)
             averages = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), averages, newest)
-            ema = partial.join(averages, rest)
+            ema = subsets.join(averages, rest)
 
         def guard(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

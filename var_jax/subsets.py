@@ -1,4 +1,4 @@
-"""Training some of the parameters: which they are, apart from the rest and together again."""
+"""Some of the parameters of a model, chosen by patterns of their paths, and the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def split(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
-    """The parameters that train, and the others.
+    """The parameters that patterns choose, and the others.
 
     Args:
       params: nested dicts of arrays.
@@ -27,16 +27,15 @@ def split(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     chosen = [{}, {}]
     for path, leaf in flat.items():
         chosen[not _matches(path, patterns)][path] = leaf
-    trained, rest = (unflatten_dict(part, sep="/") for part in chosen)
-    return trained, rest
+    first, rest = (unflatten_dict(part, sep="/") for part in chosen)
+    return first, rest
 
 
-def join(trained: Any, rest: Any) -> Any:
+def join(chosen: Any, rest: Any) -> Any:
     """What `split` took apart."""
     if not rest:
-        return trained
-    flat = (flatten_dict(part, sep="/", keep_empty_nodes=True) for part in (trained, rest))
-    first, second = flat
+        return chosen
+    first, second = (flatten_dict(part, sep="/", keep_empty_nodes=True) for part in (chosen, rest))
     return unflatten_dict({**first, **second}, sep="/")
 
 
