@@ -132,8 +132,8 @@ def test_the_checkpoint_holds_the_change_and_names_its_base(run):
     changed = parameters(run / "run")
     expected = LoRA(2, 4.0).apply(own, base)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), changed, expected)
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (changed, base)))]
-    assert max(moved) > 1e-3
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), changed, base)
+    assert max(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_what_draws_takes_it_as_any_model_and_merged_it_is_the_same(run):

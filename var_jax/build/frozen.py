@@ -87,7 +87,7 @@ def place(
         elif reference is None:
             raise ValueError(
                 f"{type(objective).__name__} reads the model that the run starts from; give "
-                " --config.train.initial_checkpoint=<workdir of a transformer>."
+                "--config.train.initial_checkpoint=<workdir of a transformer>."
             )
         else:
             layout = sharding.abstract_shardings(boxed, mesh, preset_of(config, part))
