@@ -38,6 +38,7 @@ from var_jax.build.loading import (
 from var_jax.build.modules import decoder, editing, network, pyramid, tokenizer
 from var_jax.build.official_models import OFFICIAL_FILES, load_official
 from var_jax.build.resuming import changes_since, data_changes, identity
+from var_jax.build.sample_caching import cache_samples
 from var_jax.build.scaling import ScalingSettings, scaling_settings
 from var_jax.build.token_caching import cache_tokens
 from var_jax.build.training import (
@@ -65,6 +66,7 @@ __all__ = [
     "ScalingSettings",
     "Start",
     "abstract_frozen",
+    "cache_samples",
     "cache_tokens",
     "cached_from",
     "changes",

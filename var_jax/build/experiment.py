@@ -20,6 +20,7 @@ from var_jax.build.frozen import Reference, place, saved_reference
 from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.resuming import saved_metadata
+from var_jax.build.sample_caching import with_samples
 from var_jax.build.sections import ConfigError
 from var_jax.build.training import (
     make_mesh,
@@ -98,10 +99,6 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         logging.info("%s", start.summary)
         started = start.fit(load_params(initial, "transformer", None)[0])
     mesh = make_mesh(config)
-    batches, held_out = (
-        pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
-        for split, train in (("train", True), ("val", False))
-    )
     # Placed once, for the step and all evaluators.
     tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
     cached = bool(config.token_cache)
@@ -125,6 +122,17 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         elif started is not None:
             reference = Reference(started, fingerprint(started))
     frozen = place(training, config, mesh, tokenizer, reference)
+    records, of_samples = with_samples(
+        config,
+        sources["train"],
+        training,
+        tokenizer.module.codec.source,
+        reference.fingerprint if reference else "",
+    )
+    batches, held_out = (
+        pipeline(config, found, settings.batch_size, train=train, mesh=mesh)
+        for found, train in ((records, True), (sources["val"], False))
+    )
     if reference is not None:
         kept = metadata(
             config, "transformer", ema=False, fingerprint=reference.fingerprint, **about
@@ -147,7 +155,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
             ema=settings.ema_decay > 0,
             **about,
             **described(config),
-            data=data_facts(sources["train"]),
+            data={**data_facts(sources["train"]), **of_samples},
         ),
         seed=config.seed,
         frozen=frozen,

@@ -63,6 +63,7 @@ METHODS: dict[str, dict[str, str]] = {
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
+        "ddo": "var_jax.objectives.discriminative:Discriminative",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
