@@ -14,6 +14,7 @@ from absl import flags
 from launch import cli
 
 _CHECKPOINT = cli.define_path("checkpoint", None, "Workdir of a transformer.")
+_TOKENIZER = cli.define_path("tokenizer", None, "Its tokenizer; beside it by default.")
 _OUTPUT = cli.define_path("output", None, "Local or gs:// directory of the cache.")
 _PER_CLASS = flags.DEFINE_integer("samples_per_class", None, "Samples of each class.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
@@ -29,6 +30,7 @@ def main() -> None:
         build.cache_samples(
             _CHECKPOINT.value,
             _OUTPUT.value,
+            _TOKENIZER.value,
             samples_per_class=_PER_CLASS.value,
             seed=_SEED.value,
             batch_size=_BATCH.value,

@@ -14,6 +14,7 @@ from var_jax import checkpoint
 from var_jax.adapters.base import Adapted, Adapter
 from var_jax.build import registry
 from var_jax.build.sections import opened, tuples
+from var_jax.checkpoint import files
 from var_jax.network import Network
 from var_jax.parallel import sharding
 from var_jax.train.experiment import Evaluation, Evaluator
@@ -36,11 +37,20 @@ def adapter_of(metadata: Mapping[str, Any]) -> Adapter | None:
     return registry.make("adapter", values, "The checkpoint's adapter") if values else None
 
 
+def base_folder(path: epath.PathLike) -> epath.Path:
+    """Where the model lies that an adapter changes.
+
+    Args:
+      path: workdir of the adapter, or one of its steps.
+    """
+    return files.locate(path)[0].parent / REFERENCE
+
+
 def restore_base(path: epath.PathLike, metadata: Mapping[str, Any], target: Any = None) -> Any:
     """The parameters that an adapter changes.
 
     Args:
-      path: workdir of the adapter.
+      path: see `base_folder`.
       metadata: of its checkpoint.
       target: as `Checkpointer.restore_params` takes it; None is NumPy arrays.
 
@@ -48,8 +58,8 @@ def restore_base(path: epath.PathLike, metadata: Mapping[str, Any], target: Any 
       FileNotFoundError: they are not there.
       ValueError: they are others than those it was trained on.
     """
-    folder, expected = epath.Path(path) / REFERENCE, metadata["reference_fingerprint"]
-    if not checkpoint.files.complete_steps(checkpoint.files.locate(folder)[0]):
+    folder, expected = base_folder(path), metadata["reference_fingerprint"]
+    if not files.complete_steps(files.locate(folder)[0]):
         raise FileNotFoundError(
             f"{path} holds an adapter of the transformer {expected[:12]}, which is not in "
             f"{folder}; put it there, or merge the adapter where it is (launch.merge_adapter)."

@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from var_jax.build.adapters import REFERENCE, adapter_of
+from var_jax.build.adapters import adapter_of, base_folder
 from var_jax.build.config import flat
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.build.modules import network
@@ -125,7 +125,7 @@ def start_from(
             f"something else; give its own, such as {epath.Path(path) / 'tokenizer'}."
         )
     # An adapter's network has the arrays of its base.
-    shaped = found if adapter_of(metadata) is None else files.inspect(epath.Path(path) / REFERENCE)
+    shaped = found if adapter_of(metadata) is None else files.inspect(base_folder(path))
     new, classes = _check_shapes(path, shaped, config)
     seed = config.get("seed", 0)
     added = sum(name.startswith(_HEAD) for name in new)

@@ -30,6 +30,7 @@ from var_jax.pixels import to_float
 def cache_samples(
     path: epath.PathLike,
     output: epath.PathLike,
+    tokenizer_path: epath.PathLike | None = None,
     *,
     samples_per_class: int,
     seed: int = 0,
@@ -43,7 +44,7 @@ def cache_samples(
     apart but what they show. Called again, it goes on where it was.
 
     Args:
-      path: workdir of a transformer, its tokenizer beside it.
+      path, tokenizer_path: of a transformer, see `load_transformer`.
       output: local or gs:// directory of the cache; sample n has the label n modulo the classes.
       samples_per_class: of each.
       seed: of the samples.
@@ -56,7 +57,7 @@ def cache_samples(
     """
     mesh = sharding.make_mesh()
     identity = checkpoint.fingerprint(load_params(path, "transformer", None)[0])
-    loaded = load_transformer(path, mesh=mesh, for_sampling=True)
+    loaded = load_transformer(path, tokenizer_path, mesh=mesh, for_sampling=True)
     tokenizer, network = loaded.tokenizer, loaded.network
     config = loaded.config.copy_and_resolve_references()
     filters = {f.name for f in dataclasses.fields(network.head.sampling)} & {"top_k", "top_p"}
