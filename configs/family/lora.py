@@ -13,7 +13,7 @@ trained so:
     --config.train.objective.kind=cca
 
 '' and 'smallest' are the digits; d16 to d30 are VAR's sizes at 256 px: one epoch on ImageNet, of
-which nothing is published; put your own data there. Not trained here on ImageNet.
+which nothing is published; put your own data there. None has been trained here to its end.
 """
 
 import pathlib

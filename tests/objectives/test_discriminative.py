@@ -16,7 +16,6 @@ from var_jax.checkpoint import fingerprint
 from var_jax.data.token_cache import TokenCache
 from var_jax.objectives.discriminative import Discriminative
 from var_jax.tokenizer.vqvae import VQVAE
-from var_jax.train.metrics import read_metrics
 
 LABELS = jnp.array([0, 2, 1, 2], jnp.int32)
 TOKENIZER = VQVAE(CODEC, 1, 8, (1,), 1, False, norm_groups=4)
@@ -105,7 +104,7 @@ def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddo")
     given = methods.prepare(folder, "family/ddo")
     start, samples = folder / "model", folder / "drawn"
-    given |= {"sample_cache": str(samples), "train.num_steps": 2}
+    given["sample_cache"] = str(samples)
     draw = functools.partial(build.cache_samples, start, samples, samples_per_class=3, batch_size=8)
     draw()
     draw()  # Nothing is left to do.
@@ -125,7 +124,7 @@ def test_samples_are_of_each_class_in_turn_and_of_one_model(given):
     assert cache.settings.extra["sampling"] == {"cfg": 0.0, "top_k": 0, "top_p": 0}
 
 
-def test_a_run_reads_examples_beside_samples_of_their_class(given, tmp_path):
+def test_a_run_reads_examples_beside_samples_of_their_class(given):
     experiment = build.transformer_experiment(methods.smallest("family/ddo", given))
     batch = next(experiment.batches(0))
     cache = TokenCache(given["sample_cache"])
@@ -134,26 +133,29 @@ def test_a_run_reads_examples_beside_samples_of_their_class(given, tmp_path):
         of_label.setdefault(record["label"], set()).add(record["tokens"].tobytes())
     for label, sample in zip(batch["label"], batch["samples"], strict=True):
         assert sample.astype("<u2").tobytes() in of_label[label]
-    assert build.run(methods.smallest("family/ddo", given), str(tmp_path / "run"), "transformer")
-    first, *_ = [row for row in read_metrics(tmp_path / "run") if "gap" in row]
-    assert abs(first["gap"]) < 1e-5 and abs(first["gap_samples"]) < 1e-5
-    # The next round needs samples of what this one made.
-    other = methods.smallest("family/ddo", {**given, "train.initial_checkpoint": tmp_path / "run"})
-    with pytest.raises(ValueError, match="samples in .* are of the transformer .*starts from"):
-        build.transformer_experiment(other)
+    facts = experiment.metadata["data"]
+    assert (facts["samples"], facts["samples_seed"]) == (30, 0)
+
+
+def test_samples_of_another_model_are_refused(given, tmp_path):
+    tokenizer = build.load_tokenizer(given["tokenizer_checkpoint"])
+    methods.write_samples(tmp_path, tokenizer, "another")
+    config = methods.smallest("family/ddo", {**given, "sample_cache": str(tmp_path)})
+    with pytest.raises(ValueError, match="are of the transformer another, .* starts from"):
+        build.transformer_experiment(config)
 
 
 @pytest.mark.parametrize(
-    "changed, message",
+    "method, changed, message",
     [
-        ({"sample_cache": ""}, "compares cached tokens with cached samples; give --config.token"),
-        ({"token_cache": ""}, "compares cached tokens with cached samples; give --config.token"),
-        ({"train.objective": "likelihood"}, "sample_cache is .* but .* reads no samples; leave"),
-        ({"sample_cache": "token_cache"}, "which launch.cache_samples did not write"),
+        ("family/ddo", {"sample_cache": ""}, "compares cached tokens with cached samples; give"),
+        ("family/ddo", {"token_cache": ""}, "compares cached tokens with cached samples; give"),
+        ("family/ddo", {"sample_cache": "train"}, "which launch.cache_samples did not write"),
+        ("mnist5k", {}, "sample_cache is .* but .* reads no samples; leave it out"),
     ],
 )
-def test_mistakes_are_named(given, changed, message):
+def test_mistakes_are_named(given, method, changed, message):
     if changed.get("sample_cache"):
         changed = {"sample_cache": f"{given['token_cache']}/train"}
     with pytest.raises(ValueError, match=message):
-        build.transformer_experiment(methods.smallest("family/ddo", given | changed))
+        build.transformer_experiment(methods.smallest(method, given | changed))

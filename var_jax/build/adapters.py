@@ -65,13 +65,13 @@ def restore_base(path: epath.PathLike, metadata: Mapping[str, Any], target: Any 
             f"{folder}; put it there, or merge the adapter where it is (launch.merge_adapter)."
         )
     with checkpoint.Checkpointer(folder, read_only=True) as reader:
-        params, about, _ = reader.restore_params("params", target, as_numpy=target is None)
-    if about.get("fingerprint") != expected:
-        raise ValueError(
-            f"The transformer in {folder} ({str(about.get('fingerprint'))[:12]}) is not the one "
-            f"that the adapter in {path} was trained on ({expected[:12]}); put that one there."
-        )
-    return params
+        there = reader.read_metadata().get("fingerprint")
+        if there != expected:
+            raise ValueError(
+                f"The transformer in {folder} ({str(there)[:12]}) is not the one that the adapter "
+                f"in {path} was trained on ({expected[:12]}); put that one there."
+            )
+        return reader.restore_params("params", target, as_numpy=target is None)[0]
 
 
 def abstract_adapter(adapter: Adapter, network: Network, mesh: Any, preset: Any) -> Any:
