@@ -41,6 +41,7 @@ def describe_folder(path: epath.Path, arrays: bool) -> Iterable[str]:
         yield f"{'parameters' if part == 'params' else part:15s} {sum(sizes):,}"
     for key, title in (
         ("tokenizer_fingerprint", "tokenizer"),
+        ("reference_fingerprint", "reference"),
         ("source", "source"),
     ):
         if key in metadata:

@@ -5,6 +5,7 @@ from recipes import FOLDER, load
 from untrained import write_model
 
 from var_jax import build
+from var_jax.checkpoint import fingerprint
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
 
 #: Configs by name; compare is all of them at once.
@@ -31,9 +32,13 @@ SIZES = {
 #: The key that names a transformer, where a method needs one.
 MODELS = {
     "family/cca": "train.initial_checkpoint",
+    "family/ddo": "train.initial_checkpoint",
     "family/code": "sampling.decoder.refiner",
     "family/hmar_masked": "train.initial_checkpoint",
+    "family/lora": "train.initial_checkpoint",
 }
+#: Methods that learn from samples of the model that they start from.
+SAMPLED = ("family/ddo",)
 
 
 def smallest(method, given=None):
@@ -61,28 +66,43 @@ def prepare(folder, method):
     if method in MODELS:
         given[MODELS[method]] = str(model)
     write_model(model, smallest(method, given))
-    write_tokens(tokens, build.load_tokenizer(model / "tokenizer"))
+    tokenizer = build.load_tokenizer(model / "tokenizer")
+    write_tokens(tokens, tokenizer)
+    if method in SAMPLED:
+        given["sample_cache"] = str(folder / "samples")
+        params, _ = build.load_params(model, "transformer", None)
+        write_samples(folder / "samples", tokenizer, fingerprint(params))
     return given
 
 
 def write_tokens(folder, tokenizer):
     """Writes a token cache of random values."""
-    codec = tokenizer.module.codec
     for split, count in (("train", 40), ("val", 16)):
-        settings = TokenCacheSettings(
-            fingerprint=tokenizer.fingerprint,
-            shapes=codec.pyramid.shapes,
-            field=codec.source,
-            num_images=count,
-            crops=1,
-            class_names=tuple("0123456789"),
-            source=f"mnist5k:{split}",
-            image_size=32,
-            seed=0,
-        )
-        writer = TokenCacheWriter(folder / split, settings)
-        writer.write(values(codec.source, count), np.arange(count) % 10, np.arange(count))
-        writer.close()
+        _write(folder / split, tokenizer, count, f"mnist5k:{split}")
+
+
+def write_samples(folder, tokenizer, model):
+    """Writes random values as if they were samples of a model of this fingerprint."""
+    _write(folder, tokenizer, 20, "samples", extra={"model": model})
+
+
+def _write(folder, tokenizer, count, source, **settings):
+    codec = tokenizer.module.codec
+    settings = TokenCacheSettings(
+        fingerprint=tokenizer.fingerprint,
+        shapes=codec.pyramid.shapes,
+        field=codec.source,
+        num_images=count,
+        crops=1,
+        class_names=tuple("0123456789"),
+        source=source,
+        image_size=32,
+        seed=0,
+        **settings,
+    )
+    writer = TokenCacheWriter(folder, settings)
+    writer.write(values(codec.source, count), np.arange(count) % 10, np.arange(count))
+    writer.close()
 
 
 def values(field, count):

@@ -1,5 +1,6 @@
 """Methods with other needs than each other's, as commands on two processes beside one device:
-codes; float targets that are drawn with noise; a frozen reference that is cut as what trains.
+codes; float targets that are drawn with noise; a frozen reference that is cut as what trains, also
+the base of an adapter.
 """
 
 import shutil
@@ -11,12 +12,16 @@ import pytest
 
 from var_jax.train.metrics import read_metrics
 
+#: Further settings of methods.
+ADDED = {"family/cca": {"train.adapter.kind": "lora", "train.adapter.rank": 2}}
+
 
 @pytest.fixture(scope="module", params=["mnist5k", "family/flowar", "family/cca"])
 def method(request, tmp_path_factory):
     """(folder, train, workdir of one device): `train` runs the command of a method."""
     folder = tmp_path_factory.mktemp("method")
     given = {**methods.prepare(folder, request.param), "evaluation.likelihood": True}
+    given |= ADDED.get(request.param, {})
 
     def train(name, mesh, num_processes, **other):
         axes = zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True)

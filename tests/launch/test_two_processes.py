@@ -13,6 +13,7 @@ import pytest
 from inception_file import write_inception
 from PIL import Image
 
+from var_jax.data.token_cache import TokenCache
 from var_jax.train.metrics import read_metrics
 
 CONFIG = """
@@ -238,6 +239,22 @@ def test_scores_and_samples_are_the_same(folder, transformers):
     np.testing.assert_array_equal(one["tokens"], two["tokens"])
     np.testing.assert_array_equal(two["labels"], [0, 1, 2, 3, 1])
     assert np.abs(one["images"].astype(int) - two["images"]).max() <= 1
+
+    on_both(
+        folder,
+        "launch.cache_samples",
+        model,
+        "--samples_per_class=2",
+        "--batch_size=4",
+        "--output={out}",
+        out="cached",
+    )
+    one, two = (
+        TokenCache(folder / name / "cached").__getitems__(range(6)) for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        # A level of grey more or less may make another code of a picture's.
+        assert a["label"] == b["label"] and (a["tokens"] == b["tokens"]).mean() > 0.8
 
     on_both(
         folder,

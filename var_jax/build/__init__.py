@@ -38,6 +38,7 @@ from var_jax.build.loading import (
 from var_jax.build.modules import decoder, editing, network, pyramid, tokenizer
 from var_jax.build.official_models import OFFICIAL_FILES, load_official
 from var_jax.build.resuming import changes_since, data_changes, identity
+from var_jax.build.sample_caching import cache_samples
 from var_jax.build.scaling import ScalingSettings, scaling_settings
 from var_jax.build.token_caching import cache_tokens
 from var_jax.build.training import (
@@ -46,6 +47,7 @@ from var_jax.build.training import (
     objective,
     optimizer_config,
     train_settings,
+    trained_patterns,
     vqgan,
 )
 from var_jax.build.training_run import MODELS, run
@@ -64,6 +66,7 @@ __all__ = [
     "ScalingSettings",
     "Start",
     "abstract_frozen",
+    "cache_samples",
     "cache_tokens",
     "cached_from",
     "changes",
@@ -103,6 +106,7 @@ __all__ = [
     "tokenizer",
     "tokenizer_experiment",
     "train_settings",
+    "trained_patterns",
     "training_source",
     "transform",
     "transformer_experiment",

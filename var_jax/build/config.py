@@ -40,6 +40,8 @@ class RunSettings:
       tokenizer_checkpoint: workdir of the tokenizer of a transformer; what it holds is compared
         by fingerprint, so it may move.
       token_cache: what launch.cache_tokens wrote; '' encodes images in the step.
+      sample_cache: what launch.cache_samples wrote of train.initial_checkpoint, for objectives that
+        learn from samples.
       sharding: preset of `var_jax.parallel.sharding`.
       frozen_sharding: of the tokenizer beside a transformer that trains.
     """
@@ -48,6 +50,7 @@ class RunSettings:
     seed: int = 0
     tokenizer_checkpoint: Changeable[str] = ""
     token_cache: Changeable[str] = ""
+    sample_cache: Changeable[str] = ""
     sharding: Changeable[str] = "replicated"
     frozen_sharding: Changeable[str] = "replicated"
 
@@ -83,7 +86,7 @@ _OF_STUDIES = ("scaling", "comparison", "methods")
 #: what it says, and which one that is, is compared by its fingerprint.
 _UNREAD = {
     "tokenizer": (
-        *("model", "train", "sampling", "token_cache", "tokenizer_checkpoint"),
+        *("model", "train", "sampling", "token_cache", "sample_cache", "tokenizer_checkpoint"),
         *_OF_STUDIES,
     ),
     "transformer": (

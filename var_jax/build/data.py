@@ -26,6 +26,7 @@ _PATH_OPTIONS = ("path", "data_dir", "val_labels")
 _PATHS = (
     "tokenizer_checkpoint",
     "token_cache",
+    "sample_cache",
     *(f"data.options.{option}" for option in _PATH_OPTIONS),
     "train.initial_checkpoint",
     "tokenizer_train.lpips_vgg",
@@ -175,14 +176,18 @@ def data_paths(config: ConfigDict, *, cached: bool) -> list[str]:
     """What of the file system a run reads, so that every host can be asked whether it can.
 
     Args:
-      config: reads data, token_cache, tokenizer_checkpoint and sampling.decoder.
+      config: reads data, token_cache, sample_cache, tokenizer_checkpoint and sampling.decoder.
       cached: a transformer's run, which reads config.token_cache in place of the images, if there
         is one, and draws samples.
     """
     places = [config.data.options.get(key) for key in _PATH_OPTIONS]
     if cached:
         places = [config.token_cache] if config.token_cache else places
-        places += [config.tokenizer_checkpoint, *held_networks(config).values()]
+        places += [
+            config.get("sample_cache", ""),
+            config.tokenizer_checkpoint,
+            *held_networks(config).values(),
+        ]
     return [place for place in places if place]
 
 

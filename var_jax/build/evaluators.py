@@ -9,6 +9,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from var_jax.adapters.base import Adapted
+from var_jax.build.adapters import of_merged
 from var_jax.build.data import pipeline, source
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings
 from var_jax.build.loading import LoadedTokenizer, load_decoder
@@ -53,6 +55,10 @@ def transformer_evaluators(
     Raises:
       FileNotFoundError, ValueError: files of the FID are missing or not what they should be.
     """
+    if isinstance(objective, Adapted):
+        inner = objective.objective
+        found = transformer_evaluators(config, settings, tokenizer, inner, frozen, held_out, mesh)
+        return of_merged(found, objective, frozen)
     found: list[Evaluator] = []
     if settings.likelihood:
         measure = TokenLikelihood(objective, frozen, held_out, mesh, config.sharding)

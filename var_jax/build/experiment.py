@@ -11,17 +11,26 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from var_jax.adapters.base import Adapted
+from var_jax.build.adapters import REFERENCE, described
 from var_jax.build.data import data_facts, pipeline, set_num_classes, source, training_source
 from var_jax.build.evaluation import evaluation_settings
 from var_jax.build.evaluators import tokenizer_evaluators, transformer_evaluators
-from var_jax.build.frozen import REFERENCE, Reference, place, saved_reference
+from var_jax.build.frozen import Reference, place, saved_reference
 from var_jax.build.initial import start_from
 from var_jax.build.loading import load_params, load_tokenizer, use_tokenizer
 from var_jax.build.resuming import saved_metadata
+from var_jax.build.sample_caching import with_samples
 from var_jax.build.sections import ConfigError
-from var_jax.build.training import make_mesh, objective, optimizer_config, train_settings, vqgan
+from var_jax.build.training import (
+    make_mesh,
+    objective,
+    optimizer_config,
+    train_settings,
+    trained_patterns,
+    vqgan,
+)
 from var_jax.checkpoint import fingerprint
-from var_jax.objectives.base import PartialObjective
 from var_jax.plan import accelerators, flops
 from var_jax.train import optim
 from var_jax.train.experiment import Experiment, SavedBeside
@@ -90,18 +99,15 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         logging.info("%s", start.summary)
         started = start.fit(load_params(initial, "transformer", None)[0])
     mesh = make_mesh(config)
-    batches, held_out = (
-        pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
-        for split, train in (("train", True), ("val", False))
-    )
     # Placed once, for the step and all evaluators.
     tokenizer = tokenizer.on(mesh, config.get("frozen_sharding", "replicated"))
     cached = bool(config.token_cache)
     training = objective(config, tokenizer, from_images=not cached)
-    if isinstance(training, PartialObjective) and not (goes_on or initial):
+    trained = trained_patterns(config, training)
+    if trained and not (goes_on or initial):
         raise ConfigError(
-            f"config.train.objective trains a part ({', '.join(training.trains)}) of a network "
-            "that is there; give --config.train.initial_checkpoint=<workdir of a transformer>."
+            f"The run trains a part ({', '.join(trained)}) of a network that is there; give "
+            "--config.train.initial_checkpoint=<workdir of a transformer>."
         )
     beside = {
         "tokenizer": SavedBeside(
@@ -116,6 +122,17 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         elif started is not None:
             reference = Reference(started, fingerprint(started))
     frozen = place(training, config, mesh, tokenizer, reference)
+    records, of_samples = with_samples(
+        config,
+        sources["train"],
+        training,
+        tokenizer.module.codec.source,
+        reference.fingerprint if reference else "",
+    )
+    batches, held_out = (
+        pipeline(config, found, settings.batch_size, train=train, mesh=mesh)
+        for found, train in ((records, True), (sources["val"], False))
+    )
     if reference is not None:
         kept = metadata(
             config, "transformer", ema=False, fingerprint=reference.fingerprint, **about
@@ -127,7 +144,7 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     return Experiment(
         name="transformer",
         objective_at=training.at,
-        optimizer=optim.for_objective(training, optimizer, settings.num_steps),
+        optimizer=optim.make_optimizer(optimizer, settings.num_steps),
         batches=batches.batches,
         settings=settings,
         mesh=mesh,
@@ -137,7 +154,8 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
             "transformer",
             ema=settings.ema_decay > 0,
             **about,
-            data=data_facts(sources["train"]),
+            **described(config),
+            data={**data_facts(sources["train"]), **of_samples},
         ),
         seed=config.seed,
         frozen=frozen,
@@ -147,7 +165,8 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
         evaluators=transformer_evaluators(
             config, evaluation, tokenizer, training, frozen, held_out, mesh
         ),
-        initial_params=started,
+        trained=trained,
+        initial_params=None if isinstance(training, Adapted) else started,
         beside=beside,
     )
 

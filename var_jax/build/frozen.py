@@ -11,17 +11,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from var_jax import checkpoint
+from var_jax.build.adapters import REFERENCE
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.objectives.base import FrozenPart, NetworkObjective
 from var_jax.parallel import arrays, sharding
 
-#: Folder of a workdir in which a run keeps the model that it compares with.
-REFERENCE = "reference"
-
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The model that a run starts from, for objectives that compare with it.
+    """The model that a run starts from, for objectives that compare with it or adapt it.
 
     Attributes:
       params: {'transformer': ..., 'head': ...}, on the host or on the mesh.
@@ -88,8 +86,8 @@ def place(
             placed[name] = {key: tokenizer.params.get(key, {}) for key in boxed}
         elif reference is None:
             raise ValueError(
-                f"{type(objective).__name__} compares with the model that the run starts from; "
-                "give --config.train.initial_checkpoint=<workdir of a transformer>."
+                f"{type(objective).__name__} reads the model that the run starts from; give "
+                "--config.train.initial_checkpoint=<workdir of a transformer>."
             )
         else:
             layout = sharding.abstract_shardings(boxed, mesh, preset_of(config, part))

@@ -12,6 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from var_jax.build.adapters import adapter_of, base_folder
 from var_jax.build.config import flat
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.build.modules import network
@@ -123,7 +124,9 @@ def start_from(
             f"config.tokenizer_checkpoint is {tokenizer.fingerprint[:12]}, whose tokens mean "
             f"something else; give its own, such as {epath.Path(path) / 'tokenizer'}."
         )
-    new, classes = _check_shapes(path, found, config)
+    # An adapter's network has the arrays of its base.
+    shaped = found if adapter_of(metadata) is None else files.inspect(base_folder(path))
+    new, classes = _check_shapes(path, shaped, config)
     seed = config.get("seed", 0)
     added = sum(name.startswith(_HEAD) for name in new)
     head = _head(config, seed) if added else None

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from var_jax import checkpoint
+from var_jax.build.adapters import abstract_adapter, adapter_of, restore_base
 from var_jax.build.data import resolve_paths
 from var_jax.build.modules import decoder, network, tokenizer, tokenizer_section
 from var_jax.build.sections import ConfigError, read, tuples
@@ -121,11 +123,23 @@ def load_transformer(
         config = ConfigDict(metadata["config"])
         made = network(config)
         boxed = jax.eval_shape(made.init_params, jax.random.key(0))
-        target = sharding.abstract_state(boxed, mesh, preset)
+        target = full = sharding.abstract_state(boxed, mesh, preset)
         if for_sampling:
             types = jax.eval_shape(lambda p: sampling_params(made, p), target)
             target = jax.tree.map(lambda x, t: x.update(dtype=t.dtype), target, types)
-        params, metadata, _ = reader.restore_params(root, target)
+        adapter = adapter_of(metadata)
+        if adapter is None:
+            params, metadata, _ = reader.restore_params(root, target)
+        else:
+            own = abstract_adapter(adapter, made, mesh, preset)
+            own, metadata, _ = reader.restore_params(root, own)
+
+            def merge(own, base):
+                params = adapter.apply(own, base)
+                return sampling_params(made, params) if for_sampling else params
+
+            layout = jax.tree.map(lambda x: x.sharding, target)
+            params = jax.jit(merge, out_shardings=layout)(own, restore_base(path, metadata, full))
     return LoadedTransformer(
         made,
         params,
@@ -198,6 +212,8 @@ def load_decoder(
 def load_params(path: epath.PathLike, kind: str, part: str | None) -> tuple[Any, dict[str, Any]]:
     """The parameters to evaluate (moving average first) of a checkpoint of the given kind.
 
+    Of an adapter's checkpoint, those of the model that it makes.
+
     Args:
       path: workdir.
       kind: 'tokenizer' or 'transformer'.
@@ -210,6 +226,12 @@ def load_params(path: epath.PathLike, kind: str, part: str | None) -> tuple[Any,
         _, root = _metadata(reader, path, kind)
         name = root if part is None else f"{root}/{part}"
         params, metadata, _ = reader.restore_params(name, as_numpy=True)
+    adapter = adapter_of(metadata)
+    if adapter is not None:
+        # On the host: the model need not fit one device.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            params = adapter.apply(params, restore_base(path, metadata))
+        params = jax.tree.map(np.asarray, params)
     return params, metadata
 
 

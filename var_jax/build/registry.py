@@ -63,8 +63,13 @@ METHODS: dict[str, dict[str, str]] = {
     "objective": {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
+        "ddo": "var_jax.objectives.discriminative:Discriminative",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
+    },
+    # config.train.adapter: `adapters.base.Adapter`.
+    "adapter": {
+        "lora": "var_jax.adapters.lora:LoRA",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {

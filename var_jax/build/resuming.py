@@ -20,6 +20,8 @@ _FACTS = {
     "images": "number of images",
     "crops": "number of crops",
     "crops_seed": "seed of the crops",
+    "samples": "number of samples",
+    "samples_seed": "seed of the samples",
 }
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from var_jax import subsets
+from var_jax.adapters.base import Adapted
 from var_jax.build import registry
 from var_jax.build.loading import LoadedTokenizer
 from var_jax.build.modules import dtype, network, tokenizer
 from var_jax.build.sections import ConfigError, Section, call, read, read_section
 from var_jax.convert.lpips import load_lpips
 from var_jax.network import Network
-from var_jax.objectives.base import NetworkObjective
+from var_jax.objectives.base import NetworkObjective, PartialObjective
 from var_jax.objectives.curriculum import Progressive, progressive_stages
 from var_jax.objectives.vqgan import VQGAN
 from var_jax.parallel import sharding
@@ -48,9 +50,12 @@ class StartSettings:
     Attributes:
       initial_checkpoint: workdir of a transformer to fine-tune; '' starts from random parameters.
         A run that goes on has its own.
+      trained: patterns of the parameters that train, such as '*/attention/*', see
+        `subsets.split`; () is all. The others stay as they are in initial_checkpoint.
     """
 
     initial_checkpoint: Changeable[str] = ""
+    trained: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,7 @@ TRAIN = Section(
                 *("network", "tokenizer", "from_images"),
                 *("weights", "curriculum", "trained", "seed"),
             ),
+            adapter=(),
             weights=(),
             curriculum=("pyramid", "context", "seed"),
         ),
@@ -196,7 +202,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
     weights = registry.make("weights", values.get("weights") or "uniform", f"{path}.weights")
     stages = "progressive" if values.get("progressive") else "curriculum"
     set_here = {"weights": "weights", "curriculum": stages}
-    return registry.make(
+    training = registry.make(
         "objective",
         values.get("objective") or "likelihood",
         f"{path}.objective",
@@ -209,6 +215,35 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         trained=None,
         seed=config.get("seed", 0),
     )
+    if not values.get("adapter"):
+        return training
+    if isinstance(training, PartialObjective):
+        raise ConfigError(
+            f"{path}.adapter changes a network, but {path}.objective trains "
+            f"{', '.join(training.trains)} alone; leave one of them out."
+        )
+    return Adapted(training, registry.make("adapter", values["adapter"], f"{path}.adapter"))
+
+
+def trained_patterns(config: ConfigDict, objective: NetworkObjective) -> tuple[str, ...]:
+    """Patterns of what trains, the objective's or those of config.train.trained; () is all.
+
+    Raises:
+      ConfigError: both name some.
+      ValueError: a pattern matches no parameter.
+    """
+    values = read(config.get("train", {}), "config.train", TRAIN)
+    patterns = call(StartSettings, "config.train", values).trained
+    if not isinstance(objective, PartialObjective):
+        boxed = jax.eval_shape(objective.init_params, jax.random.key(0))
+        subsets.check_patterns(boxed, patterns, "config.train.trained")
+        return patterns
+    if patterns:
+        raise ConfigError(
+            f"config.train.trained is {list(patterns)}, but config.train.objective trains "
+            f"{', '.join(objective.trains)} and nothing else; leave one of them out."
+        )
+    return objective.trains
 
 
 def _progressive(

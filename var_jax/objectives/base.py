@@ -124,8 +124,8 @@ class PartialObjective(NetworkObjective, Protocol):
     """An objective that trains a part of its network; it starts from a network that is there.
 
     Attributes:
-      trains: names among the network's parameters of the parts that train, such as 'masked'. The
-        others stay as they are to the bit, and the optimizer keeps nothing of them.
+      trains: patterns of the parameters that train, such as 'masked/*'. The others stay as they are
+        to the bit, and the optimizer keeps nothing of them.
     """
 
     trains: tuple[str, ...]

@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from var_jax.codecs.base import Lesson
 from var_jax.network import Network
-from var_jax.objectives.base import Aux, FrozenPart
-from var_jax.objectives.likelihood import BesideLikelihood, summarise
+from var_jax.objectives.base import Aux
+from var_jax.objectives.likelihood import summarise
+from var_jax.objectives.log_ratio import LogRatio, side_by_side
 from var_jax.tokenizer.vqvae import VQVAE
 
 FORMS = ("cca", "dpo", "unlearning")
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive(BesideLikelihood):
+class Contrastive(LogRatio):
     """What of a batch is contrasted: each example's tokens under its own condition and under that
     of the next example of the batch, the first one's for the last.
 
@@ -40,9 +40,7 @@ class Contrastive(BesideLikelihood):
     Where both conditions are the same, or nothing is asked for, s = w = 1; elsewhere s = -1 and
     w = negative_weight.
 
-    Both models run as in evaluation, without drop path or dropout of the condition: the ratio of
-    two models that drop different things would be noise. Microbatches find their negatives among
-    themselves.
+    Microbatches find their negatives among themselves.
 
     Attributes:
       network, tokenizer, from_images: see `Likelihood`.
@@ -62,19 +60,9 @@ class Contrastive(BesideLikelihood):
     negative_weight: float = 50.0
     null_rate: float = 0.1
 
-    #: Two forward passes of the reference, two forward and backward ones of what trains.
-    passes = 8
-    #: Whole pyramids are compared.
-    trained = None
-
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise ValueError(f"Unknown form {self.form!r}; choose one of {', '.join(FORMS)}.")
-
-    def frozen_parts(self) -> dict[str, FrozenPart]:
-        """See `NetworkObjective`."""
-        reference = FrozenPart(self.network.init_params, as_trained=True)
-        return {**super().frozen_parts(), "reference": reference}
 
     def loss(
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
@@ -85,15 +73,12 @@ class Contrastive(BesideLikelihood):
         own, other, null = self._conditions(batch, parts[:, 1])
         same = jax.tree.map(_equal_rows, own, other)
         same = functools.reduce(jnp.logical_and, jax.tree.leaves(same))
-        # Each example beside its negative: a cut batch axis keeps both on one device.
-        given = jax.tree.map(lambda a, b: _by_row(jnp.stack([a, b], 1)), own, other)
+        given = jax.tree.map(side_by_side, own, other)
         lesson = lesson.replace(
             inputs=jnp.repeat(lesson.inputs, 2, 0), targets=jnp.repeat(lesson.targets, 2, 0)
         )
-        here = self._per_token(params, lesson, given)
-        there = self._per_token(frozen["reference"], lesson, given)
-        # Token by token first: their sums are large, and nearly the same.
-        gaps = (there["loss"] - here["loss"]).sum(-1).reshape(-1, 2)
+        gaps, here = self.log_ratio(params, frozen, lesson, given)
+        gaps = gaps.reshape(-1, 2)
         value = self.contrast(gaps[:, 0], gaps[:, 1], null | same)
         means = {name: x[::2].mean(0) for name, x in here.items()}
         found = {
@@ -129,32 +114,8 @@ class Contrastive(BesideLikelihood):
         own = conditioner.read(batch)
         other = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), own)
         null = jax.vmap(jax.random.uniform)(keys) < self.null_rate
-
-        def mask(given: Any) -> Any:
-            return jax.tree.map(
-                lambda x, nothing: jnp.where(_per_row(null, x), nothing, x),
-                given,
-                conditioner.null(given),
-            )
-
-        return mask(own), mask(other), null
-
-    def _per_token(self, params: Any, lesson: Lesson, given: Any) -> dict[str, jax.Array]:
-        """What the head reports of each token, [B, L]; 'loss' is -log p."""
-        pyramid = self.network.transformer.pyramid
-        hidden, _ = self.network.hidden(params, lesson.inputs, given)
-        return self.network.loss(params, hidden, lesson.targets, None, pyramid)[1]
+        return self.without(own, null), self.without(other, null), null
 
 
 def _equal_rows(a: jax.Array, b: jax.Array) -> Bool[jax.Array, " B"]:
     return (a == b).reshape(a.shape[0], -1).all(-1)
-
-
-def _by_row(x: jax.Array) -> jax.Array:
-    """[B, 2, ...] -> [2 B, ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _per_row(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """bool [B] -> [B, 1, ...], to broadcast over x."""
-    return mask.reshape(-1, *[1] * (x.ndim - 1))

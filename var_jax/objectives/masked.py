@@ -49,7 +49,7 @@ class MaskedLikelihood(BesideLikelihood):
     #: Whole pyramids.
     trained = None
     #: See `PartialObjective`.
-    trains = ("masked",)
+    trains = ("masked/*",)
 
     def __post_init__(self) -> None:
         if self.network.masked is None:

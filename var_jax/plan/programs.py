@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from var_jax import build
+from var_jax.adapters.base import Adapted
 from var_jax.build.sections import tuples
 from var_jax.decoding.images import jit_sampling
 from var_jax.evaluation.during_training import jit_reconstruction
@@ -78,9 +79,10 @@ def train_step(
     model = _model(config, mesh, cached=not from_images)
     batch = _batch(mesh, batch_size, model.objective)
     objective = model.objective
-    optimizer = _optimizer(config, settings, batch_size, objective)
+    optimizer = _optimizer(config, settings, batch_size)
     frozen = build.abstract_frozen(objective, config, mesh)
-    program = _update(config, mesh, settings, objective, optimizer, frozen, batch)
+    trained = build.trained_patterns(config, objective)
+    program = _update(config, mesh, settings, objective, optimizer, frozen, batch, trained)
     flops = batch_size * training_flops(objective)
     beside = beside_training(config, mesh, model)
     return dataclasses.replace(program, model_flops=flops, beside=beside)
@@ -115,7 +117,7 @@ def sample(config: ConfigDict, mesh: Mesh, batch_size: int) -> Program:
     objective = model.objective
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(
-            lambda key: sampling_params(objective.network, objective.init_params(key)),
+            lambda key: sampling_params(objective.network, objective.network.init_params(key)),
             jax.random.key(0),
         )
     params = sharding.abstract_state(boxed, mesh, config.sharding)
@@ -139,9 +141,15 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
     settings = build.train_settings(config, "train")
     chosen = build.evaluation_settings(config, "train")
     model = _model(config, mesh, cached=not from_images)
-    optimizer = _optimizer(config, settings, settings.batch_size, model.objective)
-    state = _state(config, mesh, settings, model.objective, optimizer)
-    params = state.evaluation_params()
+    optimizer = _optimizer(config, settings, settings.batch_size)
+    trained = build.trained_patterns(config, model.objective)
+    state = _state(config, mesh, settings, model.objective, optimizer, trained)
+    objective, params = model.objective, state.evaluation_params()
+    if isinstance(objective, Adapted):
+        # Evaluators see the network that the adapter makes.
+        objective = objective.objective
+        boxed = jax.eval_shape(objective.network.init_params, jax.random.key(0))
+        params = sharding.abstract_state(boxed, mesh, config.sharding)
     fid = _small_fid(config)
     frozen = build.abstract_frozen(model.objective, config, mesh)
     compared = [part for name, part in frozen.items() if name != "tokenizer"]
@@ -153,7 +161,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
         size = settings.batch_size
         batch = _batch(mesh, size, model.objective)
         batch["mask"] = _rows(mesh, size, dtype=jnp.bool_)
-        function = jit_token_sums(model.objective, mesh)
+        function = jit_token_sums(objective, mesh)
         args = (params, frozen, batch)
         found["likelihood"] = Program(function, args, mesh, config.sharding, size)
     sizes: dict[int, list[str]] = {}
@@ -254,27 +262,27 @@ def _sampling(config, mesh, model: _Model, params, batch_size: int) -> Program:
     return Program(function, args, mesh, config.sharding, batch_size)
 
 
-def _optimizer(config, settings, batch_size: int, objective):
+def _optimizer(config, settings, batch_size: int):
     chosen = build.optimizer_config(config.train.optimizer, "train.optimizer", batch_size)
-    return optim.for_objective(objective, chosen, settings.num_steps)
+    return optim.make_optimizer(chosen, settings.num_steps)
 
 
-def _state(config, mesh, settings, objective, optimizer) -> TrainState:
+def _state(config, mesh, settings, objective, optimizer, trained=()) -> TrainState:
     """The abstract state of a training, laid over the mesh by the config's preset."""
 
     def init(key):
-        return create(objective, optimizer, key, settings.ema_decay > 0)
+        return create(objective, optimizer, key, settings.ema_decay > 0, trained)
 
     with sharding.activate(mesh, config.sharding):
         boxed = jax.eval_shape(init, jax.random.key(0))
     return sharding.abstract_state(boxed, mesh, config.sharding)
 
 
-def _update(config, mesh, settings, objective, optimizer, frozen, batch) -> Program:
+def _update(config, mesh, settings, objective, optimizer, frozen, batch, trained=()) -> Program:
     """The training step of an objective."""
-    state = _state(config, mesh, settings, objective, optimizer)
+    state = _state(config, mesh, settings, objective, optimizer, trained)
     step = make_train_step(
-        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay
+        objective, optimizer, config.seed, settings.microbatches, settings.ema_decay, trained
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     function = jit_train_step(step, shardings, mesh)

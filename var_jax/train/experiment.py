@@ -103,6 +103,7 @@ class Experiment:
         TFLOP/s; None where unknown.
       peak_flops: of one chip a second, for the utilisation; 0 where unknown.
       evaluators: run every settings.evaluate_every steps and at the end.
+      trained: patterns of the parameters that train, see `subsets.split`; () is all.
       initial_params: host arrays to start from in place of random parameters (fine-tuning).
       beside: models saved in the workdir, by folder name.
     """
@@ -121,5 +122,6 @@ class Experiment:
     flops_per_image: Callable[[int], float] | None = None
     peak_flops: float = 0.0
     evaluators: Sequence[Evaluator] = ()
+    trained: Sequence[str] = ()
     initial_params: Any = None
     beside: Mapping[str, SavedBeside] = dataclasses.field(default_factory=dict)

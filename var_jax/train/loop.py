@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from var_jax import subsets
 from var_jax.checkpoint import Checkpointer
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.objectives.base import Objective
@@ -59,11 +60,13 @@ def train(
         state, start = _restore_or_init(experiment, checkpointer, workdir)
         shardings = jax.tree.map(lambda x: x.sharding, state)
         frozen = arrays.put_host_arrays(experiment.frozen, everywhere)
-        size = sum(x.size for x in jax.tree.leaves(state.params))
+        chosen, _ = subsets.split(state.params, experiment.trained)
+        total, size = (sum(x.size for x in jax.tree.leaves(p)) for p in (state.params, chosen))
         logging.info(
-            "%s: %.2fM parameters, %d steps of %d images (%d a device at a time), mesh %s, %s.",
+            "%s: %.2fM parameters%s, %d steps of %d images (%d a device at a time), mesh %s, %s.",
             experiment.name,
-            size / 1e6,
+            total / 1e6,
+            f", of which {size / 1e6:.2f}M train" if size < total else "",
             settings.num_steps,
             settings.batch_size,
             local,
@@ -90,6 +93,7 @@ def train(
                 experiment.seed,
                 settings.microbatches,
                 settings.ema_decay,
+                experiment.trained,
             )
             compiled[objective] = jit_train_step(function, shardings, mesh)
             # Running is asynchronous: the first call takes as long as compiling does.
@@ -150,7 +154,8 @@ def _restore_or_init(
     ema = experiment.settings.ema_decay > 0
 
     def init(key: jax.Array) -> TrainState:
-        return create(experiment.objective_at(0), experiment.optimizer, key, ema)
+        objective, optimizer = experiment.objective_at(0), experiment.optimizer
+        return create(objective, optimizer, key, ema, experiment.trained)
 
     key = jax.random.key(experiment.seed)
     mesh, preset = experiment.mesh, experiment.preset

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from var_jax.objectives.base import Objective, PartialObjective
-
 #: Of a step that is a Python number the value is computed on the host, by NumPy.
 Schedule = Callable[[Any], Any]
 
@@ -174,33 +172,5 @@ def make_group_optimizer(
             for name, group in groups.items()
         }
         return {n: u for n, (u, _) in found.items()}, {n: s for n, (_, s) in found.items()}
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def for_objective(
-    objective: Objective, config: OptimizerConfig, num_steps: int
-) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a network's training, of those parts of it that train."""
-    optimizer = make_optimizer(config, num_steps)
-    if isinstance(objective, PartialObjective):
-        return of_parts(optimizer, objective.trains)
-    return optimizer
-
-
-def of_parts(
-    optimizer: optax.GradientTransformationExtraArgs, names: tuple[str, ...]
-) -> optax.GradientTransformationExtraArgs:
-    """An optimizer of some top-level entries of the parameters; the others stay as they are."""
-
-    def chosen(tree):
-        return {name: tree[name] for name in names}
-
-    def init(params):
-        return optimizer.init(chosen(params))
-
-    def update(updates, state, params, **extra):
-        found, state = optimizer.update(chosen(updates), state, chosen(params), **extra)
-        return {**jax.tree.map(jnp.zeros_like, updates), **found}, state
 
     return optax.GradientTransformationExtraArgs(init, update)

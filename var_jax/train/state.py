@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from var_jax import subsets
 from var_jax.objectives.base import Objective
 
 
@@ -19,7 +21,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, updates tried so far, skipped ones included.
       params: what trains, float32.
-      opt_state: the optimizer's state.
+      opt_state: the optimizer's state, of the parameters that train.
       ema: exponential moving average of the parameters, or None.
       stats: the objective's untrained state.
       skipped: int32 scalar, updates skipped in a row because something was not finite.
@@ -38,14 +40,26 @@ class TrainState:
 
 
 def create(
-    objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    ema: bool,
+    trained: Sequence[str] = (),
 ) -> TrainState:
-    """The state at step 0, parameters in the boxes that hold their logical axis names."""
+    """The state at step 0, parameters in the boxes that hold their logical axis names.
+
+    Args:
+      objective: makes the parameters.
+      optimizer: makes its own state.
+      key: of what is random.
+      ema: keep a moving average.
+      trained: patterns of the parameters that train, see `subsets.split`; () is all.
+    """
     params = objective.init_params(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(subsets.split(params, trained)[0]),
         # A copy: state and average are donated separately.
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         stats=objective.init_stats(),

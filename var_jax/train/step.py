@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from var_jax import subsets
 from var_jax.objectives.base import Objective
 from var_jax.parallel import sharding
 from var_jax.train.state import TrainState
@@ -31,6 +32,7 @@ def make_train_step(
     seed: int = 0,
     microbatches: int = 1,
     ema_decay: float = 0.0,
+    trained: Sequence[str] = (),
 ) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the pure function of one update; jit it with the state donated.
 
@@ -45,6 +47,8 @@ def make_train_step(
         that of the whole batch.
       ema_decay: of the moving average of the parameters; 0 where the state has none. Ramps
         up as min(decay, (1 + step) / (10 + step)), so that early parameters fade.
+      trained: patterns of the parameters that train, see `subsets.split`; () is all. The others
+        have no gradient and stay as they are to the bit.
 
     Returns:
       (state, frozen, batch) -> (state, metrics); a batch holds 'index' int32 [B], the global
@@ -56,13 +60,15 @@ def make_train_step(
 
     def gradients(state, frozen, batch):
         keys = example_keys(seed, batch["index"])
+        params, rest = subsets.split(state.params, trained)
 
         def loss(params, batch, keys):
+            params = subsets.join(params, rest)
             return objective.loss(params, frozen, state.stats, batch, keys, state.step)
 
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if microbatches == 1:
-            (value, aux), grads = value_and_grad(state.params, batch, keys)
+            (value, aux), grads = value_and_grad(params, batch, keys)
             return value, aux.metrics, aux.carry, grads
 
         def cut(x):
@@ -71,7 +77,7 @@ def make_train_step(
             return x.swapaxes(0, 1)
 
         def body(total, part):
-            (value, aux), grads = value_and_grad(state.params, *part)
+            (value, aux), grads = value_and_grad(params, *part)
             total = jax.tree.map(jnp.add, total, (value, aux.metrics, grads))
             return total, aux.carry
 
@@ -81,7 +87,7 @@ def make_train_step(
 
         parts = jax.tree.map(cut, (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(value_and_grad, state.params, *first)
+        shapes = jax.eval_shape(value_and_grad, params, *first)
         (value, aux), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, carries = jax.lax.scan(body, (value, aux.metrics, grads), parts)
         value, metrics, grads = jax.tree.map(lambda x: x / microbatches, total)
@@ -92,8 +98,9 @@ def make_train_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-        updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
-        params = optax.apply_updates(state.params, updates)
+        params, rest = subsets.split(state.params, trained)
+        updates, opt_state = update(grads, state.opt_state, params, step=state.step)
+        params = subsets.join(optax.apply_updates(params, updates), rest)
         base = jax.random.fold_in(jax.random.key(seed), _STEP_STREAM)
         key = jax.random.fold_in(base, state.step)
         params, ema, stats = objective.after_update(
@@ -101,7 +108,10 @@ def make_train_step(
         )
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), ema, params)
+            averages, rest = subsets.split(ema, trained)
+            newest, _ = subsets.split(params, trained)
+            averages = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), averages, newest)
+            ema = subsets.join(averages, rest)
 
         def guard(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
