@@ -73,12 +73,11 @@ def sampling_params(network: Network, params: Any) -> Any:
     kept = {"log_scale", *(mixer.float32_params if mixer else ())}
 
     def cast(path, x):
-        if kept & {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}:
+        names = {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
+        if "blocks" not in names or kept & names:
             return x
         return x.astype(network.transformer.dtype)
 
-    def with_blocks(part):
-        return {**part, "blocks": jax.tree_util.tree_map_with_path(cast, part["blocks"])}
-
     owners = [name for name in ("transformer", "masked") if name in params]
-    return {**params, **{name: with_blocks(params[name]) for name in owners}}
+    made = {name: jax.tree_util.tree_map_with_path(cast, params[name]) for name in owners}
+    return {**params, **made}

@@ -29,6 +29,10 @@ METHODS: dict[str, dict[str, str]] = {
         "kl_latent": "var_jax.codecs.kl_latent:KLLatent",
         "latent": "var_jax.codecs.latent:Latent",
     },
+    # config.model.transformer: see `network.Network`.
+    "transformer": {
+        "var": "var_jax.transformer.var:VAR",
+    },
     # config.model.context: `context.Context`.
     "context": {
         "block_causal": "var_jax.context:BlockCausal",
