@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.model.transformer: see `network.Network`.
     "transformer": {
+        "mar": "var_jax.transformer.mar:MAR",
         "var": "var_jax.transformer.var:VAR",
     },
     # config.model.context: `context.Context`.
@@ -68,6 +69,7 @@ METHODS: dict[str, dict[str, str]] = {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
+        "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
@@ -87,6 +89,7 @@ METHODS: dict[str, dict[str, str]] = {
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
         "elastic_depth": "var_jax.decoding.elastic_depth:ElasticDepth",
         "masked": "var_jax.decoding.masked:MaskedRefinement",
+        "random_order": "var_jax.decoding.random_order:RandomOrder",
         "search": "var_jax.decoding.search:Search",
     },
     # config.sampling.guidance: `decoding.guidance.Guidance`.
