@@ -88,7 +88,8 @@ class RandomOrder:
                 asked,
                 paired,
                 order,
-                token_keys,
+                rank=jnp.argsort(order, axis=1),
+                keys=token_keys,
                 settings=self.sampling.at(k, stages),
                 max_known=int(length - left[part[-1]]),
                 most=int((left[part] - left[part + 1]).max()),
@@ -119,6 +120,7 @@ class _Iteration:
       network, params: of the model.
       given, paired: see `State`.
       order: of the tokens; the last one is drawn first.
+      rank: place of each token in it.
       keys: one PRNG key for each example [B].
       settings: of the head.
       max_known: room for known tokens.
@@ -130,6 +132,7 @@ class _Iteration:
     given: Any
     paired: bool
     order: Int[jax.Array, "B L"]
+    rank: Int[jax.Array, "B L"]
     keys: jax.Array
     settings: Any
     max_known: int
@@ -141,7 +144,7 @@ class _Iteration:
         """One iteration; row: tokens left before and after it, and the weight of guidance."""
         before, after, weight = row
         batch, length = self.order.shape
-        masked = jnp.argsort(self.order, axis=1) < before
+        masked = self.rank < before
         if self.paired:
             hidden = self._hidden(base.pairs(drawn, drawn), base.pairs(masked, masked))
             twins = (base.of_pairs(hidden, 0), base.of_pairs(hidden, 1))
