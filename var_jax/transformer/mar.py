@@ -201,7 +201,9 @@ class MAR(nn.Module):
         x = self.input_norm(jnp.concatenate([first, x], 1))
         there = jnp.concatenate([jnp.ones((batch, buffer), bool), known], 1)
         x = self._blocks(self.encoder, x, condition, there)
-        x = self.decoder_projection(self.encoder_norm(x))
+        # Said as after a block: left to the compiler, a mesh with a tensor axis gave other numbers.
+        x = nn.with_logical_constraint(self.encoder_norm(x), ("batch", "length", "act_embed"))
+        x = self.decoder_projection(x)
 
         # A token that is not known takes a place that is not looked at, which is the buffer's.
         place = jnp.where(masked, 0, buffer - 1 + jnp.cumsum(~masked, axis=1))
