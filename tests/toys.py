@@ -263,6 +263,10 @@ class Penalised:
     def fields(self):
         return self.plain.fields
 
+    @property
+    def held_out(self):
+        return self.plain.held_out
+
     def at(self, step):
         return dataclasses.replace(self, trained=self.plain.at(step).trained)
 

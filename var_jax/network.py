@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.heads.base import Head
+from var_jax.transformer.mar import MAR
 from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
 
@@ -18,12 +19,13 @@ class Network:
     """Modules whose parameters are {'transformer': ..., 'head': ...}.
 
     Attributes:
-      transformer: from inputs and condition to hidden states.
+      transformer: from inputs and condition to hidden states: level by level, or of one level the
+        tokens that are masked.
       head: from hidden states to targets.
       masked: a second end, whose parameters are 'masked'; with a head like the first among them.
     """
 
-    transformer: VAR
+    transformer: VAR | MAR
     head: Head
     masked: MaskedBranch | None = None
 
@@ -45,10 +47,42 @@ class Network:
             params["masked"] = {**self.masked.init_params(branch_key), "head": head}
         return params
 
+    @property
+    def mar(self) -> MAR:
+        """The transformer as one that fills in masked tokens.
+
+        Raises:
+          ValueError: it is none.
+        """
+        if not isinstance(self.transformer, MAR):
+            raise ValueError(
+                "'random_order' draws masked tokens of one level, which "
+                f"{type(self.transformer).__name__} does not fill in; choose model.transformer "
+                "'mar', or another objective and decoder."
+            )
+        return self.transformer
+
     def hidden(self, params: Any, inputs: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
-        """A pass of the transformer; see `VAR.__call__`."""
+        """A pass over levels; see `VAR.__call__`.
+
+        Raises:
+          ValueError: the transformer makes none.
+        """
+        if isinstance(self.transformer, MAR):
+            raise ValueError(
+                "MAR does not draw level by level; choose train.objective 'random_order' and "
+                "sampling.decoder 'random_order', or another model.transformer."
+            )
         variables = {"params": params["transformer"]}
         return self.transformer.apply(variables, inputs, given, *args, **kwargs)
+
+    def filled_in(self, params: Any, own: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        """A pass over the tokens of one level of which some are masked; see `MAR.__call__`.
+
+        Raises:
+          ValueError: the transformer makes none.
+        """
+        return self.mar.apply({"params": params["transformer"]}, own, given, *args, **kwargs)
 
     def loss(self, params: Any, *args: Any) -> Any:
         """The head's loss; see `Head.loss`."""
@@ -73,12 +107,11 @@ def sampling_params(network: Network, params: Any) -> Any:
     kept = {"log_scale", *(mixer.float32_params if mixer else ())}
 
     def cast(path, x):
-        if kept & {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}:
+        names = {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
+        if "blocks" not in names or kept & names:
             return x
         return x.astype(network.transformer.dtype)
 
-    def with_blocks(part):
-        return {**part, "blocks": jax.tree_util.tree_map_with_path(cast, part["blocks"])}
-
     owners = [name for name in ("transformer", "masked") if name in params]
-    return {**params, **{name: with_blocks(params[name]) for name in owners}}
+    made = {name: jax.tree_util.tree_map_with_path(cast, params[name]) for name in owners}
+    return {**params, **made}

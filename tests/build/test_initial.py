@@ -162,10 +162,10 @@ def test_every_key_that_shapes_the_parameters_is_a_knob(config):
     config.model.update(others)
     assert json.dumps(jax.tree.map(lambda x: x.shape, abstract(config))) == before
     shaping = {"depth", "width", "num_heads", "mlp_ratio", "qk_norm", "shared_adaln"}
-    shaping |= {"cross_attention"}
-    from var_jax.build.modules import MODEL
+    shaping |= {"cross_attention", "transformer"}
+    from var_jax.build.modules import model_section
 
-    assert {*others, *shaping, "num_classes"} == {*MODEL.keys}
+    assert {*others, *shaping, "num_classes"} == {*model_section(None).keys}
 
 
 def test_a_transformer_of_another_tokenizer_is_refused(tmp_path, config):

@@ -41,7 +41,7 @@ def test_every_method_sees_the_same_tokens(config):
 def test_what_is_equal_is_made_once(config):
     found = {method.name: method for method in comparison.methods_of(config)}
     tokenizers = {name: method.tokenizer for name, method in found.items()}
-    own = {"flexvar", "infinity", "flowar", "robustok", "nfig"}
+    own = {"flexvar", "infinity", "flowar", "robustok", "nfig", "mar"}
     shared = {"sar": "flexvar", "disa": "flowar", "diffusion": "flowar"}
     assert tokenizers == {name: name if name in own else shared.get(name, "var") for name in found}
     trained = {name: method.training for name, method in found.items()}
@@ -205,6 +205,8 @@ def test_passes_and_cache_are_those_of_the_traced_program():
     _, plain = costs("mnist5k", cfg=0.0)
     assert plain.passes == found.passes and plain.cache_bytes == found.cache_bytes / 2
     assert costs("family/hmar")[1].cache_bytes == 0
+    found = costs("family/mar")[1]
+    assert found.passes == 4 and found.cache_bytes == 0
 
 
 def test_a_run_of_one_method_as_it_is(tmp_path, config, monkeypatch):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 from var_jax.build.comparison import COMPARISON
 from var_jax.build.data import DATA
 from var_jax.build.evaluation import EVALUATION
-from var_jax.build.modules import MODEL, sampling_section, tokenizer_section
+from var_jax.build.modules import model_section, sampling_section, tokenizer_section
 from var_jax.build.scaling import SCALING
 from var_jax.build.sections import (
     REQUIRED,
@@ -61,7 +61,7 @@ _RUN = Section(
         "data": DATA,
         "tokenizer": lambda values: tokenizer_section(values.get("tokenizer")),
         "tokenizer_train": TOKENIZER_TRAIN,
-        "model": MODEL,
+        "model": lambda values: model_section(values.get("model")),
         "train": TRAIN,
         "sampling": lambda values: sampling_section(values.get("model")),
         "evaluation": EVALUATION,

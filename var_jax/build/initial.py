@@ -26,6 +26,7 @@ _CLASSES, _HEAD, _MASKED = "transformer/class_embedding", "head/", "masked/"
 #: Keys that decide which parameters a transformer has, and of which shapes.
 _SHAPING = (
     "patch_nums",
+    "model.transformer",
     "model.depth",
     "model.width",
     "model.num_heads",

@@ -36,21 +36,32 @@ _CFG_SCHEDULES = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """What config.model says in other words than `VAR` takes, or says of the head.
+    """What config.model says in other words than a transformer takes, or says of the head.
 
     Attributes:
+      transformer: a kind of the axis 'transformer', whose parameters are keys beside it.
       width: None is the official 64 * depth.
       num_heads: None is one for each 64 of the width.
-      adaln_init, adaln_gamma_init: see `AdaLNInit`.
       label_smoothing: see `CategoricalHead`; read where no other head is chosen.
+    """
+
+    transformer: str = "var"
+    width: int | None = None
+    num_heads: int | None = None
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VARSettings:
+    """What config.model says of `VAR` alone, in other words than it takes.
+
+    Attributes:
+      adaln_init, adaln_gamma_init: see `AdaLNInit`.
       masked_blocks: depth of a second end for masked tokens, see `MaskedBranch`; 0 is none.
     """
 
-    width: int | None = None
-    num_heads: int | None = None
     adaln_init: float = AdaLNInit.scale_shift
     adaln_gamma_init: float = AdaLNInit.gamma
-    label_smoothing: float = 0.0
     masked_blocks: int = 0
 
 
@@ -96,13 +107,16 @@ def tokenizer_section(values: Mapping[str, Any] | None) -> Section:
     return Section((*codec, VQVAE), given=given, sections=inside)
 
 
-MODEL = Section(
-    (ModelSettings, VAR),
-    given=("pyramid", "code_dim"),
-    sections=registry.sections(
-        "config.model", context=(), conditioner=_PARTS, positions=_PARTS, mixer=_PARTS, head=_PARTS
-    ),
-)
+def model_section(model: Mapping[str, Any] | None) -> Section:
+    """config.model: its keys are those of the transformer that it names."""
+    cls = _transformer_class(model)
+    own = (VARSettings,) if cls is VAR else ()
+    axes = {"context": (), "conditioner": _PARTS, "positions": _PARTS, "mixer": _PARTS}
+    return Section(
+        (ModelSettings, *own, cls),
+        given=("pyramid", "code_dim"),
+        sections=registry.sections("config.model", head=_PARTS, **registry.taken(cls, axes)),
+    )
 
 
 def sampling_section(model: Mapping[str, Any] | None) -> Section:
@@ -118,6 +132,13 @@ def sampling_section(model: Mapping[str, Any] | None) -> Section:
         ),
         changeable=True,
     )
+
+
+def _transformer_class(model: Mapping[str, Any] | None) -> Any:
+    # As for the head, below.
+    kind = model.get("transformer") if isinstance(model, Mapping | ConfigDict) else None
+    kind = kind if isinstance(kind, str) else ModelSettings.transformer
+    return registry.find("transformer", kind, "config.model.transformer")
 
 
 def _head_class(model: Mapping[str, Any] | None) -> Any:
@@ -165,8 +186,8 @@ def network(config: ConfigDict) -> Network:
     width and num_heads default to the official sizes.
     """
     codec = tokenizer(config).codec
-    path, values = "config.model", read_section(config, "model", MODEL)
-    settings = call(ModelSettings, path, values)
+    path, values = "config.model", read_section(config, "model", model_section(config.get("model")))
+    settings, cls = call(ModelSettings, path, values), _transformer_class(config.model)
     width = settings.width or HEAD_DIM * values.get("depth", 0)
     num_heads = settings.num_heads or max(1, width // HEAD_DIM)
     computing = dtype(values.get("dtype", "float32"), path)
@@ -194,21 +215,24 @@ def network(config: ConfigDict) -> Network:
         for axis, value in chosen.items()
         if value
     }
-    context = values.pop("context", None) or "block_causal"
+    if cls is VAR:
+        own = call(VARSettings, path, values)
+        context = values.pop("context", None) or "block_causal"
+        parts["context"] = registry.make("context", context, f"{path}.context")
+        parts["adaln_init"] = AdaLNInit(own.adaln_init, own.adaln_gamma_init)
     transformer = call(
-        VAR,
+        cls,
         path,
         values,
         pyramid=pyramid(config),
         code_dim=codec.code_dim,
         width=width,
         num_heads=num_heads,
-        context=registry.make("context", context, f"{path}.context"),
-        adaln_init=AdaLNInit(settings.adaln_init, settings.adaln_gamma_init),
         dtype=computing,
         **parts,
     )
-    masked = MaskedBranch(transformer, settings.masked_blocks) if settings.masked_blocks else None
+    second = cls is VAR and own.masked_blocks
+    masked = MaskedBranch(transformer, own.masked_blocks) if second else None
     return Network(transformer, registry.make("head", head, f"{path}.head", **offered), masked)
 
 

@@ -29,6 +29,11 @@ METHODS: dict[str, dict[str, str]] = {
         "kl_latent": "var_jax.codecs.kl_latent:KLLatent",
         "latent": "var_jax.codecs.latent:Latent",
     },
+    # config.model.transformer: see `network.Network`.
+    "transformer": {
+        "mar": "var_jax.transformer.mar:MAR",
+        "var": "var_jax.transformer.var:VAR",
+    },
     # config.model.context: `context.Context`.
     "context": {
         "block_causal": "var_jax.context:BlockCausal",
@@ -65,6 +70,7 @@ METHODS: dict[str, dict[str, str]] = {
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "ddo": "var_jax.objectives.discriminative:Discriminative",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
+        "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
     # config.train.adapter: `adapters.base.Adapter`.
@@ -88,6 +94,7 @@ METHODS: dict[str, dict[str, str]] = {
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
         "elastic_depth": "var_jax.decoding.elastic_depth:ElasticDepth",
         "masked": "var_jax.decoding.masked:MaskedRefinement",
+        "random_order": "var_jax.decoding.random_order:RandomOrder",
         "search": "var_jax.decoding.search:Search",
     },
     # config.sampling.guidance: `decoding.guidance.Guidance`.

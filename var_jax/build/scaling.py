@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from var_jax.build.modules import MODEL
+from var_jax.build.modules import model_section
 from var_jax.build.sections import ConfigError, Section, call, read_section
 
 HELD_OUT, TRAIN = "held_out", "train"
@@ -30,7 +30,7 @@ class ScalingSettings:
 
 #: What a size may change of config.model.
 SIZE = dataclasses.replace(
-    MODEL,
+    model_section(None),
     only=("depth", "width", "num_heads", "mlp_ratio", "scan_unroll"),
     sections={},
     named=True,

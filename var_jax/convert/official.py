@@ -18,6 +18,7 @@ from var_jax.convert.torch_file import open_state
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.var import VAR
 
 #: What the official tokenizer's constructor leaves no choice about.
 _FIXED = {
@@ -302,6 +303,8 @@ def network_tensors(network: Network, params: PyTree) -> dict[str, LazyTensor]:
       ValueError: the official code has no such transformer.
     """
     transformer = network.transformer
+    if not isinstance(transformer, VAR):
+        raise ValueError(f"The official code has no {type(transformer).__name__}.")
     if transformer.conditioner or transformer.positions or transformer.cross_attention:
         raise ValueError("The official code knows class labels and learned positions only.")
     if transformer.mixer:

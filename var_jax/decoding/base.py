@@ -143,7 +143,7 @@ def start(
     if paired:
         # Each example beside its unconditional twin: a cut batch axis keeps both on one device.
         null = network.transformer.conditioning().null(given)
-        given = jax.tree.map(_pairs, given, null)
+        given = jax.tree.map(pairs, given, null)
     pyramid = network.transformer.pyramid if pyramid is None else pyramid
     return State(given, keys, Cache(), pyramid, paired=paired)
 
@@ -153,8 +153,8 @@ def unpaired(state: State) -> State:
     if not state.paired:
         return state
     return state.replace(
-        given=jax.tree.map(lambda x: _pair(x, 0), state.given),
-        cache=jax.tree.map(lambda x: _pair(x, 0, axis=1), state.cache),
+        given=jax.tree.map(lambda x: of_pairs(x, 0), state.given),
+        cache=jax.tree.map(lambda x: of_pairs(x, 0, axis=1), state.cache),
         paired=False,
     )
 
@@ -184,7 +184,7 @@ def hidden_states(
         inputs = [jnp.zeros((inputs[0].shape[0], pyramid.sizes[0], inputs[0].shape[2])), *inputs]
     read = jnp.concatenate(inputs, axis=1) if inputs else None
     if read is not None and state.paired:
-        read = _pairs(read, read)
+        read = pairs(read, read)
     runs = policy and policy.runs(network.transformer.depth)
     if state.blocks is not None:
         runs = (state.blocks,)
@@ -202,7 +202,7 @@ def hidden_states(
         kept = tuple(policy.compress(run, i, level) for i, run in enumerate(cache.runs))
         cache = cache.replace(runs=kept)
     hidden = hidden[:, -pyramid.sizes[level] :]
-    twins = (_pair(hidden, 0), _pair(hidden, 1)) if state.paired else (hidden,)
+    twins = (of_pairs(hidden, 0), of_pairs(hidden, 1)) if state.paired else (hidden,)
     return twins, state.replace(cache=cache)
 
 
@@ -371,12 +371,12 @@ def several(keys: jax.Array, count: int, first: int) -> jax.Array:
     return jnp.stack([keys, *others], 1).reshape(-1)
 
 
-def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+def pairs(first: jax.Array, second: jax.Array) -> jax.Array:
     """[B, ...] twice -> [2 B, ...]: first 0, second 0, first 1, second 1, ..."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
-def _pair(x: jax.Array, which: int, axis: int = 0) -> jax.Array:
-    """One of each pair that `_pairs` made."""
-    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-    return jax.lax.index_in_dim(pairs, which, axis + 1, keepdims=False)
+def of_pairs(x: jax.Array, which: int, axis: int = 0) -> jax.Array:
+    """One of each pair that `pairs` made."""
+    both = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    return jax.lax.index_in_dim(both, which, axis + 1, keepdims=False)

@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.objectives.base import NetworkObjective
-from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import arrays, sharding
 from var_jax.pyramid import ScalePyramid
 
@@ -94,9 +93,7 @@ def jit_token_sums(objective: NetworkObjective, mesh: Mesh) -> Callable[..., Any
       name; each example's mean loss and whether it counts, each [B]; all of them whole on every
       device.
     """
-    network, tokenizer = objective.network, objective.tokenizer
-    # What is compared is the head's own loss, whatever the objective makes of it.
-    plain = Likelihood(network, tokenizer, objective.from_images)
+    plain = objective.held_out
 
     def sums(params, frozen, batch):
         _, found = plain.per_token(params, frozen, batch)

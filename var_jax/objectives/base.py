@@ -111,6 +111,11 @@ class NetworkObjective(Objective, Protocol):
     def fields(self) -> tuple[Field, ...]:
         """See the class."""
 
+    @property
+    def held_out(self) -> Any:
+        """What scores held-out examples: an objective with the method `per_token` of `Likelihood`.
+        Mostly the likelihood itself, so that what is compared is the head's own loss."""
+
     def at(self, step: int) -> NetworkObjective:
         """The objective of a step; few distinct ones, each is compiled once."""
 

@@ -86,6 +86,11 @@ class Likelihood:
         asked = self.network.transformer.conditioning().fields
         return (*asked, image if self.from_images else self.codec.source)
 
+    @property
+    def held_out(self) -> Likelihood:
+        """See `NetworkObjective`: all levels, and no weights."""
+        return Likelihood(self.network, self.tokenizer, self.from_images)
+
     def at(self, step: int) -> Likelihood:
         """The objective of a step; few distinct ones, each is compiled once."""
         if self.curriculum is None:
@@ -199,6 +204,11 @@ class BesideLikelihood:
     def fields(self) -> tuple[Field, ...]:
         """See `NetworkObjective`."""
         return self.likelihood.fields
+
+    @property
+    def held_out(self) -> Any:
+        """See `NetworkObjective`."""
+        return self.likelihood
 
     def at(self, step: int) -> Self:
         """See `NetworkObjective`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from var_jax.codecs.own_level import own_inputs
 from var_jax.network import Network
@@ -64,13 +64,8 @@ class MaskedLikelihood(BesideLikelihood):
         """See `Objective.loss`."""
         masked = self.draw_mask(step)
         loss, metrics = self.per_token(params, frozen, batch, masked, keys)
-        count = jnp.maximum(masked.sum(), 1)
-
-        def mean(x: jax.Array) -> jax.Array:
-            return jnp.where(masked, x, 0.0).sum(-1).mean() / count
-
-        value = mean(loss)
-        means = {f"{name}_mean": mean(x) for name, x in metrics.items()}
+        value = over_masked(loss, masked[None]).mean()
+        means = {f"{name}_mean": over_masked(x, masked[None]).mean() for name, x in metrics.items()}
         return value, Aux({"loss": value, "masked_share": masked.mean(), **means})
 
     def draw_mask(self, step: jax.Array) -> Bool[jax.Array, " L"]:
@@ -115,3 +110,12 @@ class MaskedLikelihood(BesideLikelihood):
             network_keys,
         )
         return self.network.loss(params["masked"], hidden, lesson.targets, head_keys, pyramid)
+
+
+def over_masked(
+    x: Float[jax.Array, "B n"], masked: Bool[jax.Array, "#B n"]
+) -> Float[jax.Array, "B n"]:
+    """Numbers of tokens, 0 where they are not masked, such that the mean over all tokens of an
+    example is that over its masked ones; 0 where none is."""
+    count = jnp.maximum(masked.sum(-1, keepdims=True), 1)
+    return jnp.where(masked, x, 0.0) * (masked.shape[-1] / count)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from var_jax.context import key_segments
 from var_jax.network import Network
 from var_jax.objectives.base import NetworkObjective
 from var_jax.pyramid import ScalePyramid
@@ -26,27 +25,14 @@ def forward_flops(
     work done).
 
     Args:
-      network: gives depth, width, MLP ratio, context, mixer and head.
+      network: whose transformer and head.
       pyramid: of the pass; the network's own by default.
       levels: of the pyramid, consecutive ones that see none before them; all by default.
     """
-    var = network.transformer
-    pyramid = var.pyramid if pyramid is None else pyramid
+    pyramid = network.transformer.pyramid if pyramid is None else pyramid
     levels = range(pyramid.num_levels) if levels is None else levels
-    width, tokens = var.width, pyramid.part(levels).length
-    pairs = sum(s.pairs for s in key_segments(pyramid, var.context, levels))
-    dense = 2 * tokens * width * width * (4 + 2 * var.mlp_ratio)
-    attention = 4 * pairs * width
-    vectors = 3 * var.block_settings().num_branches
-    modulation = 0 if var.shared_adaln else 2 * vectors * width * width
-    cross = 4 * tokens * width * width if var.cross_attention else 0  # without its few keys
-    mixer = 0 if var.mixer is None else var.mixer.flops(tokens)
-    block = dense + attention + modulation + cross + mixer
-    once = 2 * vectors * width * width if var.shared_adaln else 0
-    coded = tokens if levels.start else tokens - pyramid.sizes[0]
-    code = 2 * coded * var.code_dim * width
-    head = network.head.flops(tokens) + 2 * 2 * width * width
-    return var.depth * block + once + code + head
+    tokens = pyramid.part(levels).length
+    return network.transformer.flops(pyramid, levels) + network.head.flops(tokens)
 
 
 @functools.lru_cache(maxsize=256)  # A log asks for every step, and few objectives differ.

@@ -60,6 +60,9 @@ def drawing_costs(
             hidden, cache = super().hidden(params, *args, **kwargs)
             return checkpoint_name(hidden, _PASS), cache
 
+        def filled_in(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+            return checkpoint_name(super().filled_in(params, *args, **kwargs), _PASS)
+
     def watched(value: Any) -> Any:
         return Watched(value.transformer, value.head) if isinstance(value, Network) else value
 

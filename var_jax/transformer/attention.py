@@ -37,6 +37,8 @@ class BlockSettings:
       adaln_init: factors on the modulation at initialisation.
       cross_attention: blocks read the condition's tokens between attention and MLP.
       mixer: a third branch between attention and MLP, with a modulation of its own; None is none.
+      vit: a block as in ViT (arXiv 2010.11929), which no condition modulates: norms have their own
+        gain and bias, logits are scaled by 1 / sqrt(head_dim), and the MLP's GELU is exact.
       attention_implementation: of `block_attention`; None picks the best for the backend.
       dtype: type of the computation; parameters are float32.
     """
@@ -50,6 +52,7 @@ class BlockSettings:
     adaln_init: AdaLNInit = AdaLNInit()
     cross_attention: bool = False
     mixer: Mixer | None = None
+    vit: bool = False
     attention_implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -74,11 +77,14 @@ class Visibility:
       segments: key interval of each run of queries; counts the cached keys first.
       rotate: turns queries and keys [B, n, N, H] by the tokens' positions.
       keep_queries: also return the queries, which a cache policy needs.
+      present: bool [B, n], which keys are there at all, where that differs from example to example;
+        at least one. None is all; without a cache, and in place of the segments.
     """
 
     segments: tuple[KeySegment, ...]
     rotate: Callable[[jax.Array], jax.Array] = lambda x: x
     keep_queries: bool = False
+    present: jax.Array | None = None
 
 
 class Attention(nn.Module):
@@ -152,7 +158,7 @@ class Attention(nn.Module):
         q, k = visibility.rotate(q), visibility.rotate(k)
 
         new = None
-        scale = 0.25 / math.sqrt(head_dim)
+        scale = (1.0 if self.settings.vit else 0.25) / math.sqrt(head_dim)
         if cache is not None:
             if self.settings.qk_norm:
                 # Normalise once, when the key enters the cache, not at every later level.
@@ -166,7 +172,11 @@ class Attention(nn.Module):
 
         implementation = self.settings.attention_implementation
         segments = visibility.segments
-        if cache:
+        if visibility.present is not None:
+            q, k = scaled_operands(q, k, scale, log_scale)
+            mask = visibility.present[:, None, None]
+            out = masked_attention(q.astype(dtype), k.astype(dtype), v, mask)
+        elif cache:
             earlier = [(level.keys, level.values) for level in cache]
             out = cached_attention(
                 q, k, v, earlier, block, segments, scale=scale, implementation=implementation

@@ -12,31 +12,40 @@ from jaxtyping import Float, Int
 from var_jax.transformer.attention import Attention, BlockSettings, CrossAttention, Visibility
 from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.condition import Condition
-from var_jax.transformer.layers import Linear, Modulation, init_std, modulate, per_token
+from var_jax.transformer.layers import (
+    LearnedNorms,
+    Linear,
+    Modulation,
+    init_std,
+    modulate,
+    per_token,
+)
 from var_jax.transformer.mixer import MixerState
 
 
 class MLP(nn.Module):
-    """Linear, tanh-approximated GELU, Linear.
+    """Linear, GELU, Linear.
 
     Attributes:
       width: C.
       hidden: width of the middle.
       out_std: standard deviation of what the output is made with, at initialisation.
       dtype: type of the computation.
+      exact_gelu: False is its approximation by a hyperbolic tangent.
     """
 
     width: int
     hidden: int
     out_std: float
     dtype: jnp.dtype = jnp.float32
+    exact_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         std = init_std(self.width)
         x = Linear((self.width,), (self.hidden,), ("embed", "mlp"), std, self.dtype, name="up")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_mlp"))
-        x = nn.gelu(x, approximate=True)
+        x = nn.gelu(x, approximate=not self.exact_gelu)
         return Linear(
             (self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, self.dtype, name="down"
         )(x)
@@ -82,7 +91,9 @@ class Block(nn.Module):
         """
         settings = self.settings
         width, dtype, branches = settings.width, settings.dtype, settings.num_branches
-        if modulation is None:
+        if settings.vit:
+            modulation = LearnedNorms(width, dtype, branches, name="norms")()
+        elif modulation is None:
             modulation = Modulation(
                 width, settings.shared_adaln, settings.adaln_init, dtype, branches, name="adaln"
             )(condition.vector)
@@ -106,7 +117,7 @@ class Block(nn.Module):
             x = x + gates[1] * y
         hidden = round(width * settings.mlp_ratio)
         out_std = init_std(width) / math.sqrt(2 * settings.depth)
-        y = MLP(width, hidden, out_std, dtype, name="mlp")(
+        y = MLP(width, hidden, out_std, dtype, settings.vit, name="mlp")(
             modulate(x, scales[-1], shifts[-1]).astype(dtype)
         )
         x = x + gates[-1] * y

@@ -172,6 +172,30 @@ class Modulation(nn.Module):
         return nn.with_logical_constraint(vectors, ("batch", *tokens, None, "act_embed"))
 
 
+class LearnedNorms(nn.Module):
+    """What a block's branches are modulated by without a condition: gain and bias of their norms.
+
+    The gain is 1 + scale, and no branch is gated.
+
+    Attributes:
+      width: C.
+      dtype: type of the computation.
+      branches: b, of the block.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+    branches: int = 2
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """[1, 3 b, C] as `Modulation` has it."""
+        shape = (self.branches, self.width)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, "embed"))
+        scale, bias = (self.param(name, zeros, shape, jnp.float32) for name in ("scale", "bias"))
+        return jnp.concatenate([jnp.ones(shape), scale, bias])[None].astype(self.dtype)
+
+
 class FinalAdaLN(nn.Module):
     """The adaptive layer norm before the head: scale and shift, no gate.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from var_jax.context import KeySegment
 from var_jax.transformer.attention import BlockSettings, Visibility
@@ -62,6 +62,7 @@ class Stack(nn.Module):
         runs: Sequence[Run] | None = None,
         keys: jax.Array | None = None,
         keep_queries: bool = False,
+        present: Bool[jax.Array, "B n"] | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
         """All blocks, or those of some runs.
 
@@ -74,7 +75,7 @@ class Stack(nn.Module):
           runs: blocks to compute, in order; each run is one loop, has its own lengths in the cache,
             and must be the run that the cache was made with. None: all blocks as one run.
           keys: one PRNG key for each example [B], for drop path; None in evaluation.
-          keep_queries: see `Visibility`.
+          keep_queries, present: see `Visibility`.
 
         Returns:
           As x; and None without a cache, else the keys and values of x alone, the modulation, and
@@ -100,7 +101,7 @@ class Stack(nn.Module):
             known = None if modulation is None else modulation[i]
             state = None if states is None else states[i]
             lengths = tuple(level.length for level in levels or ())
-            visibility = Visibility(segments(lengths), rotate, keep_queries)
+            visibility = Visibility(segments(lengths), rotate, keep_queries, present)
             x, new = self._run(
                 x,
                 condition,

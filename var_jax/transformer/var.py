@@ -110,6 +110,23 @@ class VAR(nn.Module):
         labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
         return self.conditioner or labels
 
+    @nn.nowrap
+    def flops(self, pyramid: ScalePyramid, levels: range) -> float:
+        """Matrix-product operations of a pass over consecutive levels that see none before them."""
+        width, tokens = self.width, pyramid.part(levels).length
+        pairs = sum(s.pairs for s in key_segments(pyramid, self.context, levels))
+        dense = 2 * tokens * width * width * (4 + 2 * self.mlp_ratio)
+        attention = 4 * pairs * width
+        vectors = 3 * self.block_settings().num_branches
+        modulation = 0 if self.shared_adaln else 2 * vectors * width * width
+        cross = 4 * tokens * width * width if self.cross_attention else 0  # without its few keys
+        mixer = 0 if self.mixer is None else self.mixer.flops(tokens)
+        block = dense + attention + modulation + cross + mixer
+        # The shared modulation, and that of the last norm.
+        once = 2 * (vectors * self.shared_adaln + 2) * width * width
+        coded = tokens if levels.start else tokens - pyramid.sizes[0]
+        return self.depth * block + once + 2 * coded * self.code_dim * width
+
     def setup(self) -> None:
         std = init_std(self.width)
         self._condition = self.conditioning()

@@ -1,0 +1,90 @@
+"""MAR's masked autoencoder: what it reads, its room for known tokens, and its published sizes."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import load
+from small_network import filled
+
+from var_jax import build
+from var_jax.plan.flops import num_parameters
+from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.mar import MAR
+
+PYRAMID, CODE_DIM, WIDTH = ScalePyramid(((3, 3),)), 2, 16
+
+
+def mar(pyramid=PYRAMID, **settings):
+    return MAR(pyramid, 5, CODE_DIM, 1, WIDTH, 2, **{"num_buffer": 2, **settings})
+
+
+@functools.cache
+def program():
+    module = mar()
+    given = (jnp.zeros((1, 9, CODE_DIM)), jnp.zeros(1, jnp.int32))
+    params = filled(lambda key: module.init(key, *given)["params"], 0)
+
+    def run(tokens, masked, max_known):
+        labels = jnp.arange(len(tokens))
+        return module.apply({"params": params}, tokens, labels, masked=masked, max_known=max_known)
+
+    return jax.jit(run, static_argnums=2)
+
+
+def hidden_states(tokens, masked, max_known):
+    return np.asarray(program()(tokens, masked, max_known))
+
+
+@pytest.fixture(scope="module")
+def example():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2, 9, CODE_DIM)).astype("f4")
+    # Six and eight of nine.
+    masked = np.array([[1, 0, 1, 1, 0, 1, 0, 1, 1], [1, 1, 1, 1, 0, 1, 1, 1, 1]], bool)
+    return tokens, masked, hidden_states(tokens, masked, 3)
+
+
+def test_masked_tokens_are_not_read_and_known_ones_are_by_all(example):
+    tokens, masked, before = example
+    changed = tokens + masked[..., None]
+    np.testing.assert_array_equal(hidden_states(changed, masked, 3), before)
+    changed = tokens.copy()
+    changed[:, 4] += 1
+    difference = np.abs(hidden_states(changed, masked, 3) - before).max(-1)
+    assert difference.min() > 1e-4
+
+
+def test_room_that_is_left_over_changes_nothing(example):
+    tokens, masked, before = example
+    np.testing.assert_allclose(hidden_states(tokens, masked, 9), before, rtol=0, atol=1e-5)
+    none = np.ones_like(masked)
+    without = hidden_states(tokens, none, 0)
+    np.testing.assert_allclose(hidden_states(tokens, none, 3), without, rtol=0, atol=1e-5)
+    assert mar().max_known == 9 - 7
+
+
+@pytest.mark.parametrize("variant, published", [("base", 208), ("large", 479), ("huge", 943)])
+def test_published_sizes(variant, published):
+    """Officially keys have a bias, which changes nothing; millions are rounded up."""
+    network = build.network(load("family/mar", variant))
+    params = jax.eval_shape(network.init_params, jax.random.key(0))
+    biases = 2 * network.mar.depth * network.mar.width
+    assert math.ceil((num_parameters(params) + biases) / 1e6) == published
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(pyramid=ScalePyramid(((1, 1), (3, 3)))), "draws the tokens of one level"),
+        (dict(num_buffer=0), "num_buffer is 0"),
+        (dict(min_masked=1.5), "min_masked 1.5"),
+        (dict(remat="some"), "Unknown remat 'some'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        mar(**settings)
