@@ -1,6 +1,7 @@
 """VAR and every method of configs/family at their smallest, for tests that all must pass."""
 
 import numpy as np
+import pytest
 from recipes import FOLDER, load
 from untrained import write_model
 
@@ -13,6 +14,10 @@ METHODS = [
     "mnist5k",
     *sorted(f"family/{p.stem}" for p in FOLDER.glob("family/*.py") if p.stem != "compare"),
 ]
+#: Those that every run tests on meshes, in resuming, in batches and on slices: codes, bits, floats
+#: with noise of their own, a reference cut over the mesh, matrices beside a frozen base. The others
+#: have parts in common with these; what tests them is marked slow.
+_ALWAYS = ("mnist5k", "family/cca", "family/flowar", "family/infinity", "family/lora")
 #: Of all methods. Nothing is drawn and scored while they train.
 SETTINGS = {
     "sharding": "fsdp_tensor",
@@ -39,6 +44,11 @@ MODELS = {
 }
 #: Methods that learn from samples of the model that they start from.
 SAMPLED = ("family/ddo",)
+
+
+def each(names):
+    """Names as parameters of a test."""
+    return [pytest.param(n, marks=() if n in _ALWAYS else pytest.mark.slow) for n in names]
 
 
 def smallest(method, given=None):

@@ -10,7 +10,7 @@ from var_jax.plan import programs
 pytest.importorskip("libtpu")
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", methods.each(methods.METHODS))
 def test_what_trains_evaluates_and_draws_is_lowered_for_a_slice(tmp_path, method):
     """The compiler's part is in test_compile_for_tpu.py."""
     config = methods.smallest(method, methods.prepare(tmp_path, method))

@@ -60,7 +60,7 @@ def updates(method, mesh):
     return jax.device_get(state.params), losses
 
 
-@pytest.mark.parametrize("method", methods.TRAINED[1:])  # VAR: in test_meshes.py.
+@pytest.mark.parametrize("method", methods.each(methods.TRAINED[1:]))  # VAR: in test_meshes.py.
 def test_a_mesh_of_all_axes_trains_as_one_device_does(method):
     one, expected = updates(method, mesh_of())
     other, losses = updates(method, mesh_of(2, 2, 2))
@@ -77,7 +77,7 @@ def saved(workdir):
     return [part for part, _, _ in found]
 
 
-@pytest.mark.parametrize("method", methods.TRAINED)
+@pytest.mark.parametrize("method", methods.each(methods.TRAINED))
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, method):
     monkeypatch.setattr(experiment, "make_mesh", lambda config: mesh_of())
     given = methods.prepare(tmp_path, method)
@@ -93,7 +93,7 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, method):
     assert straight == stopped and len(straight) == STEPS
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", methods.each(methods.METHODS))
 def test_an_image_is_the_same_in_any_batch(tmp_path, method):
     methods.prepare(tmp_path, method)
     model = var_jax.load(tmp_path / "model", mesh=mesh_of())
