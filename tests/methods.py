@@ -6,6 +6,7 @@ from untrained import write_model
 
 from var_jax import build
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+from var_jax.fields import Field
 
 #: Configs by name; compare is all of them at once.
 METHODS = [
@@ -28,6 +29,8 @@ SIZES = {
     "family/flowar": {"model.head.net_width": 96, "model.head.net_heads": 4},
     "family/refiner": {"model.head.num_heads": 4},
 }
+#: What four samples show, where it is not classes.
+ASKED = {"family/text": ["a red bird", "", "鳥", ""]}
 #: The key that names a transformer, where a method needs one.
 MODELS = {
     "family/cca": "train.initial_checkpoint",
@@ -40,7 +43,7 @@ def smallest(method, given=None):
     """The method's smallest config with SETTINGS, SIZES and other keys, such as 'model.width'."""
     config = load(method, "smallest")
     with config.unlocked():
-        config.evaluation = {}
+        config.evaluation = config.get("evaluation", {})
         config.update_from_flattened_dict(SETTINGS | SIZES.get(method, {}) | (given or {}))
     return config
 
@@ -67,7 +70,8 @@ def prepare(folder, method):
 
 def write_tokens(folder, tokenizer):
     """Writes a token cache of random values."""
-    codec = tokenizer.module.codec
+    codec, data = tokenizer.module.codec, tokenizer.config.data
+    captioned = "caption_length" in data
     for split, count in (("train", 40), ("val", 16)):
         settings = TokenCacheSettings(
             fingerprint=tokenizer.fingerprint,
@@ -76,12 +80,17 @@ def write_tokens(folder, tokenizer):
             num_images=count,
             crops=1,
             class_names=tuple("0123456789"),
-            source=f"mnist5k:{split}",
+            source=f"{data.source}:{split}",
             image_size=32,
             seed=0,
+            captions=captioned,
         )
         writer = TokenCacheWriter(folder / split, settings)
-        writer.write(values(codec.source, count), np.arange(count) % 10, np.arange(count))
+        captions = None
+        if captioned:
+            captions = values(Field("captions", (2, 8), "uint8", 128), count)
+        index = np.arange(count)
+        writer.write(values(codec.source, count), index % 10, index, captions)
         writer.close()
 
 
@@ -97,7 +106,9 @@ def batch(config):
     objective = build.objective(config, tokenizer, from_images=False)
     index = np.arange(config.train.batch_size, dtype=np.uint32)
     read = {field.name: values(field, len(index)) for field in objective.fields}
-    return read | {"label": (index % 10).astype(np.int32), "index": index}
+    if "label" in read:
+        read["label"] = (index % 10).astype(np.int32)
+    return read | {"index": index}
 
 
 def _training(method):

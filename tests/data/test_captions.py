@@ -132,7 +132,7 @@ def test_a_folder_with_text_beside_its_pictures(tmp_path, caplog):
 def test_a_folder_with_a_list_and_pictures_held_out(tmp_path):
     names = [f"{c}/{i}.png" for c in "ab" for i in range(4)]
     lines = [{"file_name": name, "text": f"picture {name}"} for name in names]
-    lines.append({"file_name": "b/3.png", "text": ["another", ""]})
+    lines.append({"file_name": "./b/3.png", "text": ["another", ""]})
     make_folder(tmp_path, names, lines=lines)
     seen = {}
     for split in ("train", "val"):

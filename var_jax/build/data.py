@@ -268,7 +268,7 @@ def pipeline(
     augment = train if augment is None else augment
     rows = mesh and arrays.process_rows(sharding.batch_sharding(mesh), batch_size)
     data = data_settings(config)
-    prepare = transform(config, augment) if records.channels else None
+    prepare: captions.Transform | None = transform(config, augment) if records.channels else None
     if _captioned(records):
         if all_captions:
             prepare = captions.AllCaptions(prepare)

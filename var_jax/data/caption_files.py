@@ -81,7 +81,7 @@ def _from_list(path: str, data: bytes, pictures: Sequence[str]) -> list[tuple[st
     found: list[list[str]] = [[] for _ in pictures]
     for where, line in _lines(path, data):
         name, texts = _entry(where, line)
-        place = places.get(same_name(name))
+        place = places.get(same_name(os.path.normpath(name)))
         if place is None:
             raise ValueError(
                 f"{where} names {name!r}, which is no picture there; correct the line or remove it."

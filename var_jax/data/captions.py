@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 
 #: So many captions of a picture are used, the first ones, and so many bytes of each.
@@ -55,6 +56,25 @@ def decode(row: UInt8[np.ndarray, " T"]) -> str:
     return bytes(row).rstrip(b"\0").decode()
 
 
+def read_prompts(path: epath.PathLike) -> list[str]:
+    """The lines of a file of prompts; an empty line is the empty prompt.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is empty, or no UTF-8 text.
+    """
+    try:
+        text = epath.Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text (byte {error.start}); save the prompts as UTF-8."
+        ) from None
+    lines = text.removesuffix("\n").split("\n")
+    if not text:
+        raise ValueError(f"{path} is empty; write one prompt per line.")
+    return [clean(line, f"Line {number} of {path}") for number, line in enumerate(lines, 1)]
+
+
 @dataclasses.dataclass(frozen=True)
 class OneCaption:
     """A transform that gives an example one of its captions, as the field "caption".
@@ -71,12 +91,11 @@ class OneCaption:
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         record, captions = _parted(record)
-        if not self.length:
-            return record if self.rest is None else self.rest(record, rng)
-        number = int(rng.integers(len(captions))) if self.drawn and captions else 0
-        text = captions[number] if captions else ""
-        fields = record if self.rest is None else self.rest(record, rng)
-        return {**fields, "caption": encode(text, self.length)}
+        caption = {}
+        if self.length:
+            number = int(rng.integers(len(captions))) if self.drawn and captions else 0
+            caption["caption"] = encode(captions[number] if captions else "", self.length)
+        return (record if self.rest is None else self.rest(record, rng)) | caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +104,17 @@ class AllCaptions:
     "captions", which a token cache stores.
 
     Attributes:
-      rest: makes the other fields of the record.
+      rest: see `OneCaption`.
     """
 
-    rest: Transform
+    rest: Transform | None
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         record, captions = _parted(record)
         rows = np.zeros((MAX_CAPTIONS, MAX_BYTES), np.uint8)
         for row, text in zip(rows, captions, strict=False):
             row[:] = encode(text, MAX_BYTES)
-        return {**self.rest(record, rng), "captions": rows}
+        return (record if self.rest is None else self.rest(record, rng)) | {"captions": rows}
 
 
 def pack(captions: UInt8[np.ndarray, "M T"]) -> bytes:

@@ -84,8 +84,10 @@ class FolderSource:
                 )
             else:
                 files, numbers = self._flat(top.pictures, class_names)
-        self.captioned, texts = captions, read_captions(self.root, files) if captions else ()
+        self.captioned = captions
+        texts: Sequence[tuple[str, ...]] = ()
         if captions:
+            texts = read_captions(self.root, files)
             for name in CAPTION_FILES:
                 self.left_out.pop(name, None)
         if self.left_out:
@@ -233,8 +235,10 @@ class FolderSource:
         else:
             with open(path, "rb") as file:
                 data = file.read()
-        record = {"image": data, "label": int(self.labels[index])}
-        return record | {"captions": self._captions[index]} if self.captioned else record
+        record: dict[str, Any] = {"image": data, "label": int(self.labels[index])}
+        if self.captioned:
+            record["captions"] = self._captions[index]
+        return record
 
     def name(self, index: int) -> str:
         """The file's path, for people."""

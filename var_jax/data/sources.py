@@ -164,8 +164,10 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = {"image": self.images[index], "label": int(self.labels[index])}
-        return record if self.captions is None else record | {"captions": self.captions[index]}
+        record: dict[str, Any] = {"image": self.images[index], "label": int(self.labels[index])}
+        if self.captions is not None:
+            record["captions"] = self.captions[index]
+        return record
 
     def name(self, index: int) -> str:
         """E.g. 'mnist5k[12]'."""

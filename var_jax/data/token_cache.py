@@ -334,7 +334,7 @@ class TokenCache:
             raise ValueError(f"a record of {len(record)} bytes is not {self._count} {field.name}")
         label = int.from_bytes(record[:4], "little", signed=True)
         values = np.frombuffer(record, self.settings.dtype, self._count, offset=4)
-        found = {field.name: values.reshape(field.shape), "label": label}
+        found: dict[str, Any] = {field.name: values.reshape(field.shape), "label": label}
         if self.captioned:
             found["captions"] = caption_bytes.unpack(record[size:])
         return found
