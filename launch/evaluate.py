@@ -80,6 +80,7 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
 
     from var_jax import build
     from var_jax.checkpoint import fingerprint
+    from var_jax.decoding.asking import check_asks_for_classes
     from var_jax.decoding.images import ImageSampler
     from var_jax.evaluation.generated import sampling_run, sweep
     from var_jax.evaluation.generated.adm import ReferenceScorer
@@ -111,6 +112,7 @@ def evaluate(should_stop: Callable[[int], bool]) -> None:
     loaded = build.load_transformer(
         _CHECKPOINT.value, _TOKENIZER.value, mesh=mesh, for_sampling=True
     )
+    check_asks_for_classes(loaded.network.transformer)
     module, pyramid = loaded.tokenizer.module, loaded.network.transformer.pyramid
     if scorer is not None:
         scorer.check(module.image_shape[:2], {}, "The checkpoint")

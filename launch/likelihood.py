@@ -100,7 +100,7 @@ def score(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "split": split,
         "read_from": token_cache if cached else config.data.source,
-        "conditional_on": "label",
+        "conditional_on": loaded.network.transformer.conditioning().fields[0].name,
         **scores.as_dict(tokenizer.module.image_shape),
     }
 

@@ -8,6 +8,7 @@ from untrained import write_model
 from var_jax import build
 from var_jax.checkpoint import fingerprint
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
+from var_jax.fields import Field
 
 #: Configs by name; compare is all of them at once.
 METHODS = [
@@ -15,9 +16,9 @@ METHODS = [
     *sorted(f"family/{p.stem}" for p in FOLDER.glob("family/*.py") if p.stem != "compare"),
 ]
 #: Those that every run tests on meshes, in resuming, in batches and on slices: codes, bits, floats
-#: with noise of their own, a reference cut over the mesh, matrices beside a frozen base. The others
-#: have parts in common with these; what tests them is marked slow.
-_ALWAYS = ("mnist5k", "family/cca", "family/flowar", "family/infinity", "family/lora")
+#: with noise of their own, a reference cut over the mesh, matrices beside a frozen base, captions.
+#: The others have parts in common with these; what tests them is marked slow.
+_ALWAYS = ("mnist5k", *(f"family/{n}" for n in ("cca", "flowar", "infinity", "lora", "text")))
 #: Of all methods. Nothing is drawn and scored while they train.
 SETTINGS = {
     "sharding": "fsdp_tensor",
@@ -34,6 +35,8 @@ SIZES = {
     "family/flowar": {"model.head.net_width": 96, "model.head.net_heads": 4},
     "family/refiner": {"model.head.num_heads": 4},
 }
+#: What four samples show, where it is not classes.
+ASKED = {"family/text": ["a red bird", "", "鳥", ""]}
 #: The key that names a transformer, where a method needs one.
 MODELS = {
     "family/cca": "train.initial_checkpoint",
@@ -55,7 +58,7 @@ def smallest(method, given=None):
     """The method's smallest config with SETTINGS, SIZES and other keys, such as 'model.width'."""
     config = load(method, "smallest")
     with config.unlocked():
-        config.evaluation = {}
+        config.evaluation = config.get("evaluation", {})
         config.update_from_flattened_dict(SETTINGS | SIZES.get(method, {}) | (given or {}))
     return config
 
@@ -88,7 +91,7 @@ def prepare(folder, method):
 def write_tokens(folder, tokenizer):
     """Writes a token cache of random values."""
     for split, count in (("train", 40), ("val", 16)):
-        _write(folder / split, tokenizer, count, f"mnist5k:{split}")
+        _write(folder / split, tokenizer, count, f"{tokenizer.config.data.source}:{split}")
 
 
 def write_samples(folder, tokenizer, model):
@@ -97,7 +100,7 @@ def write_samples(folder, tokenizer, model):
 
 
 def _write(folder, tokenizer, count, source, **settings):
-    codec = tokenizer.module.codec
+    codec, captioned = tokenizer.module.codec, "caption_length" in tokenizer.config.data
     settings = TokenCacheSettings(
         fingerprint=tokenizer.fingerprint,
         shapes=codec.pyramid.shapes,
@@ -108,10 +111,13 @@ def _write(folder, tokenizer, count, source, **settings):
         source=source,
         image_size=32,
         seed=0,
+        captions=captioned,
         **settings,
     )
+    captions = values(Field("captions", (2, 8), "uint8", 128), count) if captioned else None
     writer = TokenCacheWriter(folder, settings)
-    writer.write(values(codec.source, count), np.arange(count) % 10, np.arange(count))
+    index = np.arange(count)
+    writer.write(values(codec.source, count), index % 10, index, captions)
     writer.close()
 
 
@@ -127,7 +133,9 @@ def batch(config):
     objective = build.objective(config, tokenizer, from_images=False)
     index = np.arange(config.train.batch_size, dtype=np.uint32)
     read = {field.name: values(field, len(index)) for field in objective.fields}
-    return read | {"label": (index % 10).astype(np.int32), "index": index}
+    if "label" in read:
+        read["label"] = (index % 10).astype(np.int32)
+    return read | {"index": index}
 
 
 def _training(method):

@@ -5,6 +5,7 @@
     model = var_jax.load("runs/quickstart/transformer")
     images = model.sample([3, 1], seed=0, cfg=1.5)  # uint8 [2, H, W, c]
 
+A model of text is asked with `model.sample("a red bird")`: texts stand where labels do.
 On several hosts every process calls everything alike and gets everything.
 """
 
@@ -23,8 +24,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from var_jax import build, checkpoint
+from var_jax.decoding.asking import Asked, request
 from var_jax.decoding.edited_images import jit_editing
-from var_jax.decoding.images import ImageSampler, sample_numbers
+from var_jax.decoding.images import ImageSampler
 from var_jax.objectives.likelihood import Likelihood
 from var_jax.parallel import arrays, sharding
 from var_jax.paths import resolve
@@ -92,15 +94,23 @@ class Model:
         return self._need_transformer().network.transformer.num_classes
 
     def sample(
-        self, labels: Sequence[int], *, seed: int = 0, batch_size: int = 64, **settings: Any
+        self,
+        labels: Asked,
+        *,
+        negative: str | Sequence[str] | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        **settings: Any,
     ) -> np.ndarray:
-        """Draws an image for each label.
+        """Draws an image for each label or text.
 
         The n-th image of a label depends on the seed, the label and n only: not on the other
         labels, the batch size or the devices.
 
         Args:
-          labels: int [N] in 0..num_classes; num_classes is 'no class'.
+          labels: int [N] in 0..num_classes; num_classes is 'no class'. Or texts, or one.
+          negative: text that guidance steers away from, one for all or one for each; by default
+            the empty one.
           seed: another one gives other images.
           batch_size: images at once.
           **settings: cfg, cfg_schedule, top_k, top_p, temperature, smooth; one value or one for
@@ -113,22 +123,18 @@ class Model:
         Raises:
           ValueError: a label or a setting out of range.
         """
-        labels = np.asarray(labels, np.int64).reshape(-1)
-        number = sample_numbers(labels)
+        asked = request(self._need_transformer().network.transformer, labels, negative=negative)
         params, sampler = self._need_transformer().params, self._sampler(settings)
-        size = min(batch_size, max(len(labels), 1))
+        size = min(batch_size, max(len(asked.numbers), 1))
         images = []
-        for part in _batches(len(labels), size):
-            # Filled up, so that one program draws all.
-            filled = (np.resize(x[part], size) for x in (labels, number))
-            found = sampler(params, next(filled), seed, next(filled))
-            images.append(found.images[: part.stop - part.start])
+        for count, (given, numbers) in _parts((asked.given, asked.numbers), size):
+            images.append(sampler(params, given, seed, numbers).images[:count])
         return np.concatenate(images) if images else np.zeros((0, *self.image_shape), np.uint8)
 
     def edit(
         self,
         images: np.ndarray,
-        labels: Sequence[int] | None = None,
+        labels: Asked | None = None,
         mask: np.ndarray | None = None,
         *,
         rule: str | Mapping[str, Any] = "refit",
@@ -136,7 +142,7 @@ class Model:
         candidates: int = 1,
         kept: str = "reconstructed",
         fade: float = 2.0,
-        shown: Sequence[int] | None = None,
+        shown: Asked | None = None,
         seed: int = 0,
         batch_size: int = 64,
         **settings: Any,
@@ -169,9 +175,9 @@ class Model:
             wrong.
         """
         images, loaded = self._images(images), self._need_transformer()
-        none = [self.num_classes] * len(images)
-        given = self._labels(none if labels is None else labels, len(images))
-        shown = self._labels(none if shown is None else shown, len(images))
+        asked, seen = (
+            request(loaded.network.transformer, x, count=len(images)) for x in (labels, shown)
+        )
         mask = np.ones(images.shape[1:3], bool) if mask is None else np.asarray(mask)
         if mask.dtype != bool or mask.shape not in (images.shape[:3], images.shape[1:3]):
             raise ValueError(
@@ -181,7 +187,7 @@ class Model:
         keep = np.broadcast_to(~mask, images.shape[:3]).astype(np.float32)
         edit = self._editor(settings, rule, level, candidates, kept, fade)
         frozen = (loaded.params, self.tokenizer.params, np.uint32(seed))
-        rows = [images, keep, given, shown, sample_numbers(given).astype(np.uint32)]
+        rows = [images, keep, asked.given, seen.given, asked.numbers.astype(np.uint32)]
         blank = np.zeros((0, *self.image_shape), np.uint8)
         return self._map(functools.partial(edit, *frozen), rows, batch_size, blank)
 
@@ -252,7 +258,7 @@ class Model:
         return self._map(self._decode, [tokens.astype(target.dtype)], batch_size, none)
 
     def log_likelihood(
-        self, images: np.ndarray, labels: Sequence[int], *, batch_size: int = 64
+        self, images: np.ndarray, labels: Asked, *, batch_size: int = 64
     ) -> np.ndarray:
         """log p(tokens of the image | label) of each image in nats, float64 [N].
 
@@ -269,16 +275,10 @@ class Model:
         """
         if not self._need_transformer().network.head.has_likelihood:
             raise ValueError("This model's head draws, but has no likelihood to score with.")
-        labels = self._labels(labels, len(images))
-        source = self._read(images, batch_size)
-        return self._map(self._score, [source, labels], batch_size, np.zeros(0)).astype(np.float64)
-
-    def _labels(self, labels: Sequence[int], count: int) -> np.ndarray:
-        labels = np.asarray(labels, np.int32).reshape(-1)
-        self._need_transformer().network.transformer.conditioning().check(labels)
-        if len(labels) != count:
-            raise ValueError(f"{count} images came with {len(labels)} labels.")
-        return labels
+        transformer = self._need_transformer().network.transformer
+        rows = [request(transformer, labels, count=len(images)).fields]
+        rows.append(self._read(images, batch_size))
+        return self._map(self._score, rows, batch_size, np.zeros(0)).astype(np.float64)
 
     def _need_transformer(self) -> build.LoadedTransformer:
         if self.transformer is None:
@@ -350,8 +350,8 @@ class Model:
         objective = Likelihood(loaded.network, self.tokenizer.module)
         name = objective.codec.source.name
 
-        def run(params, frozen, source, labels):
-            _, found = objective.per_token(params, frozen, {name: source, "label": labels})
+        def run(params, frozen, fields, source):
+            _, found = objective.per_token(params, frozen, {name: source, **fields})
             return -jnp.sum(found["loss"], axis=1)
 
         frozen = {"tokenizer": self.tokenizer.params}
@@ -367,25 +367,29 @@ class Model:
     def _map(
         self,
         function: Callable[..., jax.Array],
-        rows: list[np.ndarray],
+        rows: list[Any],
         batch_size: int,
         none: np.ndarray,
     ) -> np.ndarray:
-        """The function of all rows, a batch at a time; one program serves all batches."""
-        count, split = len(rows[0]), sharding.batch_sharding(self.mesh)
+        """The function of all rows, a batch at a time."""
+        count, split = len(jax.tree.leaves(rows)[0]), sharding.batch_sharding(self.mesh)
         size = sharding.padded_batch(min(batch_size, max(count, 1)), self.mesh)
         made = [none]
-        for part in _batches(count, size):
-            filled = [np.resize(x[part], (size, *x.shape[1:])) for x in rows]
+        for count, filled in _parts(rows, size):
             with sharding.activate(self.mesh, "replicated"):
-                found = function(*(arrays.place(x, split) for x in filled))
-            made.append(arrays.to_host(found)[: part.stop - part.start])
+                found = function(*jax.tree.map(lambda x: arrays.place(x, split), filled))
+            made.append(arrays.to_host(found)[:count])
         return np.concatenate(made)
 
 
-def _batches(count: int, size: int) -> Iterator[slice]:
+def _parts(rows: Any, size: int) -> Iterator[tuple[int, Any]]:
+    """Parts of the rows of all arrays, filled up to one size, so that one program serves them; and
+    how many rows of each are asked for."""
+    count = len(jax.tree.leaves(rows)[0])
     for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+        number = min(size, count - start)
+        chosen = np.resize(np.arange(start, start + number), size)
+        yield number, jax.tree.map(lambda x, rows=chosen: x[rows], rows)
 
 
 def _name(settings: Any) -> str:

@@ -69,6 +69,18 @@ def test_a_token_cache_of_the_data_that_the_config_describes(tmp_path):
         assert len(build.training_source(config, split, "f" * 64)) == 20
 
 
+def test_captions_that_are_not_there_are_asked_for_in_vain(tmp_path):
+    config = load("mnist5k", "smallest")
+    with config.unlocked():
+        config.data.caption_length = 8
+    with pytest.raises(ValueError, match="is 8, but the pictures of 'mnist5k' have no captions"):
+        build.source(config, "val")
+    make_cache(tmp_path, config)
+    config.token_cache = str(tmp_path)
+    with pytest.raises(ValueError, match="is 8, but .* holds no captions; cache the tokens"):
+        build.training_source(config, "train", "f" * 64)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -21,6 +21,7 @@ from var_jax.build.data import (
     transform,
 )
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings, evaluation_settings
+from var_jax.build.evaluators import shown_samples
 from var_jax.build.experiment import metadata, tokenizer_experiment, transformer_experiment
 from var_jax.build.frozen import abstract as abstract_frozen
 from var_jax.build.frozen import place as place_frozen
@@ -101,6 +102,7 @@ __all__ = [
     "run",
     "scaling_settings",
     "set_num_classes",
+    "shown_samples",
     "source",
     "start_from",
     "tokenizer",

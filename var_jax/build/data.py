@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from var_jax.build.modules import held_networks
 from var_jax.build.sections import ConfigError, Section, call, read, read_section
+from var_jax.data import captions, sources, transforms
 from var_jax.data import pipeline as data_pipeline
-from var_jax.data import sources, transforms
 from var_jax.data.token_cache import TokenCacheSettings
 from var_jax.fields import Field
 from var_jax.parallel import arrays, sharding
@@ -67,12 +67,14 @@ class DataSettings:
     Attributes:
       image_size, channels: of the images that the tokenizer reads.
       source: name of the data source, see `sources.make_source`; '' where a model was converted.
+      caption_length: T, bytes of a caption; longer ones are cut. 0 reads none.
       num_workers, num_threads, prefetch: see `Pipeline`.
     """
 
     image_size: int
     channels: int
     source: str = ""
+    caption_length: int = 0
     num_workers: Changeable[int] = 0
     num_threads: Changeable[int] = 4
     prefetch: Changeable[int] = 4
@@ -103,7 +105,19 @@ def data_settings(config: ConfigDict) -> DataSettings:
 def source(config: ConfigDict, split: str) -> sources.Source:
     """The images of config.data."""
     data = read_section(config, "data", DATA)
-    return sources.make_source(data_settings(config).source, split, **data.get("options", {}))
+    settings = data_settings(config)
+    records = sources.make_source(settings.source, split, **data.get("options", {}))
+    if settings.caption_length and not _captioned(records):
+        raise ConfigError(
+            f"config.data.caption_length is {settings.caption_length}, but the pictures of "
+            f"{settings.source!r} have no captions; set it to 0, or give a source with captions "
+            "(a folder: config.data.options.captions=True)."
+        )
+    return records
+
+
+def _captioned(records: sources.Source) -> bool:
+    return getattr(records, "captioned", False)
 
 
 def training_source(
@@ -125,6 +139,12 @@ def training_source(
         return source(config, split)
     cache = sources.make_source("tokens", split, path=config.token_cache, fingerprint=fingerprint)
     _check_cache(cache.settings, config, split)
+    if data_settings(config).caption_length and not _captioned(cache):
+        raise ConfigError(
+            f"config.data.caption_length is {config.data.caption_length}, but {config.token_cache} "
+            "holds no captions; cache the tokens of captioned pictures (python -m "
+            "launch.cache_tokens)."
+        )
     if field is not None and cache.settings.field != field:
         there = cache.settings.field
         raise ConfigError(
@@ -136,13 +156,14 @@ def training_source(
 
 
 def cached_from(config: ConfigDict) -> dict[str, Any]:
-    """What a token cache says about its images beside their source, as JSON; places left out.
+    """What a token cache says about its images beside their source, as JSON; places and captions
+    left out.
 
     The transform is that of training; whether its random part was at work, the crops say.
     """
     options = read_section(config, "data", DATA).get("options", {})
     return {
-        "options": {k: v for k, v in options.items() if k not in _PATH_OPTIONS},
+        "options": {k: v for k, v in options.items() if k not in (*_PATH_OPTIONS, "captions")},
         "transform": dataclasses.asdict(transform(config, train=True)),
     }
 
@@ -233,6 +254,7 @@ def pipeline(
     mesh: jax.sharding.Mesh | None = None,
     augment: bool | None = None,
     passes: int = 1,
+    all_captions: bool = False,
 ) -> data_pipeline.Pipeline:
     """Batches of images or of cached tokens for this process.
 
@@ -245,13 +267,21 @@ def pipeline(
         them.
       augment: random crops and augmentation; by default as `train`.
       passes: see `Pipeline`.
+      all_captions: of captioned images, in place of one of config.data.caption_length; see
+        `AllCaptions`.
     """
     augment = train if augment is None else augment
     rows = mesh and arrays.process_rows(sharding.batch_sharding(mesh), batch_size)
     data = data_settings(config)
+    prepare: captions.Transform | None = transform(config, augment) if records.channels else None
+    if _captioned(records):
+        if all_captions:
+            prepare = captions.AllCaptions(prepare)
+        else:
+            prepare = captions.OneCaption(prepare, data.caption_length, drawn=train)
     return data_pipeline.Pipeline(
         records,
-        transform(config, augment) if records.channels else None,
+        prepare,
         batch_size,
         seed=config.seed,
         train=train,

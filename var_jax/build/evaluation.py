@@ -39,6 +39,7 @@ class EvaluationSettings:
       likelihood: held-out negative log likelihood and accuracy.
       samples_per_class: rows of the picture of samples; 0 is none.
       max_classes: columns of it.
+      prompts: the columns of a model of text; none are no picture.
       reconstructions: held-out images that the tokenizer shows beside the originals, with the
         PSNR of the whole split; None is 16 where it trains, and none where it is frozen.
       fid: None is none; so is a section whose inception and reference are both '', which a
@@ -51,6 +52,7 @@ class EvaluationSettings:
     likelihood: bool = True
     samples_per_class: int = 4
     max_classes: int = 10
+    prompts: tuple[str, ...] = ()
     reconstructions: int | None = None
     fid: FIDSettings | None = None
     rfid: str = ""

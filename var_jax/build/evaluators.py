@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -14,7 +13,9 @@ from var_jax.build.adapters import of_merged
 from var_jax.build.data import pipeline, source
 from var_jax.build.evaluation import EvaluationSettings, FIDSettings
 from var_jax.build.loading import LoadedTokenizer, load_decoder
+from var_jax.build.sections import ConfigError
 from var_jax.data.pipeline import Pipeline
+from var_jax.decoding.asking import request
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.during_training import (
     Every,
@@ -31,6 +32,8 @@ from var_jax.objectives.base import NetworkObjective
 from var_jax.parallel import sharding
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.train.experiment import Evaluator
+from var_jax.transformer.condition import ReadsText
+from var_jax.transformer.var import VAR
 
 
 def transformer_evaluators(
@@ -63,7 +66,8 @@ def transformer_evaluators(
     if settings.likelihood:
         measure = TokenLikelihood(objective, frozen, held_out, mesh, config.sharding)
         found.append(ValidationLoss(measure))
-    if settings.samples_per_class or settings.fid is not None:
+    given, columns = shown_samples(settings, objective.network.transformer)
+    if columns or settings.fid is not None:
         sampling = load_decoder(config, tokenizer.fingerprint)
         sampler = ImageSampler(
             objective.network,
@@ -74,10 +78,8 @@ def transformer_evaluators(
             config.sharding,
             decoder_params=sampling.params,
         )
-    if settings.samples_per_class:
-        classes = min(objective.network.transformer.num_classes, settings.max_classes)
-        labels = np.tile(np.arange(classes), settings.samples_per_class)
-        found.append(SampleGrid(sampler, labels, config.seed, columns=classes))
+    if columns:
+        found.append(SampleGrid(sampler, given, config.seed, columns))
     if settings.reconstructions:
         batch_size = sharding.padded_batch(config.train.batch_size, mesh)
         images = pipeline(config, source(config, "val"), batch_size, train=False, mesh=mesh)
@@ -95,6 +97,31 @@ def transformer_evaluators(
         fid = _small_fid(config, settings.fid, sampler, mesh)
         found.append(Every(fid, settings.fid.every, config.train.num_steps))
     return found
+
+
+def shown_samples(settings: EvaluationSettings, transformer: VAR) -> tuple[Any, int]:
+    """What the picture of samples shows: what is asked for, and in how many columns; 0 is none.
+
+    Raises:
+      ConfigError: what is to be drawn is not what the model is conditioned on.
+    """
+    if not isinstance(transformer.conditioning(), ReadsText):
+        if settings.prompts:
+            raise ConfigError(
+                "config.evaluation.prompts is set, but the model is conditioned on classes; leave "
+                "it out."
+            )
+        what: list[Any] = list(range(min(transformer.num_classes, settings.max_classes)))
+    elif settings.fid is not None:
+        raise ConfigError(
+            "config.evaluation.fid draws classes, but the model is conditioned on text; leave it "
+            "out."
+        )
+    else:
+        what = list(settings.prompts)
+    if not what or not settings.samples_per_class:
+        return None, 0
+    return request(transformer, what * settings.samples_per_class).given, len(what)
 
 
 def tokenizer_evaluators(

@@ -92,7 +92,10 @@ class DrawnSettings:
 
 #: What is passed to classes of these axes beside their keys, see `registry`.
 _CODEC = ("pyramid",)
-_PARTS = (*("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),)
+_PARTS = (
+    *("pyramid", "width", "dtype", "num_classes", "drop_rate", "target", "vocab_size"),
+    "caption_length",
+)
 _POLICY = ("pyramid",)
 _GUIDANCE = ("rule",)
 _DECODER = ("guidance", "sampling", "cache_policy", "pyramid", "reward")
@@ -199,6 +202,7 @@ def network(config: ConfigDict) -> Network:
         "drop_rate": values.get("class_drop_rate", VAR.class_drop_rate),
         "target": codec.target,
         "vocab_size": codec.target.num_values,
+        "caption_length": config.data.get("caption_length", 0),
     }
     chosen = {
         axis: values.pop(axis, None) for axis in ("conditioner", "positions", "mixer", "head")

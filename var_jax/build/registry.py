@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.model.conditioner: `transformer.condition.Conditioner`.
     "conditioner": {
+        "caption": "var_jax.transformer.captions:Captions",
         "class_labels": "var_jax.transformer.condition:ClassLabels",
         "class_names": "var_jax.transformer.class_names:ClassNames",
     },

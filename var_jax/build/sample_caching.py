@@ -18,6 +18,7 @@ from var_jax.build.sections import ConfigError
 from var_jax.data.sources import Source
 from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter
 from var_jax.data.with_samples import WithSamples
+from var_jax.decoding.asking import check_asks_for_classes
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.progress import Progress
 from var_jax.fields import Field
@@ -53,12 +54,13 @@ def cache_samples(
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: `output` holds a cache with other settings.
+      ValueError: `output` holds a cache with other settings, or the model is asked in words.
     """
     mesh = sharding.make_mesh()
     identity = checkpoint.fingerprint(load_params(path, "transformer", None)[0])
     loaded = load_transformer(path, tokenizer_path, mesh=mesh, for_sampling=True)
     tokenizer, network = loaded.tokenizer, loaded.network
+    check_asks_for_classes(network.transformer)
     config = loaded.config.copy_and_resolve_references()
     filters = {f.name for f in dataclasses.fields(network.head.sampling)} & {"top_k", "top_p"}
     plain = {"cfg": 0.0, **{name: 0 for name in filters}, **(settings or {})}

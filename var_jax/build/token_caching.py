@@ -63,6 +63,7 @@ def cache_tokens(
             mesh=mesh,
             augment=split == "train" and copies > 1,
             passes=copies,
+            all_captions=True,
         )
         settings = TokenCacheSettings(
             fingerprint=loaded.fingerprint,
@@ -75,6 +76,7 @@ def cache_tokens(
             image_size=config.data.image_size,
             seed=config.seed,
             extra=cached_from(config),
+            captions=getattr(records, "captioned", False),
         )
         writer = None
         if jax.process_index() == 0:
@@ -91,8 +93,9 @@ def cache_tokens(
         for batch, _ in batches:
             tokens = np.asarray(encode(loaded.params, batch["image"]))
             labels, index = (arrays.to_host(batch[k]) for k in ("label", "index"))
+            captions = arrays.to_host(batch["captions"]) if settings.captions else None
             if writer:
-                writer.write(tokens, labels, index)
+                writer.write(tokens, labels, index, captions)
             progress.at(int(index[-1]) + 1)
         if writer:
             writer.close()

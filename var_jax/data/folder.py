@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 
 from var_jax.data import class_folders
+from var_jax.data.caption_files import CAPTION_FILES, CaptionTable, read_captions
 from var_jax.data.class_folders import list_folder, printable, same_name
 from var_jax.data.picture_labels import read_labels
 from var_jax.data.sources import check_split, split_per_class
@@ -40,6 +41,8 @@ class FolderSource:
         Needs class_names.
       held_out: with a split, so many pictures of each class are set apart for 'val'.
       split: 'train', 'val', or None for everything.
+      captions: pictures have captions, see `caption_files.read_captions`, which are read at
+        construction.
 
     Raises:
       FileNotFoundError: `root` does not exist.
@@ -59,6 +62,7 @@ class FolderSource:
         label: Callable[[Sequence[str]], np.ndarray] | None = None,
         held_out: int = 0,
         split: str | None = None,
+        captions: bool = False,
     ) -> None:
         self.root = os.fspath(root)
         if not epath.Path(self.root).is_dir():
@@ -80,6 +84,12 @@ class FolderSource:
                 )
             else:
                 files, numbers = self._flat(top.pictures, class_names)
+        self.captioned = captions
+        texts: Sequence[tuple[str, ...]] = ()
+        if captions:
+            texts = read_captions(self.root, files)
+            for name in CAPTION_FILES:
+                self.left_out.pop(name, None)
         if self.left_out:
             logging.warning(
                 "%s has %d pictures in %d classes; left out: %s.",
@@ -91,9 +101,11 @@ class FolderSource:
         if held_out and split:
             keep = split_per_class(numbers, held_out, split, printable(self.root))
             files, numbers = [files[i] for i in keep], numbers[keep]
+            texts = [texts[i] for i in keep] if captions else ()
         # One bytes array: a list of a million str is slow to send to worker processes.
         self._files = np.array([os.fsencode(f) for f in files])
         self.labels = numbers.astype(np.int64)
+        self._captions = CaptionTable(texts)
 
     def _flat(
         self, pictures: list[str], class_names: Sequence[str] | None
@@ -223,7 +235,10 @@ class FolderSource:
         else:
             with open(path, "rb") as file:
                 data = file.read()
-        return {"image": data, "label": int(self.labels[index])}
+        record: dict[str, Any] = {"image": data, "label": int(self.labels[index])}
+        if self.captioned:
+            record["captions"] = self._captions[index]
+        return record
 
     def name(self, index: int) -> str:
         """The file's path, for people."""
@@ -244,6 +259,7 @@ def folder(
     held_out: int = 0,
     class_names: Sequence[str] | None = None,
     val_labels: epath.PathLike | None = None,
+    captions: bool = False,
 ) -> FolderSource:
     """Class folders, either path/<split>/<class>/*.jpg or path/<class>/*.jpg.
 
@@ -258,6 +274,8 @@ def folder(
       class_names: class table in label order instead of the sorted folder names.
       val_labels: file with the class of each picture of every split but 'train', where they do
         not lie in class folders; see `picture_labels.read_labels`.
+      captions: pictures have captions: x.txt beside x.png with one per line, or metadata.jsonl in
+        the folder of the split, or in `path` where there are no splits.
     """
     root = epath.Path(path)
     if not root.is_dir():
@@ -284,7 +302,11 @@ def folder(
         if val_labels is not None and split != "train":
             label = functools.partial(read_labels, val_labels, class_names=class_names)
         return FolderSource(
-            root / own, class_names=class_names, allow_missing=split != "train", label=label
+            root / own,
+            class_names=class_names,
+            allow_missing=split != "train",
+            label=label,
+            captions=captions,
         )
     check_split(split, str(root))
     if split == "val" and not held_out:
@@ -292,7 +314,9 @@ def folder(
             f"{root} has no folder 'val'; add one, or set held_out to the number of pictures of "
             "each class to set apart."
         )
-    return FolderSource(root, class_names=class_names, held_out=held_out, split=split)
+    return FolderSource(
+        root, class_names=class_names, held_out=held_out, split=split, captions=captions
+    )
 
 
 def _train_classes(train: epath.Path) -> list[str]:

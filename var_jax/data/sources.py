@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +26,8 @@ class Source(Protocol):
     Optional members: `__getitems__(indices) -> list of records` where reading many at once is
     faster; `variants: int` where the records v * i ... v * i + v - 1 are versions of one image i,
     one of which an epoch sees; `background: int`, the grey value that surrounds the pictures;
-    `resize`, the kind of ImageTransform that suits them.
+    `resize`, the kind of ImageTransform that suits them; `captioned: bool`, whether records have
+    "captions", a tuple of texts, see `captions`.
 
     Attributes:
       num_classes: labels lie in [0, num_classes).
@@ -107,6 +108,7 @@ class ArraySource:
       class_names: names in label order.
       title: the data set's name, for messages.
       background: grey value 0..255 around the pictures.
+      captions: of each picture; None where there are none.
 
     Raises:
       ValueError: wrong dtype or shape, no record, or a label out of range.
@@ -117,6 +119,7 @@ class ArraySource:
     class_names: tuple[str, ...]
     title: str = "the array source"
     background: int = 255
+    captions: Sequence[tuple[str, ...]] | None = None
     # Pictures in memory are drawn with their own margin: no resizing, no cropping.
     resize = "pad"
 
@@ -152,11 +155,19 @@ class ArraySource:
         """1 or 3."""
         return self.images.shape[-1]
 
+    @property
+    def captioned(self) -> bool:
+        """Whether records have captions."""
+        return self.captions is not None
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        record: dict[str, Any] = {"image": self.images[index], "label": int(self.labels[index])}
+        if self.captions is not None:
+            record["captions"] = self.captions[index]
+        return record
 
     def name(self, index: int) -> str:
         """E.g. 'mnist5k[12]'."""
@@ -250,10 +261,10 @@ def make_source(name: str, split: str, /, **options: Any) -> Source:
 
     Args:
       name: 'mnist5k'; 'emoji' (size=64); 'folder' (path, held_out=0, class_names=None,
-        val_labels=None); 'tfds' (builder='imagenet2012:5.1.0' or its directory, data_dir=None,
-        image_key='image', label_key='label'); 'array_record' (path: what launch.prepare_imagenet
-        wrote); 'tokens' (path: what launch.cache_tokens wrote, fingerprint=None); 'synthetic'
-        (num_records, size, channels, num_classes).
+        val_labels=None, captions=False); 'tfds' (builder='imagenet2012:5.1.0' or its directory,
+        data_dir=None, image_key='image', label_key='label'); 'array_record' (path: what
+        launch.prepare_imagenet wrote); 'tokens' (path: what launch.cache_tokens wrote,
+        fingerprint=None); 'synthetic' (num_records, size, channels, num_classes).
       split: 'train' or 'val'; tfds: any split expression such as 'train[:10%]'.
       **options: as listed; a key that the source does not know is an error.
 

@@ -2,7 +2,8 @@
 
 A cache is a directory of ArrayRecord shards: one record for each sample, that is each crop of
 each image, of an int32 label and what the tokenizer's codec calls the source of its lessons: L
-tokens (uint16 if the vocabulary allows it, else int32), or bits or features; little endian.
+tokens (uint16 if the vocabulary allows it, else int32), or bits or features; little endian. Behind
+them stand all captions of the image, where it has some.
 `settings.json` says from the start what the cache is made of; `metadata.json`, written last, makes
 it complete. An interrupted writer resumes after the last finished shard, and a cache without its
 table is never read.
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from var_jax.data import captions as caption_bytes
 from var_jax.data import shards
 from var_jax.fields import Field
 from var_jax.paths import write_json
@@ -47,6 +49,7 @@ class TokenCacheSettings:
       image_size: pixels of a side of the encoded crops.
       seed: seed of the crops.
       extra: anything else worth keeping (JSON), e.g. the transform's settings.
+      captions: whether samples hold the captions of their images.
     """
 
     fingerprint: str
@@ -59,6 +62,7 @@ class TokenCacheSettings:
     image_size: int
     seed: int
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    captions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_images", "crops"):
@@ -88,6 +92,8 @@ class TokenCacheSettings:
         if count and self.field == token_field(self.shapes, count):
             # As caches said it when they held nothing but tokens.
             values["vocab_size"] = values.pop("field")["num_values"]
+        if not self.captions:  # As caches said it before there were any.
+            del values["captions"]
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -98,8 +104,14 @@ class TokenCacheSettings:
             field = Field(**{**field, "shape": tuple(field["shape"])})
         else:
             field = token_field(values["shapes"], values["vocab_size"])
-        rest = [f.name for f in dataclasses.fields(cls) if f.name != "field"]
-        return cls(field=field, **{name: values[name] for name in rest})
+        rest = {name: values[name] for name in _KEYS}
+        return cls(field=field, captions=values.get("captions", False), **rest)
+
+
+#: What every table of contents says.
+_KEYS = [
+    f.name for f in dataclasses.fields(TokenCacheSettings) if f.name not in ("field", "captions")
+]
 
 
 class TokenCacheWriter:
@@ -171,13 +183,21 @@ class TokenCacheWriter:
     def _name(self, number: int) -> str:
         return shards.shard_name("tokens", number, self._num_shards)
 
-    def write(self, tokens: np.ndarray, labels: np.ndarray, index: np.ndarray) -> None:
+    def write(
+        self,
+        tokens: np.ndarray,
+        labels: np.ndarray,
+        index: np.ndarray,
+        captions: np.ndarray | None = None,
+    ) -> None:
         """Appends a batch; samples that are written already or lie past the end are passed over.
 
         Args:
           tokens: [b, ...], as the settings' field describes them: integers [b, L] in [0, V).
           labels: integers [b].
           index: int64 [b], the global sample numbers, consecutive.
+          captions: uint8 [b, M, T], see `captions`; those that are empty are none. None where the
+            settings say so.
 
         Raises:
           ValueError: wrong shape, a token or label out of range, or a gap in the numbers.
@@ -187,6 +207,8 @@ class TokenCacheWriter:
             raise ValueError(
                 f"{len(tokens)} samples came with {len(labels)} labels and {len(index)} numbers."
             )
+        if (captions is not None) != self.settings.captions:
+            raise ValueError("Captions come with every sample of a cache that holds some.")
         self.settings.field.check(tokens)
         classes = len(self.settings.class_names)
         if labels.size and not 0 <= labels.min() <= labels.max() < classes:
@@ -195,7 +217,9 @@ class TokenCacheWriter:
             )
         packed = np.ascontiguousarray(tokens.astype(self.settings.dtype))
         heads = labels.astype("<i4")
-        for row, head, sample in zip(packed, heads, index, strict=True):
+        none = [b""] * len(index)
+        tails = none if captions is None else [caption_bytes.pack(x) for x in captions]
+        for row, head, sample, tail in zip(packed, heads, index, tails, strict=True):
             if sample < self._next or sample >= self.settings.num_samples:
                 continue
             if sample != self._next:
@@ -203,7 +227,7 @@ class TokenCacheWriter:
                     f"Sample {sample} came where sample {self._next} was due; write the samples in "
                     "order."
                 )
-            self._buffer.append(head.tobytes() + row.tobytes())
+            self._buffer.append(head.tobytes() + row.tobytes() + tail)
             self._next += 1
             full = len(self._buffer) == self._shard_size
             if full or self._next == self.settings.num_samples:
@@ -248,7 +272,7 @@ class TokenCacheWriter:
 
 class TokenCache:
     """A finished token cache as a source of {"tokens": uint16 or int32 [L], "label"}, or whatever
-    its field is called.
+    its field is called, and "captions".
 
     Args:
       directory: local or gs:// directory (then copied to the cache directory once).
@@ -263,8 +287,7 @@ class TokenCache:
 
     def __init__(self, directory: epath.PathLike, fingerprint: str | None = None) -> None:
         self.directory = os.fspath(directory)
-        keys = [f.name for f in dataclasses.fields(TokenCacheSettings) if f.name != "field"]
-        table = shards.read_table(directory, "tokens", _MADE_BY, keys)
+        table = shards.read_table(directory, "tokens", _MADE_BY, _KEYS)
         self.settings = TokenCacheSettings.from_json(table)
         if fingerprint is not None and fingerprint != self.settings.fingerprint:
             raise ValueError(
@@ -280,6 +303,11 @@ class TokenCache:
                 f"{self.settings.num_images} images with {self.settings.crops} crops were "
                 "announced; make it again."
             )
+
+    @property
+    def captioned(self) -> bool:
+        """Whether records have captions."""
+        return self.settings.captions
 
     @property
     def variants(self) -> int:
@@ -301,11 +329,15 @@ class TokenCache:
 
     def _unpack(self, record: bytes) -> dict[str, Any]:
         field = self.settings.field
-        if len(record) != 4 + self._count * self.settings.dtype.itemsize:
+        size = 4 + self._count * self.settings.dtype.itemsize
+        if len(record) < size or (len(record) > size and not self.captioned):
             raise ValueError(f"a record of {len(record)} bytes is not {self._count} {field.name}")
         label = int.from_bytes(record[:4], "little", signed=True)
         values = np.frombuffer(record, self.settings.dtype, self._count, offset=4)
-        return {field.name: values.reshape(field.shape), "label": label}
+        found: dict[str, Any] = {field.name: values.reshape(field.shape), "label": label}
+        if self.captioned:
+            found["captions"] = caption_bytes.unpack(record[size:])
+        return found
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._unpack(self._data[index])

@@ -10,7 +10,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from var_jax.decoding.base import Decoder
 from var_jax.network import Network
@@ -18,25 +17,11 @@ from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_uint8
 from var_jax.tokenizer.vqvae import VQVAE
 
-#: Samples of one seed and label before numbers repeat.
-_MOST_PER_LABEL = 2**20
-
 
 def sample_keys(seed: int, index: jax.Array) -> jax.Array:
     """One PRNG key a sample from the seed and its global number int [B], so that a sample is
     the same in any batch and on any number of devices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-
-
-def sample_numbers(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Global numbers of samples that hang on the label and on how often it came before, so that
-    the n-th of a label is the same in any list."""
-    seen: dict[int, int] = {}
-    found = np.zeros(len(labels), np.int64)
-    for i, label in enumerate(labels.tolist()):
-        found[i] = seen.get(label, 0)
-        seen[label] = found[i] + 1
-    return found + _MOST_PER_LABEL * labels
 
 
 @flax.struct.dataclass
@@ -138,8 +123,8 @@ class ImageSampler:
 
         Args:
           params: {'transformer': ..., 'head': ...} on the mesh; see `sampling_params`.
-          given: what is asked for, see `Conditioner`: labels int [B] in 0..num_classes;
-            num_classes is 'no class'.
+          given: what is asked for, see `Conditioner`; such as labels int [B] in 0..num_classes,
+            where num_classes is 'no class'.
           seed: of the run.
           index: int [B], global numbers of the samples.
 
@@ -147,7 +132,7 @@ class ImageSampler:
           NumPy arrays.
 
         Raises:
-          ValueError: a label out of range.
+          ValueError: what cannot be asked for.
         """
         found = jax.tree.map(arrays.to_host, self._draw(params, given, seed, index))
         return jax.tree.map(lambda x: x[: len(index)], found)
@@ -213,11 +198,12 @@ class ImageSampler:
 
 
 def _on_host(given: Any) -> Any:
-    """What is asked for as the program takes it: arrays, integers as int32."""
+    """What is asked for as the program takes it: arrays, integers but bytes as int32."""
 
     def array(x: Any) -> np.ndarray:
         x = np.asarray(x)
-        return x.astype(np.int32) if np.issubdtype(x.dtype, np.integer) else x
+        whole = np.issubdtype(x.dtype, np.integer) and x.dtype != np.uint8
+        return x.astype(np.int32) if whole else x
 
     # A plain list is one of labels, not a tree of scalars.
     return jax.tree.map(array, np.asarray(given) if isinstance(given, list | tuple) else given)

@@ -25,11 +25,12 @@ from var_jax import build
 from var_jax.api import Model
 from var_jax.build.modules import GuidanceSettings
 from var_jax.decoding import base
+from var_jax.decoding.asking import check_asks_for_classes, sample_numbers
 from var_jax.decoding.edit_rules import Refit, as_drawn
 from var_jax.decoding.edited_images import edited
 from var_jax.decoding.editing import Editing, Source, Step
 from var_jax.decoding.guidance import PerLevelGuidance
-from var_jax.decoding.images import sample_keys, sample_numbers
+from var_jax.decoding.images import sample_keys
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.parallel import sharding
@@ -92,7 +93,7 @@ class Explorer:
       reason: why tokens cannot be told and settings not changed, one sentence; '' if they can.
 
     Raises:
-      ValueError: the model is a tokenizer alone.
+      ValueError: the model is a tokenizer alone, or one of text.
     """
 
     def __init__(self, model: Model) -> None:
@@ -100,6 +101,7 @@ class Explorer:
             raise ValueError(
                 "This is a tokenizer alone, which draws nothing; give the workdir of a transformer."
             )
+        check_asks_for_classes(model.transformer.network.transformer)
         self.model = model
         self._own = self._decoder({})
         self.reason = self._reason()

@@ -46,22 +46,22 @@ class ValidationLoss:
 
 
 class SampleGrid:
-    """A grid of samples from the same path that inference takes; one column a class.
+    """A grid of samples from the same path that inference takes; one column a class or prompt.
 
     Args:
       sampler: draws the images.
-      labels: int [n].
+      given: what is asked for, see `Conditioner`.
       seed: of the samples; the same ones at each evaluation, to watch them improve.
       columns: of the picture.
     """
 
-    def __init__(self, sampler: ImageSampler, labels: np.ndarray, seed: int, columns: int) -> None:
-        self._sampler, self._labels, self._seed = sampler, labels, seed
+    def __init__(self, sampler: ImageSampler, given: Any, seed: int, columns: int) -> None:
+        self._sampler, self._given, self._seed = sampler, given, seed
         self._columns = columns
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
-        index = np.arange(len(self._labels))
-        found = self._sampler(state.evaluation_params(), self._labels, self._seed, index)
+        index = np.arange(len(jax.tree.leaves(self._given)[0]))
+        found = self._sampler(state.evaluation_params(), self._given, self._seed, index)
         return Evaluation(images={"samples": make_grid(found.images, self._columns)})
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from var_jax.codecs.base import Lesson
 from var_jax.data.pipeline import Pipeline
 from var_jax.data.prefetch import prefetch_to_device
+from var_jax.decoding.asking import check_asks_for_classes
 from var_jax.network import Network
 from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_float
@@ -128,6 +129,7 @@ def classify(
     Raises:
       ValueError: the head has no likelihood, or the cascade does not suit the model.
     """
+    check_asks_for_classes(network.transformer)
     if not network.head.has_likelihood:
         raise ValueError("This model's head draws, but has no likelihood to classify by.")
     transformer = network.transformer

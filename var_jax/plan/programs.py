@@ -165,9 +165,9 @@ def evaluation(config: ConfigDict, mesh: Mesh, from_images: bool = False) -> dic
         args = (params, frozen, batch)
         found["likelihood"] = Program(function, args, mesh, config.sharding, size)
     sizes: dict[int, list[str]] = {}
-    if chosen.samples_per_class:
-        classes = min(model.objective.network.transformer.num_classes, chosen.max_classes)
-        size = sharding.padded_batch(classes * chosen.samples_per_class, mesh)
+    _, columns = build.shown_samples(chosen, model.objective.network.transformer)
+    if columns:
+        size = sharding.padded_batch(columns * chosen.samples_per_class, mesh)
         sizes.setdefault(size, []).append("samples")
     if fid:
         size = sharding.padded_batch(min(fid.batch_size, fid.num_samples), mesh)

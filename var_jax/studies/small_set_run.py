@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from var_jax import build, paths
+from var_jax.decoding.asking import check_asks_for_classes
 from var_jax.decoding.images import ImageSampler
 from var_jax.evaluation.small_sets import small_set
 from var_jax.evaluation.small_sets.classifier import Classifier, train_classifier
@@ -91,6 +92,7 @@ def score_small_set(
         known = build.source(config, split)
         build.check_same_classes(loaded.metadata, known, f"The transformer in {checkpoint}")
     train, held_out = real_images(config, "train"), real_images(config, "val")
+    check_asks_for_classes(loaded.network.transformer)
     num_classes = loaded.network.transformer.num_classes
     classifier = classifier_of(config, train, num_classes, classifier_steps)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax
 import flax.linen as nn
@@ -56,6 +57,21 @@ class Conditioner(Protocol):
           given: what is asked for.
           keys: one PRNG key for each example [B], for dropout in training; None in evaluation.
         """
+
+
+@runtime_checkable
+class ReadsText(Conditioner, Protocol):
+    """A conditioner that is asked in words."""
+
+    def written(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The fields that it reads, of texts; what does not fit is cut, and a warning says so.
+
+        Raises:
+          ValueError: what is no text.
+        """
+
+    def steered(self, given: Any, texts: Sequence[str]) -> Any:
+        """What is asked for, with texts as the unconditional half of guidance."""
 
 
 class ClassLabels(nn.Module):

@@ -1,0 +1,132 @@
+"""Captions of pictures in folders: files of text beside them, or one list of all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+
+import numpy as np
+from etils import epath
+
+from var_jax.data.captions import clean, unpack
+from var_jax.data.class_folders import printable, same_name
+
+#: A list of captions, as Hugging Face's `imagefolder` reads it.
+LIST = "metadata.jsonl"
+#: What such files count as among those that are no pictures, see `class_folders.ending`.
+CAPTION_FILES = (".txt files", ".jsonl files")
+_HELP = (
+    f"give each picture x.png a file x.txt beside it with one caption per line, or all of them "
+    f'lines of {LIST} such as {{"file_name": "a/x.png", "text": "a red bird"}}'
+)
+
+
+class CaptionTable:
+    """The captions of many pictures, as one array: a list of them is slow to send to workers.
+
+    Args:
+      captions: of each picture.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]]) -> None:
+        packed = ["\0".join(texts).encode() for texts in captions]
+        self._text, self._ends = b"".join(packed), np.cumsum([0, *map(len, packed)])
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        return unpack(self._text[self._ends[index] : self._ends[index + 1]])
+
+
+def read_captions(root: epath.PathLike, pictures: Sequence[str]) -> list[tuple[str, ...]]:
+    """The captions of each picture: from root/metadata.jsonl if it is there, else from text files.
+
+    Args:
+      root: local or gs:// folder.
+      pictures: their paths below it.
+
+    Raises:
+      ValueError: a picture without caption, a line that names no picture or is no JSON, bytes that
+        are not UTF-8, or control characters.
+    """
+    listed = os.path.join(os.fspath(root), LIST)
+    data = _read(listed)
+    if data is not None:
+        return _from_list(listed, data, pictures)
+    paths = [os.path.splitext(os.path.join(os.fspath(root), name))[0] + ".txt" for name in pictures]
+    with futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(_from_file, paths))
+    missing = [name for name, texts in zip(pictures, found, strict=True) if texts is None]
+    if missing:
+        raise ValueError(
+            f"{printable(missing[0])!r} of {printable(os.fspath(root))} has no caption "
+            f"({len(missing)} of {len(pictures)} pictures); {_HELP}."
+        )
+    return [texts for texts in found if texts is not None]
+
+
+def _from_file(path: str) -> tuple[str, ...] | None:
+    """One caption per line; None where there is no such file."""
+    data = _read(path)
+    if data is None:
+        return None
+    texts = tuple(clean(line, where) for where, line in _lines(path, data))
+    if not texts:
+        raise ValueError(f"{printable(path)} holds no caption; write one per line.")
+    return texts
+
+
+def _from_list(path: str, data: bytes, pictures: Sequence[str]) -> list[tuple[str, ...]]:
+    places = {same_name(name): i for i, name in enumerate(pictures)}
+    found: list[list[str]] = [[] for _ in pictures]
+    for where, line in _lines(path, data):
+        name, texts = _entry(where, line)
+        place = places.get(same_name(os.path.normpath(name)))
+        if place is None:
+            raise ValueError(
+                f"{where} names {name!r}, which is no picture there; correct the line or remove it."
+            )
+        found[place] += [clean(text, where) for text in texts]
+    missing = [name for name, texts in zip(pictures, found, strict=True) if not any(texts)]
+    if missing:
+        raise ValueError(
+            f"{printable(path)} has no caption for {printable(missing[0])!r} ({len(missing)} of "
+            f"{len(pictures)} pictures); add lines, or remove the pictures."
+        )
+    return [tuple(filter(None, texts)) for texts in found]
+
+
+def _entry(where: str, line: str) -> tuple[str, list[str]]:
+    """File name and captions of a line of a list."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON ({error}); {_HELP}.") from None
+    name, texts = (isinstance(entry, dict) and entry.get(key) for key in ("file_name", "text"))
+    texts = [texts] if isinstance(texts, str) else texts
+    if not (isinstance(name, str) and isinstance(texts, list) and texts) or not all(
+        isinstance(text, str) for text in texts
+    ):
+        raise ValueError(f"{where} needs a 'file_name' and a 'text', one or a list of them.")
+    return name, texts
+
+
+def _lines(path: str, data: bytes) -> Iterator[tuple[str, str]]:
+    """Where each line with text in it stands, and what it says."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{printable(path)} is no UTF-8 text (byte {error.start}); save it as UTF-8."
+        ) from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"Line {number} of {printable(path)}", line
+
+
+def _read(path: str) -> bytes | None:
+    """None where there is no such file."""
+    try:
+        return epath.Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
