@@ -15,6 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("colabs/*.ipynb"))
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+#: Those that train or compile most.
+SLOW = ("evaluate", "plan_a_pod", "your_images")
 
 
 def cells(path, kind):
@@ -36,7 +38,11 @@ def environment(tmp_path_factory):
         yield
 
 
-@every_notebook
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem in SLOW else ()) for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs_from_top_to_bottom(path, environment):
     if path.stem == "plan_a_pod":
         pytest.importorskip("libtpu")

@@ -16,7 +16,11 @@ from var_jax.train.metrics import read_metrics
 ADDED = {"family/cca": {"train.adapter.kind": "lora", "train.adapter.rank": 2}}
 
 
-@pytest.fixture(scope="module", params=["mnist5k", "family/flowar", "family/cca"])
+#: Tokens of VAR are also those of test_two_processes.py.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mnist5k", "family/flowar")]
+
+
+@pytest.fixture(scope="module", params=[*SLOW, "family/cca"])
 def method(request, tmp_path_factory):
     """(folder, train, workdir of one device): `train` runs the command of a method."""
     folder = tmp_path_factory.mktemp("method")
