@@ -23,7 +23,7 @@ def test_values_reach_the_settings():
         config(every=200, samples_per_class=0, reconstructions=8, fid=fid), "train"
     )
     assert found == EvaluationSettings(
-        200, True, 0, 10, 8, FIDSettings("i.pth", "r.npz", 1000, 64, 400)
+        200, True, 0, 10, reconstructions=8, fid=FIDSettings("i.pth", "r.npz", 1000, 64, 400)
     )
 
 

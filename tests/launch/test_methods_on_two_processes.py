@@ -1,6 +1,6 @@
 """Methods with other needs than each other's, as commands on two processes beside one device:
-codes; float targets that are drawn with noise; a frozen reference that is cut as what trains, also
-the base of an adapter.
+codes; float targets that are drawn with noise; a frozen reference that is cut as what trains; an
+adapter of a base.
 """
 
 import shutil
@@ -12,20 +12,16 @@ import pytest
 
 from var_jax.train.metrics import read_metrics
 
-#: Further settings of methods.
-ADDED = {"family/cca": {"train.adapter.kind": "lora", "train.adapter.rank": 2}}
-
-
 #: Tokens of VAR are also those of test_two_processes.py.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mnist5k", "family/flowar")]
+_SLOW = ("mnist5k", "family/flowar", "family/lora")
+METHODS = [*(pytest.param(name, marks=pytest.mark.slow) for name in _SLOW), "family/cca"]
 
 
-@pytest.fixture(scope="module", params=[*SLOW, "family/cca"])
+@pytest.fixture(scope="module", params=METHODS)
 def method(request, tmp_path_factory):
     """(folder, train, workdir of one device): `train` runs the command of a method."""
     folder = tmp_path_factory.mktemp("method")
     given = {**methods.prepare(folder, request.param), "evaluation.likelihood": True}
-    given |= ADDED.get(request.param, {})
 
     def train(name, mesh, num_processes, **other):
         axes = zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True)
