@@ -135,7 +135,7 @@ def test_the_command_ends_with_one_line(tmp_path):
 
 def test_hosts_with_different_configs_do_not_start(tmp_path):
     common = [f"--config={MNIST}", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    other = ["--config.seed=1", "--config.evaluation.every=3", "--allow_config_change"]
+    other = ["--config.seed=1", "--config.train.log_every=3", "--allow_config_change"]
     children = [
         start(tmp_path, *common, "--process_id=0"),
         start(tmp_path, *common, "--process_id=1", *other),
@@ -145,6 +145,6 @@ def test_hosts_with_different_configs_do_not_start(tmp_path):
         assert child.returncode == 2, err
         (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
         assert "setting config.seed is 1 on process 1 (" in line and "but 0 on 1 of 2" in line
-        assert "setting config.evaluation.every is 3 on process 1" in line
+        assert "setting config.train.log_every is 3 on process 1" in line
         assert "flag --allow_config_change is True on process 1" in line
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
