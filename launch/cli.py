@@ -181,8 +181,11 @@ class _ConfigParser(flags.ArgumentParser):
         except (TypeError, ValueError) as error:
             # The flag's own text holds a whole traceback.
             raise build.ConfigError(str(error.__context__)) from None
-        set_here = [re.match(r"--?(?:no)?config\.([^=\[]+)", arg) for arg in sys.argv[1:]]
-        build.make_room(config, [match.group(1) for match in set_here if match])
+        given = {}
+        for arg, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+            if match := re.match(r"--?(?:no)?config\.([^=\[]+)(?:[^=]*=(.*))?", arg, re.DOTALL):
+                given[match[1]] = following if match[2] is None else match[2]
+        build.make_room(config, given)
         return config
 
 

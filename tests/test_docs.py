@@ -80,14 +80,14 @@ def test_commands_and_their_flags_are_there(path):
     for module, rest in commands(text_of(path)):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
         names = re.findall(r"(?<!\S)--(?:no)?([\w-]+)", rest)
-        of_config = set(re.findall(r"(?<!\S)--config\.([\w.]+)", rest))
+        of_config = dict(re.findall(r"(?<!\S)--config\.([\w.]+)[= ]?(\S*)", rest))
         unknown = set(names) - defined(module) - shared()[""] - OF_ABSL
         assert not unknown, f"{module}{rest} has no flag {unknown}"
         file = re.search(r"--config[ =](configs/\S+)", rest)
         if file:
             name, _, variant = file[1].partition(":")
             config = runpy.run_path(str(ROOT / name))["get_config"](*filter(None, [variant]))
-            build.make_room(config, sorted(of_config))
+            build.make_room(config, of_config)
             build.check_config(config)
 
 

@@ -112,7 +112,7 @@ def test_a_known_key_that_the_file_leaves_out_gets_its_place_and_its_type():
     config.lock()
     names = ["train.wandb_project", "evaluation.fid.inception", "model.mlp_ratio"]
     names += ["train.optimizer.weight_decay_end", "evaluation.every", "train.batch_size"]
-    build.make_room(config, names)
+    build.make_room(config, dict.fromkeys(names, ""))
     assert config.is_locked and config.train.batch_size == 16
     assert (config.train.wandb_project, config.model.mlp_ratio) == ("", 4.0)
     assert config.get_type("evaluation") is ConfigDict
@@ -128,13 +128,15 @@ def test_a_known_key_that_the_file_leaves_out_gets_its_place_and_its_type():
         ("trian.batch_size", "config has the unknown key 'trian'; did you mean 'train'"),
         ("train.batch_size.x", "config.train.batch_size is a value and has nothing inside"),
         ("scaling.sizes.d1.depht", "config.scaling.sizes.d1 has the unknown key 'depht'"),
+        ("train.adapter.rank", "config.train.adapter needs a kind: lora or 'module:Class'"),
+        ("train.adapter.kind", "config.train.adapter.kind is '1'; known are lora"),
     ],
 )
 def test_what_is_not_known_gets_no_place(name, message):
     config = load("mnist5k")
     before = config.to_dict()
     with pytest.raises(ConfigError, match="^[^\n]*$") as error:
-        build.make_room(config, [name])
+        build.make_room(config, {name: "1"})
     assert message in str(error.value) and config.to_dict() == before
 
 

@@ -54,6 +54,19 @@ def test_a_known_key_that_the_file_leaves_out_can_be_set(parse):
     assert config.model.class_drop_rate == 0.2 and config.train.batch_size == 48
 
 
+def test_a_kind_that_the_file_leaves_out_opens_its_section(parse):
+    config = parse(
+        f"--config={MNIST}",
+        "--config.train.adapter.rank=4",
+        "--config.train.adapter.kind=lora",
+        "--config.train.objective=cca",
+        "--config.model.mixer.kind",
+        "mamba2",
+    )
+    assert config.train.adapter.to_dict() == {"kind": "lora", "rank": 4}
+    assert config.train.objective == "cca" and config.model.mixer.kind == "mamba2"
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

@@ -103,19 +103,23 @@ def check_config(config: ConfigDict) -> None:
         sharding.resolve_rules(config.get(name, "replicated"))
 
 
-def make_room(config: ConfigDict, names: list[str]) -> None:
+def make_room(config: ConfigDict, given: Mapping[str, str]) -> None:
     """Puts known keys that a config leaves out into it, to be set from a command line.
 
     Args:
       config: changed.
-      names: dotted, such as 'train.wandb_project'.
+      given: values as they are written there, by dotted name, such as 'train.wandb_project'. Only
+        kinds are looked at, since they say which keys their sections have.
 
     Raises:
       ConfigError: there is no such key, with the nearest one.
     """
+    values = config.to_dict()
+    for name, value in given.items():
+        _choose_kind(values, name, value)
+    keys = {name: find(ROOT, values, name) for name in given}
     with config.unlocked(), config.ignore_type():
-        for name in names:
-            key = find(ROOT, config, name)
+        for name, key in keys.items():
             *above, last = name.split(".")
             section = config
             for part in above:
@@ -125,7 +129,25 @@ def make_room(config: ConfigDict, names: list[str]) -> None:
                 section = section[part]
             if last in section:
                 continue
-            section[last] = _stand_in(key) if isinstance(key, Key) else ConfigDict()
+            if isinstance(key, Key):
+                section[last] = _stand_in(key)
+            else:
+                section[last] = given[name] if "kind" in key.keys else ConfigDict()
+
+
+def _choose_kind(values: dict[str, Any], name: str, value: str) -> None:
+    """Sets the kind of a section, 'train.adapter.kind' or 'train.adapter', in nested values."""
+    *above, last = name.removesuffix(".kind").split(".")
+    for part in above:
+        values[part] = inside = opened(values.get(part)) or {}
+        if not isinstance(inside, dict):
+            return
+        values = inside
+    if name.endswith(".kind"):
+        there = opened(values.get(last)) or {}
+        values[last] = {**there, "kind": value} if isinstance(there, dict) else there
+    elif values.get(last) is None:
+        values[last] = value
 
 
 def _stand_in(key: Key) -> Any:
