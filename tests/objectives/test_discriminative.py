@@ -137,6 +137,17 @@ def test_a_run_reads_examples_beside_samples_of_their_class(given):
     assert (facts["samples"], facts["samples_seed"]) == (30, 0)
 
 
+def test_captions_of_the_examples_stay_behind(given, tmp_path):
+    tokenizer = build.load_tokenizer(given["tokenizer_checkpoint"])
+    config = tokenizer.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.caption_length = 8
+    methods.write_tokens(tmp_path, dataclasses.replace(tokenizer, config=config))
+    config = methods.smallest("family/ddo", {**given, "token_cache": str(tmp_path)})
+    batch = next(build.transformer_experiment(config).batches(0))
+    assert batch.keys() == {"index", "label", "samples", "tokens"}
+
+
 def test_samples_of_another_model_are_refused(given, tmp_path):
     tokenizer = build.load_tokenizer(given["tokenizer_checkpoint"])
     methods.write_samples(tmp_path, tokenizer, "another")

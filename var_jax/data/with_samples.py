@@ -26,7 +26,7 @@ class WithSamples:
     def __init__(self, examples: TokenCache, samples: TokenCache, name: str) -> None:
         self.examples, self.samples, self._name = examples, samples, name
         self.num_classes, self.class_names = examples.num_classes, examples.class_names
-        self.variants = examples.variants
+        self.variants, self.captioned = examples.variants, examples.captioned
         if samples.num_classes < examples.num_classes:
             raise ValueError(
                 f"{samples.directory} has samples of {samples.num_classes} classes, the data has "
