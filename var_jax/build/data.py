@@ -107,7 +107,7 @@ def source(config: ConfigDict, split: str) -> sources.Source:
     data = read_section(config, "data", DATA)
     settings = data_settings(config)
     records = sources.make_source(settings.source, split, **data.get("options", {}))
-    if settings.caption_length and not _captioned(records):
+    if settings.caption_length and not captioned(records):
         raise ConfigError(
             f"config.data.caption_length is {settings.caption_length}, but the pictures of "
             f"{settings.source!r} have no captions; set it to 0, or give a source with captions "
@@ -116,7 +116,8 @@ def source(config: ConfigDict, split: str) -> sources.Source:
     return records
 
 
-def _captioned(records: sources.Source) -> bool:
+def captioned(records: sources.Source) -> bool:
+    """Whether records have captions, see `sources.Source`."""
     return getattr(records, "captioned", False)
 
 
@@ -139,7 +140,7 @@ def training_source(
         return source(config, split)
     cache = sources.make_source("tokens", split, path=config.token_cache, fingerprint=fingerprint)
     _check_cache(cache.settings, config, split)
-    if data_settings(config).caption_length and not _captioned(cache):
+    if data_settings(config).caption_length and not captioned(cache):
         raise ConfigError(
             f"config.data.caption_length is {config.data.caption_length}, but {config.token_cache} "
             "holds no captions; cache the tokens of captioned pictures (python -m "
@@ -274,7 +275,7 @@ def pipeline(
     rows = mesh and arrays.process_rows(sharding.batch_sharding(mesh), batch_size)
     data = data_settings(config)
     prepare: captions.Transform | None = transform(config, augment) if records.channels else None
-    if _captioned(records):
+    if captioned(records):
         if all_captions:
             prepare = captions.AllCaptions(prepare)
         else:

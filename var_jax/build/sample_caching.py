@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from var_jax import checkpoint
 from var_jax.build.loading import load_decoder, load_params, load_transformer
 from var_jax.build.sections import ConfigError
+from var_jax.build.token_caching import jit_read
 from var_jax.data.sources import Source
 from var_jax.data.token_cache import TokenCache, TokenCacheSettings, TokenCacheWriter
 from var_jax.data.with_samples import WithSamples
@@ -25,7 +26,6 @@ from var_jax.fields import Field
 from var_jax.objectives.base import NetworkObjective
 from var_jax.objectives.discriminative import SAMPLES
 from var_jax.parallel import arrays, sharding
-from var_jax.pixels import to_float
 
 
 def cache_samples(
@@ -91,11 +91,7 @@ def cache_samples(
         mesh,
         decoder_params=sampling.params,
     )
-
-    def encode(params, images):
-        return tokenizer.module.apply({"params": params}, to_float(images), method="read")
-
-    encode = jax.jit(encode, out_shardings=sharding.replicated_sharding(mesh))
+    encode = jit_read(tokenizer.module, mesh)
     labels = np.arange(cached.num_samples, dtype=np.int32) % classes
     progress = Progress("samples", cached.num_samples, show=writer is not None)
     for numbers, found in sampler.on_mesh(loaded.params, labels, seed, batch_size, first):

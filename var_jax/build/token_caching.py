@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.sharding import Mesh
 
-from var_jax.build.data import cached_from, pipeline, source
+from var_jax.build.data import cached_from, captioned, pipeline, source
 from var_jax.build.loading import load_tokenizer
 from var_jax.data.prefetch import prefetch_to_device
 from var_jax.data.token_cache import TokenCacheSettings, TokenCacheWriter
 from var_jax.evaluation.progress import Progress
 from var_jax.parallel import arrays, sharding
 from var_jax.pixels import to_float
+from var_jax.tokenizer.vqvae import VQVAE
+
+
+def jit_read(tokenizer: VQVAE, mesh: Mesh) -> Callable[[Any, jax.Array], jax.Array]:
+    """(params, uint8 [B, H, W, c]) -> what a token cache holds of them, whole on every device."""
+
+    def read(params, images):
+        return tokenizer.apply({"params": params}, to_float(images), method="read")
+
+    return jax.jit(read, out_shardings=sharding.replicated_sharding(mesh))
 
 
 def cache_tokens(
@@ -43,15 +55,10 @@ def cache_tokens(
       ValueError: `output` holds a cache with other settings.
     """
     mesh = sharding.make_mesh()
-    everywhere = sharding.replicated_sharding(mesh)
     loaded = load_tokenizer(tokenizer).on(mesh)
     config = loaded.config
     batch_size = sharding.padded_batch(batch_size, mesh)
-
-    def encode(params, images):
-        return loaded.module.apply({"params": params}, to_float(images), method="read")
-
-    encode = jax.jit(encode, out_shardings=everywhere)
+    encode = jit_read(loaded.module, mesh)
     for split in splits:
         records = source(config, split)
         copies = crops if split == "train" else 1
@@ -76,7 +83,7 @@ def cache_tokens(
             image_size=config.data.image_size,
             seed=config.seed,
             extra=cached_from(config),
-            captions=getattr(records, "captioned", False),
+            captions=captioned(records),
         )
         writer = None
         if jax.process_index() == 0:

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from var_jax.decoding.base import pairs
 from var_jax.network import Network
 from var_jax.objectives.base import Aux
 from var_jax.objectives.likelihood import summarise
-from var_jax.objectives.log_ratio import LogRatio, side_by_side
+from var_jax.objectives.log_ratio import LogRatio
 from var_jax.tokenizer.vqvae import VQVAE
 
 FORMS = ("cca", "dpo", "unlearning")
@@ -73,7 +74,8 @@ class Contrastive(LogRatio):
         own, other, null = self._conditions(batch, parts[:, 1])
         same = jax.tree.map(_equal_rows, own, other)
         same = functools.reduce(jnp.logical_and, jax.tree.leaves(same))
-        given = jax.tree.map(side_by_side, own, other)
+        # Each example beside its negative: a cut batch axis keeps both on one device.
+        given = jax.tree.map(pairs, own, other)
         lesson = lesson.replace(
             inputs=jnp.repeat(lesson.inputs, 2, 0), targets=jnp.repeat(lesson.targets, 2, 0)
         )

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from var_jax.decoding.base import pairs
 from var_jax.fields import Field
 from var_jax.network import Network
 from var_jax.objectives.base import Aux
 from var_jax.objectives.likelihood import summarise
-from var_jax.objectives.log_ratio import LogRatio, side_by_side
+from var_jax.objectives.log_ratio import LogRatio
 from var_jax.tokenizer.vqvae import VQVAE
 
 #: Of a batch: tokens of the reference's samples under the conditions of the examples.
@@ -70,8 +71,8 @@ class Discriminative(LogRatio):
         null = jax.vmap(jax.random.uniform)(parts[:, 2]) < self.null_rate
         given = self.without(self.network.transformer.conditioning().read(batch), null)
         lesson = real.replace(
-            inputs=side_by_side(real.inputs, drawn.inputs),
-            targets=side_by_side(real.targets, drawn.targets),
+            inputs=pairs(real.inputs, drawn.inputs),
+            targets=pairs(real.targets, drawn.targets),
         )
         given = jax.tree.map(lambda x: jnp.repeat(x, 2, 0), given)
         gaps, here = self.log_ratio(params, frozen, lesson, given)

@@ -60,8 +60,3 @@ class LogRatio(BesideLikelihood):
         pyramid = self.network.transformer.pyramid
         hidden, _ = self.network.hidden(params, lesson.inputs, given)
         return self.network.loss(params, hidden, lesson.targets, None, pyramid)[1]
-
-
-def side_by_side(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Two [B, ...] -> [2 B, ...] in turn: a batch axis that is cut keeps a pair on one device."""
-    return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
