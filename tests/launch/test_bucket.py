@@ -1,5 +1,5 @@
 """The chains of commands with every path in a bucket, killed once on the way: of VAR, of a method
-with float targets, and of one that keeps in the bucket the model that it starts from."""
+with float targets, and of one that keeps in the bucket the model that its adapter changes."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from etils import epath
 from PIL import Image
 
 from var_jax.checkpoint import files
+from var_jax.data.token_cache import TokenCache
 from var_jax.pixels import encode_png
 from var_jax.train.metrics import read_metrics
 
@@ -68,7 +69,7 @@ def make_tokens(run, folder, method):
     return folder
 
 
-def train_killed_once(start, run, workdir, method, tokens, initial=""):
+def train_killed_once(start, run, workdir, method, tokens, *flags, initial=""):
     """Trains a transformer, killed between two checkpoints and started anew; checks its log."""
     command = (
         "train",
@@ -79,6 +80,7 @@ def train_killed_once(start, run, workdir, method, tokens, initial=""):
         f"--config.train.num_steps={STEPS}",
         f"--config.train.save_every={SAVE_EVERY}",
         f"--config.train.log_every={LOG_EVERY}",
+        *flags,
     )
     process = start(*command, f"--config.train.initial_checkpoint={initial}")
     while not (
@@ -125,12 +127,16 @@ def test_float_targets(bucket, start, run):
 
 def test_the_model_that_a_run_starts_from(trained, start, run):
     workdir = trained / "tuned"
-    train_killed_once(start, run, workdir, "family/cca", trained, trained / "transformer")
+    adapter = ("--config.train.adapter.kind=lora", "--config.train.adapter.rank=2")
+    initial = trained / "transformer"
+    train_killed_once(start, run, workdir, "family/cca", trained, *adapter, initial=initial)
     kept = files.inspect(workdir / "reference").metadata["fingerprint"]
     assert files.inspect(workdir).metadata["reference_fingerprint"] == kept
     gaps = [line["gap"] for line in read_metrics(workdir) if "gap" in line]
     assert abs(gaps[-1]) > 1e-4
     draw(run, workdir, workdir / "images.npz")
+    run("merge_adapter", f"--checkpoint={workdir}", f"--output={trained}/merged")
+    draw(run, trained / "merged", trained / "merged.npz")
 
 
 def test_what_reads_the_run_and_writes_beside_it(trained, run):
@@ -172,6 +178,8 @@ def test_what_decoding_reads_and_writes_lies_there(trained, run):
     run("sample", checkpoint, *given)
     with np.load(io.BytesIO((there / "out.npz").read_bytes())) as found:
         assert found["images"].shape == (2, 32, 32, 1)
+    run("cache_samples", checkpoint, "--samples_per_class=1", f"--output={there}/samples")
+    assert len(TokenCache(there / "samples")) == 10
     run("demo", checkpoint, f"--export={there}/page")
     assert "window.PAGE" in (there / "page" / "data.js").read_text()[:12]
 
