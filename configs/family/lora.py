@@ -6,9 +6,8 @@
 
 The checkpoints hold the matrices alone; the model that they change is in the workdir once
 (`reference`), and the checkpoints name it by its fingerprint. launch.sample and all others take the
-workdir as they take any; launch.merge_adapter makes a model of it that stands alone. The rate is
-ten times that of full fine-tuning, as LoRA's authors and others advise. Any objective can be
-trained so:
+workdir as they take any; launch.merge_adapter makes a model of it that stands alone. The rates are
+about ten times those of full fine-tuning; no other has been tried. Any objective can be trained so:
 
     --config.train.objective.kind=cca
 
