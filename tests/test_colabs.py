@@ -1,5 +1,7 @@
 """The notebooks in colabs/: each runs from top to bottom, by itself and on a fresh machine."""
 
+import ast
+import importlib
 import os
 import pathlib
 import re
@@ -50,6 +52,17 @@ def test_it_runs_from_top_to_bottom(path, environment):
     folder = {"metadata": {"path": path.parent}}
     NotebookClient(notebook, timeout=None, resources=folder).execute()
     assert any(cell.get("outputs") for cell in notebook.cells)
+
+
+@every_notebook
+def test_what_it_imports_is_there(path):
+    nodes = [node for cell in cells(path, "code") for node in ast.walk(ast.parse(cell))]
+    ours = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module.startswith("var_jax")]
+    assert ours
+    for node in ours:
+        module = importlib.import_module(node.module)
+        for name in (alias.name for alias in node.names):
+            assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")
 
 
 @every_notebook
