@@ -42,6 +42,13 @@ def test_a_plain_decoder_has_no_parameters():
     assert loaded.decoder == build.decoder(load("mnist5k")) and loaded.params is None
 
 
+def test_a_schedule_of_weights_given_one_by_one_is_refused():
+    weights = {"cfg": (0.0, 1.0, 2.0, 3.0)}
+    build.load_decoder(load("mnist5k"), settings=weights)
+    with pytest.raises(ValueError, match="cfg_schedule is 'linear', but cfg is .*0.0, 1.0"):
+        build.load_decoder(load("mnist5k"), settings={**weights, "cfg_schedule": "linear"})
+
+
 def test_a_network_comes_with_the_parameters_of_its_checkpoint(workdir):
     model = build.load_transformer(workdir)
     loaded = build.load_decoder(config(teacher=str(workdir)), model.tokenizer.fingerprint)

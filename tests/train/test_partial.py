@@ -10,6 +10,7 @@ from var_jax import build, subsets
 from var_jax.checkpoint import Checkpointer
 from var_jax.objectives.base import Aux
 from var_jax.train import optim
+from var_jax.train.metrics import read_metrics
 from var_jax.train.state import create
 from var_jax.train.step import make_train_step
 
@@ -54,6 +55,9 @@ def test_a_run_trains_what_its_config_names(tmp_path):
         build.transformer_experiment(methods.smallest("mnist5k", given))
     given["train.initial_checkpoint"] = str(tmp_path / "model")
     assert build.run(methods.smallest("mnist5k", given), str(tmp_path / "run"), "transformer")
+    logged = {name for metrics in read_metrics(tmp_path / "run") for name in metrics}
+    # Operations are counted for passes that train everything.
+    assert "images_per_second_per_chip" in logged and "teraflops_per_second_per_chip" not in logged
 
     def read(name, part):
         with Checkpointer(tmp_path / name, read_only=True) as reader:

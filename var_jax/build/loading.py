@@ -182,7 +182,8 @@ def load_decoder(
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
-      ValueError: one is no transformer, or speaks to another tokenizer.
+      ValueError: one is no transformer, or speaks to another tokenizer; a schedule is asked for
+        where every level has its own weight.
     """
     params, fingerprints = {}, {}
     if settings:
@@ -190,6 +191,12 @@ def load_decoder(
         with config.unlocked(), config.ignore_type():
             config.sampling.update(settings)
             resolve_paths(config)
+        weights = config.sampling.get("cfg")
+        if "cfg_schedule" in settings and isinstance(weights, list | tuple):
+            raise ValueError(
+                f"cfg_schedule is {settings['cfg_schedule']!r}, but cfg is {tuple(weights)}, one "
+                "weight for each level; give one strength, or no schedule."
+            )
 
     def network_of(name: str, path: str) -> Network:
         found, metadata = load_params(path, "transformer", None)
