@@ -38,6 +38,7 @@ def load(
     tokenizer: epath.PathLike | None = None,
     *,
     patch_nums: Sequence[int] | None = None,
+    group: str | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
     """Loads a model onto the devices that are there.
@@ -47,6 +48,7 @@ def load(
         (.pth or safetensors) of either.
       tokenizer: its tokenizer, a workdir or an official file; beside a workdir by default.
       patch_nums: side lengths of the levels of an official file that has no published pyramid.
+      group: which of the dicts of an official file, such as 'model_ema', where several fit.
       mesh: over which batches are spread, whole parameters on each device; all devices by default.
 
     Raises:
@@ -56,7 +58,9 @@ def load(
     mesh = sharding.make_mesh() if mesh is None else mesh
     path, tokenizer = resolve(path), tokenizer and resolve(tokenizer)
     if str(path).endswith(build.OFFICIAL_FILES):
-        official = build.load_official(str(path), tokenizer and str(tokenizer), patch_nums, mesh)
+        official = build.load_official(
+            str(path), tokenizer and str(tokenizer), patch_nums, group, mesh
+        )
         return Model(*official, mesh)
     if checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
         return Model(build.load_tokenizer(path).on(mesh), None, mesh)

@@ -202,7 +202,7 @@ def test_build_makes_the_same_modules_from_the_config(case):
     tokenizer = official.build_tokenizer(vqvae.infer(layout(f"{case}/vae_layout.json"), patch_nums))
     network = official.build_network(var.infer(layout(f"{case}/var_layout.json"), patch_nums))
     # As a checkpoint's metadata gives it back.
-    config = ConfigDict(json.loads(json.dumps(transformer_config(tokenizer, network.transformer))))
+    config = ConfigDict(json.loads(json.dumps(transformer_config(tokenizer, network))))
     assert build.tokenizer(config) == tokenizer
     assert build.network(config) == network
     config = ConfigDict(json.loads(json.dumps(tokenizer_config(tokenizer))))

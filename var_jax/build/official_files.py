@@ -131,7 +131,7 @@ def import_files(
             params,
             {
                 "kind": "transformer",
-                "config": transformer_config(module, network.transformer),
+                "config": transformer_config(module, network),
                 "ema": False,
                 "tokenizer_fingerprint": identity,
                 "source": str(transformer),

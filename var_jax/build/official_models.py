@@ -20,7 +20,11 @@ OFFICIAL_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def load_official(
-    path: str, tokenizer: str | None, patch_nums: Sequence[int] | None, mesh: Mesh
+    path: str,
+    tokenizer: str | None,
+    patch_nums: Sequence[int] | None,
+    group: str | None,
+    mesh: Mesh,
 ) -> tuple[LoadedTokenizer, LoadedTransformer | None]:
     """A tokenizer and maybe a transformer, on the mesh.
 
@@ -28,6 +32,7 @@ def load_official(
       path: official file of a tokenizer, or of a transformer with its tokenizer elsewhere.
       tokenizer: of a transformer, an official file or a workdir; None where `path` is a tokenizer.
       patch_nums: side lengths of the levels of a file that has no published pyramid.
+      group: which dict of the file at `path`; see `official.select`.
       mesh: whole parameters lie on each of its devices.
 
     Raises:
@@ -35,17 +40,17 @@ def load_official(
     """
     everywhere = sharding.replicated_sharding(mesh)
     if tokenizer is None:
-        module, params = official.read_tokenizer(path, patch_nums)
+        module, params = official.read_tokenizer(path, patch_nums, group)
         return _tokenizer(module, params).on(mesh), None
-    shape = official.describe_transformer(path, patch_nums)
+    shape = official.describe_transformer(path, patch_nums, group=group)
     if tokenizer.endswith(OFFICIAL_FILES):
-        loaded = _tokenizer(*official.read_tokenizer(tokenizer, shape.patch_nums))
+        loaded = _tokenizer(*official.read_tokenizer(tokenizer, shape.patch_nums, group, True))
     else:
         loaded = load_tokenizer(tokenizer)
     official.check_match(loaded.module, shape, tokenizer, path)
-    network, params = official.read_network(path, shape.patch_nums, shape.num_heads)
+    network, params = official.read_network(path, shape.patch_nums, shape.num_heads, group)
     params = arrays.place(sampling_params(network, params), everywhere)
-    config = convert_config.transformer_config(loaded.module, network.transformer)
+    config = convert_config.transformer_config(loaded.module, network)
     loaded = loaded.on(mesh)
     transformer = LoadedTransformer(
         network=network,

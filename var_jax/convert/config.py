@@ -6,23 +6,27 @@ from typing import Any
 
 from var_jax.codecs.bitwise import Bitwise
 from var_jax.codecs.ground_truth_vq import GroundTruthVQ
+from var_jax.codecs.kl_latent import KLLatent
 from var_jax.context import OwnScale
+from var_jax.network import Network
 from var_jax.pyramid import PATCH_NUMS
 from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.mar import MAR
 from var_jax.transformer.resized_positions import ResizedPositions
-from var_jax.transformer.var import VAR
 
 _CODEC = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
 #: Codecs of other published tokenizers: kind and keys.
 _CODECS = {
     GroundTruthVQ: ("ground_truth_vq", ("vocab_size", "code_dim")),
     Bitwise: ("bitwise", ("num_bits",)),
+    KLLatent: ("kl_latent", ("code_dim",)),
 }
 _TOKENIZER = (
     "channels",
     "multipliers",
     "num_res_blocks",
     "attention",
+    "decoder_attention",
     "norm_groups",
     "latent_channels",
     "latent_kernel",
@@ -36,6 +40,12 @@ _TRANSFORMER = (
     "qk_norm",
     "shared_adaln",
 )
+_MAR = (
+    *("num_classes", "depth", "decoder_depth", "width", "num_heads", "mlp_ratio"),
+    "num_buffer",
+)
+#: Guidance of the published MARs by width, in their FID evaluations less 1, see `LinearGuidance`.
+_MAR_CFG = {768: 1.9, 1024: 2.0, 1280: 2.2}
 
 
 def _fields(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -62,11 +72,17 @@ def _codec(codec: Any) -> dict[str, Any]:
     return _fields(codec, _CODEC)
 
 
-def transformer_config(tokenizer: VQVAE, transformer: VAR) -> dict[str, Any]:
+def transformer_config(tokenizer: VQVAE, network: Network) -> dict[str, Any]:
     """The sections of a config that describe a transformer and its tokenizer.
 
     Sampling is set as in the official FID evaluations, for HMAR that of its d16.
     """
+    model, sampling = _mar(network) if isinstance(network.transformer, MAR) else _var(network)
+    return {**tokenizer_config(tokenizer), "model": model, "sampling": sampling}
+
+
+def _var(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
+    transformer = network.transformer
     model = _fields(transformer, _TRANSFORMER)
     sampling: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
     if transformer.context == OwnScale():  # HMAR
@@ -81,4 +97,22 @@ def transformer_config(tokenizer: VQVAE, transformer: VAR) -> dict[str, Any]:
             "top_p": 0.95,
             "processors": [{"kind": "greedy_at_unknown_sizes", "sides": list(PATCH_NUMS[256])}],
         }
-    return {**tokenizer_config(tokenizer), "model": model, "sampling": sampling}
+    return model, sampling
+
+
+def _mar(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
+    transformer = network.transformer
+    model = {
+        "transformer": "mar",
+        **_fields(transformer, _MAR),
+        "head": {"kind": "diffusion", **_fields(network.head, ("net_width", "net_depth"))},
+    }
+    sampling = {
+        "cfg": _MAR_CFG.get(transformer.width, 2.0),
+        "num_steps": 100,
+        "decoder": {
+            "kind": "random_order",
+            "num_iterations": min(256, transformer.pyramid.length),
+        },
+    }
+    return model, sampling

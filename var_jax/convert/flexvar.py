@@ -70,21 +70,6 @@ TRANSFORMER = Layout(
     accepts=lambda tensors: len(tensors["pos_1LC"].shape) == 4,
 )
 
-_QKV = ("kernel", "weight", "o i h w -> h w i o"), ("bias", "bias", "o -> o")
-#: VAR's names, in which the three products of an attention are one.
-_TOKENIZER_ROWS = (
-    *(row for row in vqvae.rows(1) if "/qkv/" not in row.ours),
-    *(
-        Row(f"{ours}/qkv/{leaf}", f"{theirs}.{{part}}.{their_leaf}", axes, ("q", "k", "v"))
-        for ours, theirs in (
-            ("encoder/down_{i}/attn_{j}", "encoder.down.{i}.attn.{j}"),
-            ("decoder/up_{i}/attn_{j}", "decoder.up.{i}.attn.{j}"),
-            ("encoder/mid/attn_{i}", "encoder.mid.attn_{i}"),
-            ("decoder/mid/attn_{i}", "decoder.mid.attn_{i}"),
-        )
-        for leaf, their_leaf, axes in _QKV
-    ),
-)
 _MIDDLE = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 
 
@@ -141,7 +126,7 @@ def _build_tokenizer(shape: vqvae.TokenizerShape, tensors: Tensors) -> VQVAE:
 def _tokenizer_slots(tokenizer: VQVAE, tensors: Tensors) -> dict[str, mapping.Slot]:
     stages = len(tokenizer.multipliers)
     return mapping.expand(
-        _TOKENIZER_ROWS,
+        vqvae.rows(1, split_attention=True),
         abstract_params(tokenizer),
         lambda name: tokenizer_name(name, stages),
     )

@@ -65,6 +65,7 @@ def make_tokenizer(shape: vqvae.TokenizerShape, codec: Codec, **settings: Any) -
         multipliers=shape.multipliers,
         num_res_blocks=shape.num_res_blocks,
         attention=shape.attention,
+        decoder_attention=shape.decoder_attention,
         **settings,
     )
 
@@ -75,6 +76,10 @@ def _always(tensors: Tensors) -> bool:
 
 def _nothing(module: Any) -> dict[str, Any]:
     return {}
+
+
+def _as_they_are(tensors: Tensors) -> Tensors:
+    return tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,10 @@ class Layout:
       slots: (module, tensors) -> the place of each name.
       buffers: regular expressions of names that are not read.
       accepts: whether a dict with the signature is one.
-      constants: module -> those of its parameters that the code has not: they change nothing.
+      constants: module -> those of its parameters that the file has not: they change nothing, or
+        the code has them as numbers.
+      view: the tensors of a file -> those that `slots` and `buffers` name, where a parameter here
+        is not one tensor there.
     """
 
     signature: tuple[str, ...]
@@ -100,6 +108,7 @@ class Layout:
     buffers: tuple[str, ...] = ()
     accepts: Callable[[Tensors], bool] = _always
     constants: Callable[[Any], dict[str, Any]] = _nothing
+    view: Callable[[Tensors], Tensors] = _as_they_are
 
     def found_in(self, tensors: Tensors) -> bool:
         """Whether a dict of tensors is such a model."""

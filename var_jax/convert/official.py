@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
-from var_jax.convert import flexvar, hmar, infinity, mapping, var, vqvae
+from var_jax.convert import flexvar, hmar, infinity, kl, mapping, mar, var, vqvae
 from var_jax.convert.layouts import Layout, abstract_params, make_network, make_tokenizer
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.torch_file import open_state
@@ -26,6 +26,7 @@ _FIXED = {
     "multipliers": (1, 1, 2, 2, 4),
     "num_res_blocks": 2,
     "attention": True,
+    "decoder_attention": True,
     "norm_groups": 32,
     "patch_size": 1,
     "latent_channels": 0,
@@ -70,11 +71,14 @@ def network_slots(network: Network) -> dict[str, mapping.Slot]:
     return mapping.expand(var.ROWS, abstract_network(network))
 
 
+TransformerShape = var.TransformerShape | mar.MARShape
+
 #: Of the codes whose files are read, by kind of model; the first that fits a file counts.
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "tokenizer": (
         flexvar.TOKENIZER,
         infinity.TOKENIZER,
+        kl.TOKENIZER,
         Layout(
             vqvae.SIGNATURE,
             vqvae.infer,
@@ -85,6 +89,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     ),
     "transformer": (
         hmar.TRANSFORMER,
+        mar.TRANSFORMER,
         flexvar.TRANSFORMER,
         Layout(
             var.SIGNATURE,
@@ -133,7 +138,7 @@ def select(
         raise ValueError(
             f"{state.path} holds {len(matches)} dicts that are each a {kind}: "
             f"{', '.join(name or 'the top' for name in sorted(matches))}{asked}; give one of them "
-            "as --group."
+            "as the group (--group)."
         )
     known = [" and ".join(layout.signature) for layout in LAYOUTS[kind]]
     found = [f"{n or 'the top'} has {', '.join(list(g)[:4])}, ..." for n, g in groups.items()]
@@ -189,7 +194,7 @@ def _read(
     layout: Layout, module: Any, tensors: Mapping[str, LazyTensor], path: str
 ) -> dict[str, Any]:
     """The parameters of a module, of a file that is checked first."""
-    slots = layout.slots(module, tensors)
+    slots, tensors = layout.slots(module, tensors), layout.view(tensors)
     mapping.check(tensors, slots, layout.buffers, path)
     constants = layout.constants(module)
     learned = {k: v for k, v in abstract_params(module).items() if k not in constants}
@@ -201,19 +206,19 @@ def describe_transformer(
     patch_nums: Sequence[int] | None = None,
     num_heads: int | None = None,
     group: str | None = None,
-) -> var.TransformerShape:
+) -> TransformerShape:
     """The configuration of a transformer's file, checked against all of its names and shapes."""
     with open_state(path) as state:
         chosen = select(state, "transformer", group)
         layout = layout_of("transformer", chosen)
         shape = layout.infer(chosen, patch_nums, num_heads, path)
         slots = layout.slots(layout.build(shape, chosen), chosen)
-        mapping.check(chosen, slots, layout.buffers, path)
+        mapping.check(layout.view(chosen), slots, layout.buffers, path)
         return shape
 
 
 def check_match(
-    tokenizer: VQVAE, shape: var.TransformerShape, tokenizer_path: str, transformer_path: str
+    tokenizer: VQVAE, shape: TransformerShape, tokenizer_path: str, transformer_path: str
 ) -> None:
     """Refuses a tokenizer that the transformer cannot have been trained with.
 
@@ -223,7 +228,7 @@ def check_match(
     codec = tokenizer.codec
     for name, there, here in (
         ("codes", codec.target.num_values, shape.vocab_size),
-        ("channels a code", codec.code_dim, shape.code_dim),
+        ("channels per code", codec.code_dim, shape.code_dim),
         ("levels", codec.pyramid.patch_nums, shape.patch_nums),
     ):
         if there != here:

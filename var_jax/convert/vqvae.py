@@ -80,6 +80,7 @@ class TokenizerShape:
         the official 0.5 otherwise, which no shape tells.
       image_channels, channels, multipliers, num_res_blocks, attention: as in `VQVAE`.
       patch_nums: side lengths of the levels.
+      decoder_attention: as in `VQVAE`.
     """
 
     vocab_size: int
@@ -92,10 +93,25 @@ class TokenizerShape:
     num_res_blocks: int
     attention: bool
     patch_nums: tuple[int, ...]
+    decoder_attention: bool = True
 
 
-def rows(phi_sharing: int) -> tuple[Row, ...]:
-    """The table; the names of the phi convolutions depend on how they are shared."""
+#: The rows of an attention whose three products are layers of their own there.
+_SPLIT_QKV = tuple(
+    Row(f"{here}/qkv/{leaf}", f"{there}.{{part}}.{their_leaf}", axes, ("q", "k", "v"))
+    for here, there, inside in _PARTS
+    if inside is _ATTENTION
+    for leaf, their_leaf, axes in _CONV
+)
+
+
+def rows(phi_sharing: int, split_attention: bool = False) -> tuple[Row, ...]:
+    """The table.
+
+    Args:
+      phi_sharing: the names of the phi convolutions depend on how they are shared.
+      split_attention: query, key and value are layers of their own there.
+    """
     prefix = {0: _PHI_EACH, 1: _PHI_ONE}.get(phi_sharing, _PHI_SHARED)
     # A single convolution is not numbered there, but is a stack of one here.
     unit = "1 " if phi_sharing == 1 else ""
@@ -103,7 +119,10 @@ def rows(phi_sharing: int) -> tuple[Row, ...]:
         Row("codec/phi_kernel", f"{prefix}weight", f"o i h w -> {unit}h w i o"),
         Row("codec/phi_bias", f"{prefix}bias", f"o -> {unit}o"),
     )
-    return (*_AUTOENCODER_ROWS, *_OTHER_ROWS, *phi)
+    autoencoder: tuple[Row, ...] = _AUTOENCODER_ROWS
+    if split_attention:
+        autoencoder = (*(row for row in autoencoder if "/qkv/" not in row.ours), *_SPLIT_QKV)
+    return (*autoencoder, *_OTHER_ROWS, *phi)
 
 
 def infer(

@@ -207,6 +207,7 @@ class _Network(nn.Module):
       multipliers: width of each stage in units of `channels`, full resolution first.
       num_res_blocks: residual blocks of each stage of the encoder; the decoder has one more.
       attention: attention at the lowest resolution, in its stage and in the middle.
+      stage_attention: with attention, in its stage too; else in the middle alone.
       patch_size: pixels of each patch_size x patch_size square are channels at full resolution;
         1 is the official network, 2 or 4 one that computes far less.
       norm_groups, dropout, dtype: see `Settings`.
@@ -218,6 +219,7 @@ class _Network(nn.Module):
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attention: bool = True
+    stage_attention: bool = True
     patch_size: int = 1
     norm_groups: int = 32
     dropout: float = 0.0
@@ -229,11 +231,12 @@ class _Network(nn.Module):
 
     def _stage(self, i: int, num_blocks: int, settings: Settings, **kwargs) -> Stage:
         """Stage i, counted from full resolution."""
+        lowest = i == len(self.multipliers) - 1
         return Stage(
             self.channels * self.multipliers[i],
             num_blocks,
             settings,
-            attention=self.attention and i == len(self.multipliers) - 1,
+            attention=self.attention and self.stage_attention and lowest,
             remat=self.remat,
             **kwargs,
         )

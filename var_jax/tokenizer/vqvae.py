@@ -51,6 +51,8 @@ class VQVAE(nn.Module):
       multipliers: width of each stage in units of `channels`, full resolution first.
       num_res_blocks: residual blocks a stage (the decoder has one more).
       attention: attention at the lowest resolution.
+      decoder_attention: with attention, in the decoder's stage of that resolution too; MAR's
+        autoencoder has it in the encoder's alone, and in the middle of both.
       patch_size: pixels of a square of this side are the input channels of the first convolution;
         1 is the official network, 2 or 4 one that computes far less.
       norm_groups: groups of the normalisation; must divide every width.
@@ -73,6 +75,7 @@ class VQVAE(nn.Module):
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attention: bool = True
+    decoder_attention: bool = True
     patch_size: int = 1
     norm_groups: int = 32
     dropout: float = 0.0
@@ -106,7 +109,9 @@ class VQVAE(nn.Module):
         self.encoder = Encoder(
             self.latent_channels or self.codec.encoded_dim, precision=precision, **settings
         )
-        self.decoder = Decoder(self.image_channels, **settings)
+        self.decoder = Decoder(
+            self.image_channels, stage_attention=self.decoder_attention, **settings
+        )
         # Next to the codec everything is exact: tokens hang on small differences.
         exact = {"axes": (None, None), "precision": jax.lax.Precision.HIGHEST, "dtype": jnp.float32}
         self.quant_conv = conv(self.codec.encoded_dim, self.latent_kernel, **exact)
