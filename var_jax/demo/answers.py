@@ -34,15 +34,13 @@ class Answers:
         """What a page needs to know of the model."""
         explorer = self.explorer
         model = explorer.model
-        names = model.transformer.metadata.get("data", {}).get("class_names") or []
-        count = model.num_classes
-        names = list(names) if len(names) == count else [str(i) for i in range(count)]
         sampling = model.transformer.config.get("sampling", {})
         ranges = {name: [low, high or explorer.vocab_size] for name, (low, high) in RANGES.items()}
         return {
             "name": self._path,
             "image": list(model.image_shape),
-            "classes": [*names, "no class"],
+            "classes": [] if explorer.prompt_bytes else [*self._class_names(), "no class"],
+            "prompt_bytes": explorer.prompt_bytes,
             "levels": [list(shape) for shape in explorer.pyramid.shapes],
             "vocab_size": explorer.vocab_size,
             "reason": explorer.reason,
@@ -57,8 +55,9 @@ class Answers:
 
     def warm_up(self) -> None:
         """Draws and paints once, so that all programs are compiled."""
-        drawing = Drawing(0, 0, {}, self.explorer.own_settings())
-        self.paint(Painting(drawing, np.ones(mask_shape(self.explorer), bool), 0, 0))
+        asked: int | str = "" if self.explorer.prompt_bytes else 0
+        drawing = Drawing(asked, 0, settings=self.explorer.own_settings())
+        self.paint(Painting(drawing, np.ones(mask_shape(self.explorer), bool), asked, 0))
 
     def draw(self, drawing: Drawing) -> dict[str, Any]:
         """A drawing."""
@@ -68,13 +67,19 @@ class Answers:
         """A painting."""
         drawing, mask = painting.drawing, mask_of(painting.cells, self.explorer)
         image = self._drawn(drawing).image
-        label, seed = painting.label, painting.seed
-        made = self.explorer.paint(image, mask, label, seed=seed, **drawing.settings)
+        asked, seed = painting.asked, painting.seed
+        made = self.explorer.paint(image, mask, asked, seed=seed, **drawing.settings)
         return self._answer(made, self._python(drawing) + self._painting_python(painting))
 
+    def _class_names(self) -> list[str]:
+        model = self.explorer.model
+        names = model.transformer.metadata.get("data", {}).get("class_names") or []
+        count = model.num_classes
+        return list(names) if len(names) == count else [str(i) for i in range(count)]
+
     def _drawn(self, drawing: Drawing) -> Drawn:
-        asked = dict(seed=drawing.seed, pins=drawing.pins, **drawing.settings)
-        return self.explorer.draw(drawing.label, **asked)
+        chosen = dict(seed=drawing.seed, negative=drawing.negative, pins=drawing.pins)
+        return self.explorer.draw(drawing.asked, **chosen, **drawing.settings)
 
     def _answer(self, drawn: Drawn, python: str) -> dict[str, Any]:
         levels = []
@@ -126,19 +131,19 @@ class Answers:
             pins = pprint.pformat(dict(drawing.pins), width=90, compact=True)
             lines += [
                 f"pins = {pins}",
-                f"drawn = Explorer(model).draw({drawing.label}, {settings}, pins=pins)",
+                f"drawn = Explorer(model).draw({drawing.asked!r}, {settings}, pins=pins)",
                 "image = drawn.image",
             ]
         else:
-            lines.append(f"image = model.sample([{drawing.label}], {settings})[0]")
+            lines.append(f"image = model.sample([{drawing.asked!r}], {settings})[0]")
         return "\n".join(lines) + "\n"
 
     def _painting_python(self, painting: Painting) -> str:
         """What follows it to paint."""
-        cells, label = painting.cells, painting.label
+        cells = painting.cells
         rows = ["".join("1" if cell else "0" for cell in row) for row in cells]
         size = [n // m for n, m in zip(self.explorer.model.image_shape, cells.shape, strict=False)]
-        drawing = Drawing(label, painting.seed, {}, painting.drawing.settings)
+        drawing = Drawing(painting.asked, painting.seed, settings=painting.drawing.settings)
         return "\n".join(
             [
                 "",
@@ -149,7 +154,7 @@ class Answers:
                 "]",
                 "cells = np.array([list(row) for row in rows]) == '1'",
                 f"mask = np.kron(cells, np.ones({tuple(size)})) > 0",
-                f"image = model.edit(image[None], [{label}], mask, "
+                f"image = model.edit(image[None], [{painting.asked!r}], mask, "
                 f"{_arguments(drawing, self.explorer)})[0]",
                 "",
             ]
@@ -160,6 +165,8 @@ def _arguments(drawing: Drawing, explorer: Explorer) -> str:
     """Seed and settings as arguments of a call."""
     chosen = {name: drawing.settings[name] for name in SETTINGS if name in drawing.settings}
     values = {"seed": drawing.seed, **chosen}
+    if drawing.negative:
+        values["negative"] = drawing.negative
     if not drawing.pins and explorer.smooth:
         values["smooth"] = False
     return ", ".join(f"{name}={value!r}" for name, value in values.items())

@@ -25,7 +25,7 @@ from var_jax import build
 from var_jax.api import Model
 from var_jax.build.modules import GuidanceSettings
 from var_jax.decoding import base
-from var_jax.decoding.asking import check_asks_for_classes, sample_numbers
+from var_jax.decoding.asking import request
 from var_jax.decoding.edit_rules import Refit, as_drawn
 from var_jax.decoding.edited_images import edited
 from var_jax.decoding.editing import Editing, Source, Step
@@ -35,6 +35,7 @@ from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalHead
 from var_jax.parallel import sharding
 from var_jax.pixels import to_uint8
+from var_jax.transformer.condition import ReadsText
 
 #: Settings that are arguments; the others are those of the training's config, without `smooth`.
 SETTINGS = ("cfg", "top_k", "top_p", "temperature")
@@ -91,9 +92,10 @@ class Explorer:
 
     Attributes:
       reason: why tokens cannot be told and settings not changed, one sentence; '' if they can.
+      prompt_bytes: what a model of text reads of a prompt at most; 0 of a model of classes.
 
     Raises:
-      ValueError: the model is a tokenizer alone, or one of text.
+      ValueError: the model is a tokenizer alone.
     """
 
     def __init__(self, model: Model) -> None:
@@ -101,8 +103,10 @@ class Explorer:
             raise ValueError(
                 "This is a tokenizer alone, which draws nothing; give the workdir of a transformer."
             )
-        check_asks_for_classes(model.transformer.network.transformer)
         self.model = model
+        conditioner = model.transformer.network.transformer.conditioning()
+        reads_text = isinstance(conditioner, ReadsText)
+        self.prompt_bytes = conditioner.fields[0].shape[0] if reads_text else 0
         self._own = self._decoder({})
         self.reason = self._reason()
 
@@ -131,13 +135,20 @@ class Explorer:
         return {"cfg": tuple(cfg) if isinstance(cfg, list | tuple) else cfg, **own}
 
     def draw(
-        self, label: int, *, seed: int = 0, pins: Mapping[int, int] | None = None, **settings: Any
+        self,
+        asked: int | str,
+        *,
+        seed: int = 0,
+        negative: str = "",
+        pins: Mapping[int, int] | None = None,
+        **settings: Any,
     ) -> Drawn:
-        """The first picture that `Model.sample` draws of a label, with some tokens chosen.
+        """The first picture that `Model.sample` draws of a label or text, with some tokens chosen.
 
         Args:
-          label: in 0..num_classes; num_classes is 'no class'.
+          asked: a label in 0..num_classes; num_classes is 'no class'. Or a text.
           seed: of the picture.
+          negative: text that guidance steers away from.
           pins: codes by position in 0 .. L - 1. All else is drawn as it was without them, with the
             same chance, so that only what follows from a pin changes.
           **settings: cfg, top_k, top_p, temperature, as `Model.sample` takes them.
@@ -149,7 +160,8 @@ class Explorer:
         if self.reason:
             if pins or settings:
                 raise ValueError(self.reason)
-            return Drawn(self.model.sample([label], seed=seed)[0])
+            steered = {"negative": negative} if negative else {}
+            return Drawn(self.model.sample([asked], seed=seed, **steered)[0])
         codes = np.full((1, self.pyramid.length), -1, np.int32)
         for position, code in pins.items():
             if not (0 <= position < codes.size and 0 <= code < self.vocab_size):
@@ -158,7 +170,7 @@ class Explorer:
                     f"codes 0..{self.vocab_size - 1}."
                 )
             codes[0, position] = code
-        given, number, arrays = self._asked(label, settings)
+        given, number, arrays = self._asked(asked, negative, settings)
         tokens = self._run(self._draw, arrays, given, np.uint32(seed), number, codes)
         return self._told(arrays, given, tokens)
 
@@ -166,7 +178,7 @@ class Explorer:
         self,
         image: UInt8[np.ndarray, "H W c"],
         mask: Bool[np.ndarray, "H W"],
-        label: int,
+        asked: int | str,
         *,
         seed: int = 0,
         **settings: Any,
@@ -179,8 +191,8 @@ class Explorer:
         if self.reason:
             if settings:
                 raise ValueError(self.reason)
-            return Drawn(self.model.edit(image[None], [label], mask, seed=seed)[0])
-        given, number, arrays = self._asked(label, settings)
+            return Drawn(self.model.edit(image[None], [asked], mask, seed=seed)[0])
+        given, number, arrays = self._asked(asked, "", settings)
         keep = (~mask[None]).astype(np.float32)
         made, tokens = self._run(
             self._paint, arrays, given, np.uint32(seed), number, image[None], keep
@@ -202,13 +214,19 @@ class Explorer:
             )
         return ""
 
-    def _asked(self, label: int, settings: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """Label [1], its sample's number [1], and the settings of each level as arrays [K]."""
+    def _asked(
+        self, asked: int | str, negative: str, settings: Mapping[str, Any]
+    ) -> tuple[Any, Any, Any]:
+        """What is asked for [1], its sample's number [1], the settings of each level as arrays [K].
+
+        A text always comes with a negative one, so that all of them run in one program.
+        """
         unknown = sorted(set(settings) - set(SETTINGS))
         if unknown:
             raise ValueError(f"Unknown setting {unknown[0]!r}; there are {', '.join(SETTINGS)}.")
-        given = np.asarray([label], np.int32)
-        self.model.transformer.network.transformer.conditioning().check(given)
+        transformer = self.model.transformer.network.transformer
+        steered = negative if self.prompt_bytes else None
+        found = request(transformer, [asked], negative=steered)
         decoder, pyramid = self._decoder(settings), self.pyramid
         levels = range(pyramid.num_levels)
         drawn = [decoder.sampling.at(k, pyramid) for k in levels]
@@ -218,7 +236,7 @@ class Explorer:
             "top_p": np.asarray([x.top_p for x in drawn], np.float32),
             "temperature": np.asarray([x.temperature for x in drawn], np.float32),
         }
-        return given, sample_numbers(given.astype(np.int64)).astype(np.uint32), arrays
+        return found.given, found.numbers.astype(np.uint32), arrays
 
     def _run(self, program: Callable[..., Any], *args: Any) -> Any:
         # One picture is not cut over devices, so no mesh is made active.

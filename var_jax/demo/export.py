@@ -31,7 +31,15 @@ def export(answers: Answers, folder: epath.PathLike) -> int:
 
     Returns:
       the number of drawings.
+
+    Raises:
+      ValueError: the model is one of text, whose prompts nobody knows before.
     """
+    if answers.explorer.prompt_bytes:
+        raise ValueError(
+            "A page without a server shows classes, but this model is asked in words; leave "
+            "--export out."
+        )
     target, facts = epath.Path(folder), answers.facts()
     drawings = drawn(answers)
     facts["stored"] = drawings
@@ -52,7 +60,7 @@ def drawn(answers: Answers) -> dict[str, Any]:
     for seed in range(NUM_SEEDS):
         for label in labels.tolist():
             for ending, settings in kinds.items():
-                answer = answers.draw(Drawing(label, seed, {}, settings))
+                answer = answers.draw(Drawing(label, seed, settings=settings))
                 found[f"{label}/{seed}{ending}"] = answer
                 size += len(json.dumps(answer))
             if size > MAX_BYTES:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from var_jax.data import captions
 from var_jax.demo.explorer import SETTINGS, Explorer
 
 #: Lowest and highest value of each setting; of top_k V is the highest.
@@ -22,8 +23,9 @@ MAX_SEED = 2**32 - 1
 class Drawing:
     """A picture to draw; see `Explorer.draw`."""
 
-    label: int
+    asked: int | str
     seed: int
+    negative: str = ""
     pins: Mapping[int, int] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -35,12 +37,12 @@ class Painting:
     Attributes:
       drawing: the picture.
       cells: bool [h, w] of `mask_shape`, true where it is drawn anew.
-      label, seed: of what is drawn there.
+      asked, seed: of what is drawn there.
     """
 
     drawing: Drawing
     cells: np.ndarray
-    label: int
+    asked: int | str
     seed: int
 
 
@@ -57,29 +59,34 @@ def mask_of(cells: np.ndarray, explorer: Explorer) -> np.ndarray:
 
 
 def read_drawing(given: Any, explorer: Explorer) -> Drawing:
-    """A drawing from {label, seed, pins?: [[position, code], ...], cfg?, top_k?, ...}.
+    """A drawing from {label, seed, pins?: [[position, code], ...], cfg?, top_k?, ...}; of a model
+    of text prompt and negative? are in the place of label.
 
     Raises:
       ValueError: a field is unknown, missing or out of range.
     """
-    fields = ["label", "seed"] if explorer.reason else ["label", "seed", "pins", *SETTINGS]
-    given = _fields(given, fields)
+    fields = [*(["prompt", "negative"] if explorer.prompt_bytes else ["label"]), "seed"]
+    given = _fields(given, fields if explorer.reason else [*fields, "pins", *SETTINGS])
     return Drawing(
-        whole("label", given.get("label"), 0, explorer.model.num_classes),
+        _asked(given, explorer),
         whole("seed", given.get("seed"), 0, MAX_SEED),
+        _text("negative", given.get("negative", ""), explorer),
         _pins(given.get("pins", []), explorer),
         {name: _setting(name, given[name], explorer) for name in SETTINGS if name in given},
     )
 
 
 def read_painting(given: Any, explorer: Explorer) -> Painting:
-    """A painting from {drawing: {...}, mask, label, seed}; the mask is in hexadecimal, a bit for
-    each of its cells, row by row from the top, the first cell the highest bit.
+    """A painting from {drawing: {...}, mask, label or prompt, seed}.
+
+    The mask is in hexadecimal, a bit for each of its cells, row by row from the top, the first cell
+    the highest bit.
 
     Raises:
       ValueError: a field is unknown, missing or out of range.
     """
-    given = _fields(given, ["drawing", "mask", "label", "seed"])
+    kind = "prompt" if explorer.prompt_bytes else "label"
+    given = _fields(given, ["drawing", "mask", kind, "seed"])
     shape, mask = mask_shape(explorer), given.get("mask")
     if isinstance(mask, str) and not mask.strip("0"):
         raise ValueError("mask is empty; brush over what is to be drawn anew first.")
@@ -98,7 +105,7 @@ def read_painting(given: Any, explorer: Explorer) -> Painting:
     return Painting(
         read_drawing(given.get("drawing"), explorer),
         cells,
-        whole("label", given.get("label"), 0, explorer.model.num_classes),
+        _asked(given, explorer),
         whole("seed", given.get("seed"), 0, MAX_SEED),
     )
 
@@ -110,6 +117,26 @@ def _fields(given: Any, known: list[str]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"Unknown field {unknown[0][:40]!r}; this model takes {', '.join(known)}.")
     return given
+
+
+def _asked(given: Mapping[str, Any], explorer: Explorer) -> int | str:
+    """A label, or the text of a prompt."""
+    if explorer.prompt_bytes:
+        return _text("prompt", given.get("prompt"), explorer)
+    return whole("label", given.get("label"), 0, explorer.model.num_classes)
+
+
+def _text(name: str, value: Any, explorer: Explorer) -> str:
+    """A text that the model reads whole."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_shown(value)}; give a text.")
+    text = captions.clean(value, name)
+    if len(text.encode()) > explorer.prompt_bytes:
+        raise ValueError(
+            f"{name} has {len(text.encode())} bytes, of which this model reads "
+            f"{explorer.prompt_bytes}; make it shorter."
+        )
+    return text
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:

@@ -65,7 +65,7 @@
         state.compare && Settings.names.length ? ask("draw", { ...asked, cfg: 0 }) : null,
         pinned ? ask("draw", { ...asked, pins: [] }) : null,
       ]);
-      const painted = state.mask && first ? await ask("paint", painting()) : null;
+      const painted = state.mask && first ? await ask("paint", Settings.painting()) : null;
       return () => {
         Pyramid.show(answer, { unguided, before });
         Paint.setPicture(answer.image);
@@ -79,9 +79,6 @@
     });
   }
 
-  const painting = () => ({ drawing: Settings.drawing(), mask: state.mask,
-    label: state.paint_label, seed: state.paint_seed });
-
   function showPainted(answer) {
     byId("painted").src = answer.image;
     byId("painted-figure").hidden = false;
@@ -91,7 +88,7 @@
   function paint() {
     setLink();
     return show(async () => {
-      const answer = await ask("paint", painting());
+      const answer = await ask("paint", Settings.painting());
       return () => showPainted(answer);
     });
   }
@@ -132,11 +129,13 @@
 
   const [height, width, channels] = facts.image;
   byId("about").textContent = `${facts.name}: ${height}×${width} pixels, ` +
-    `${channels === 1 ? "grey" : "colour"}, ${facts.classes.length - 1} classes, levels of ` +
+    `${channels === 1 ? "grey" : "colour"}, ` + (facts.prompt_bytes ?
+    `any text of up to ${facts.prompt_bytes} bytes` : `${facts.classes.length - 1} classes`) +
+    ", levels of " +
     `${facts.levels.map(([h, w]) => `${h}×${w}`).join(", ")} tokens. ${facts.reason}`;
-  document.querySelectorAll(facts.stored ? "[data-served]" : "[data-stored]").forEach((part) => {
-    part.hidden = true;
-  });
+  const absent = [facts.stored ? "[data-served]" : "[data-stored]",
+    facts.prompt_bytes ? "[data-classes]" : "[data-text]"];
+  document.querySelectorAll(absent.join()).forEach((part) => { part.hidden = true; });
   Settings.start(drawSoon);
   Pyramid.start(pin);
   Paint.start(() => { state.mask = Paint.toHex(); });

@@ -36,10 +36,9 @@ const Pyramid = (() => {
       if (others[name]) byId(name).src = upTo(others[name]);
     }
     const [h, w] = facts.levels[level - 1];
-    const name = facts.classes[Settings.state.label];
     byId("level-text").textContent = `${level} of ${count} (${h}×${w})`;
     byId("caption").textContent = answer.levels.length ? `after level ${level} of ${count}` : "";
-    byId("image").alt = `A drawing of class ${name}, ${byId("caption").textContent}`;
+    byId("image").alt = `A drawing of ${Settings.asked()}, ${byId("caption").textContent}`;
     byId("maps").querySelectorAll(".map").forEach((map, k) => {
       map.classList.toggle("ahead", k >= level);
     });

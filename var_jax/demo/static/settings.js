@@ -14,8 +14,12 @@ const Settings = (() => {
   const facts = window.PAGE;
   const count = facts.levels.length;
   const last = facts.classes.length - 1;
+  const byText = facts.prompt_bytes > 0;
+  const prompts = ["prompt", "negative", "paint_prompt"];
   const texts = {
-    cfg: ["Guidance", 0.1, 10, "how much more the class counts than no class; 0 is none"],
+    cfg: ["Guidance", 0.1, 10, byText ?
+      "how much more the prompt counts than what it should not be; 0 is none" :
+      "how much more the class counts than no class; 0 is none"],
     top_k: ["Top-k", 1, null, "only the k likeliest codes; 0 is all"],
     top_p: ["Top-p", 0.01, 1, "only codes that make up this probability; 0 is all"],
     temperature: ["Temperature", 0.05, 3, "below 1 is safer, above it bolder"],
@@ -26,12 +30,14 @@ const Settings = (() => {
   /** The values with which the page opens. */
   function defaults() {
     const own = structuredClone(facts.settings);
-    return {
-      label: 0, seed: 0, ...own, pins: {}, compare: false, mask: "", paint_label: 0, paint_seed: 0,
-    };
+    const asked = byText ? { prompt: "", negative: "", paint_prompt: "" } :
+      { label: 0, paint_label: 0 };
+    return { ...asked, seed: 0, ...own, pins: {}, compare: false, mask: "", paint_seed: 0 };
   }
 
   const state = defaults();
+
+  const promptBox = (name) => byId(name.replace("_", "-"));
 
   // An empty or wrong number box is null, which the server answers with a sentence.
   const numberOf = (text) => (text === "" ? null : Number(text));
@@ -86,9 +92,12 @@ const Settings = (() => {
   /** Writes the state into the controls, but not into the one that is being typed in. */
   function show(typing = null) {
     const put = (input, value) => { if (input !== typing) input.value = value ?? ""; };
-    put(byId("label"), state.label);
+    if (byText) prompts.forEach((name) => put(promptBox(name), state[name]));
+    else {
+      put(byId("label"), state.label);
+      put(byId("paint-label"), state.paint_label);
+    }
     put(byId("seed"), state.seed);
-    put(byId("paint-label"), state.paint_label);
     put(byId("paint-seed"), state.paint_seed);
     byId("compare").checked = state.compare;
     for (const [name, row] of Object.entries(rows)) {
@@ -117,7 +126,7 @@ const Settings = (() => {
     for (const name of Object.keys(own)) {
       const text = textOf(state, name);
       const usual = textOf(own, name);
-      if (text !== usual || name === "label" || name === "seed") found.set(name, text);
+      if (text !== usual || ["label", "prompt", "seed"].includes(name)) found.set(name, text);
     }
     return found.toString();
   }
@@ -128,7 +137,7 @@ const Settings = (() => {
     Object.assign(state, own);
     for (const [name, text] of new URLSearchParams(hash)) {
       if (!(name in own)) continue;
-      if (name === "mask") state.mask = text;
+      if (name === "mask" || prompts.includes(name)) state[name] = text;
       else if (name === "compare") state.compare = text === "true";
       else if (name === "pins") {
         state.pins = Object.fromEntries(text.split("_").filter(Boolean)
@@ -140,13 +149,24 @@ const Settings = (() => {
 
   /** What the server is asked to draw. */
   function drawing() {
-    const asked = { label: state.label, seed: state.seed };
+    const asked = byText ? { prompt: state.prompt, negative: state.negative, seed: state.seed } :
+      { label: state.label, seed: state.seed };
     if (names.length) {
       asked.pins = Object.entries(state.pins).map(([at, code]) => [Number(at), code]);
     }
     for (const name of names) asked[name] = state[name];
     return asked;
   }
+
+  /** What the server is asked to draw where the mask is brushed. */
+  const painting = () => ({
+    drawing: drawing(), mask: state.mask, seed: state.paint_seed,
+    ...(byText ? { prompt: state.paint_prompt } : { label: state.paint_label }),
+  });
+
+  /** What the picture shows, in words. */
+  const asked = () => (byText ? state.prompt || "nothing" :
+    `class ${facts.classes[state.label]}`);
 
   function option(label) {
     const name = facts.classes[label];
@@ -169,6 +189,16 @@ const Settings = (() => {
       state.label = Number(byId("label").value);
       show();
       changed();
+    });
+    if (byText) prompts.forEach((name) => {
+      promptBox(name).addEventListener("input", () => {
+        const value = promptBox(name).value;
+        // See the class.
+        if (name === "prompt" && state.paint_prompt === state.prompt) state.paint_prompt = value;
+        state[name] = value;
+        show(promptBox(name));
+        if (name !== "paint_prompt") changed();
+      });
     });
     byId("seed").addEventListener("input", () => {
       state.seed = numberOf(byId("seed").value);
@@ -201,5 +231,5 @@ const Settings = (() => {
     byId("more").open = matchMedia("(min-width: 46rem)").matches;
   }
 
-  return { state, numberOf, start, show, toHash, fromHash, drawing, names };
+  return { state, numberOf, start, show, toHash, fromHash, drawing, painting, asked, names };
 })();
