@@ -15,10 +15,10 @@ METHODS = [
     "mnist5k",
     *sorted(f"family/{p.stem}" for p in FOLDER.glob("family/*.py") if p.stem != "compare"),
 ]
-#: Those that every run tests on meshes, in resuming, in batches and on slices: codes, bits, floats
-#: with noise of their own, a reference cut over the mesh, matrices beside a frozen base, captions.
-#: The others have parts in common with these; what tests them is marked slow.
-_ALWAYS = ("mnist5k", *(f"family/{n}" for n in ("cca", "flowar", "infinity", "lora", "text")))
+#: Those that every run tests on meshes, in resuming, in batches and on slices: codes, floats with
+#: noise of their own, a reference cut over the mesh, captions. The others have parts in common with
+#: these; what tests them is marked slow.
+_ALWAYS = ("mnist5k", *(f"family/{n}" for n in ("cca", "flowar", "text")))
 #: Of all methods. Nothing is drawn and scored while they train.
 SETTINGS = {
     "sharding": "fsdp_tensor",

@@ -125,7 +125,13 @@ def test_a_frozen_tokenizer_has_a_sharding_preset_of_its_own(folder):
         loaded.on(mesh, "fdsp")
 
 
-@pytest.mark.parametrize("method", ["family/flexvar", "family/infinity", "family/flowar"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "family/infinity",
+        *(pytest.param(f"family/{n}", marks=pytest.mark.slow) for n in ("flexvar", "flowar")),
+    ],
+)
 def test_what_other_codecs_encode_is_edited(tmp_path, method):
     model = var_jax.load(write_model(tmp_path, methods.smallest(method)))
     images = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), np.uint8)

@@ -14,6 +14,12 @@ from family.case import Case
 
 TESTS = pathlib.Path(__file__).parent
 ROOT = pathlib.Path(os.environ.get("FAMILY_GOLDENS", TESTS / "goldens" / "family"))
+#: Of our own cases those that take longest and whose paths another check of the method goes too.
+SLOW = (
+    *("code-alone", "code-greedy", "flexvar-greedy_llamagen", "flexvar-sampled"),
+    *("hmar-refined_sampled", "hmar-sampled", "m_var-sampled", "mvar-greedy_unguided"),
+    *("mvar-sampled", "scalekv-selection"),
+)
 METHODS = sorted({path.stem for path in (TESTS / "family").glob("*.py")} - {"case", "__init__"})
 
 
@@ -25,8 +31,10 @@ def checks():
             yield pytest.param(folder, None, id=folder.name, marks=skip)
             continue
         module = importlib.import_module(f"family.{max(found, key=len)}")
-        for name, check in module.CHECKS.items():
-            yield pytest.param(folder, check, id=f"{folder.name}-{name}")
+        for check_name, check in module.CHECKS.items():
+            name = f"{folder.name}-{check_name}"
+            slow = name in SLOW and "FAMILY_GOLDENS" not in os.environ
+            yield pytest.param(folder, check, id=name, marks=pytest.mark.slow if slow else ())
 
 
 @pytest.mark.parametrize("folder, check", list(checks()))

@@ -65,7 +65,6 @@ def test_a_resident_of_each_axis_trains_and_draws_from_its_config_alone(tmp_path
     model = var_jax.load(tmp_path / "run")
     images = model.sample([3, 1, 2], seed=0)
     assert images.shape == (3, 32, 32, 1) and len({x.tobytes() for x in images}) == 3
-    np.testing.assert_array_equal(model.sample([3, 1], seed=0, batch_size=1), images[:2])
     signs = model.encode(images)
     assert signs.shape == (3, 37, 3) and set(np.unique(signs)) == {0, 1}
     assert model.decode(signs).shape == images.shape

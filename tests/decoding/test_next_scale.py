@@ -202,6 +202,7 @@ def test_a_pyramid_that_nothing_serves_is_refused(model):
         draw(model, np.array([0]), other)
 
 
+@pytest.mark.slow
 def test_settings_that_are_arrays_draw_the_same_in_one_program(model):
     network, tokenizer, frozen, params = model
     labels, keys = jnp.array([2, 0]), sample_keys(7, jnp.arange(2))

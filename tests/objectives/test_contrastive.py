@@ -157,6 +157,7 @@ def params_of(workdir):
     return params, metadata, step
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_finds_its_reference_in_its_workdir(tmp_path):
     start = write_model(tmp_path / "start")
     straight, stopped = str(tmp_path / "straight"), tmp_path / "stopped"

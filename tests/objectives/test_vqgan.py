@@ -164,6 +164,7 @@ def make_step(objective, learning_rate):
     return start, step
 
 
+@pytest.mark.slow
 def test_overfits_64_images():
     objective = VQGAN(
         tiny_tokenizer(vocab_size=256, channels=32, dim=8, patch_size=2),
@@ -180,6 +181,7 @@ def test_overfits_64_images():
     assert np.all(metrics["collapsed_level"] == 0)
 
 
+@pytest.mark.slow
 def test_a_planted_collapse_is_reported_and_restart_cures_it():
     tokenizer = tiny_tokenizer(vocab_size=64)
     images = blobs(64, 8)

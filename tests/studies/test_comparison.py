@@ -209,6 +209,7 @@ def test_passes_and_cache_are_those_of_the_traced_program():
     assert found.passes == 4 and found.cache_bytes == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_one_method_as_it_is(tmp_path, config, monkeypatch):
     """The tokenizer is an untrained one; its tokens and the real pictures are random."""
     given = methods.prepare(tmp_path, "mnist5k")

@@ -173,6 +173,7 @@ def test_mistakes_are_named():
         ClassNames(("a", "b"), 3, 16)
 
 
+@pytest.mark.slow
 def test_the_smallest_config_trains(tmp_path):
     write_model(tmp_path / "model")
     config = load("family/class_names", "smallest")

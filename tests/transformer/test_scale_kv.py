@@ -25,7 +25,10 @@ def draw(policy, made=None):
     return generate(decoder, LABELS, made)
 
 
-@pytest.mark.parametrize("drafters", [(), (1,), (0, 3)])
+@pytest.mark.parametrize(
+    "drafters",
+    [(1,), pytest.param((), marks=pytest.mark.slow), pytest.param((0, 3), marks=pytest.mark.slow)],
+)
 def test_budgets_that_hold_all_change_nothing(drafters):
     """However the blocks are split into runs."""
     made = model(4, seed=3)
