@@ -119,12 +119,14 @@ def trained(bucket, start, run):
     return folder
 
 
+@pytest.mark.slow
 def test_float_targets(bucket, start, run):
     folder = make_tokens(run, epath.Path(bucket) / "flow", "family/flowar")
     train_killed_once(start, run, folder / "transformer", "family/flowar", folder)
     draw(run, folder / "transformer", folder / "images.npz")
 
 
+@pytest.mark.slow
 def test_the_model_that_a_run_starts_from(trained, start, run):
     workdir = trained / "tuned"
     adapter = ("--config.train.adapter.kind=lora", "--config.train.adapter.rank=2")
@@ -163,6 +165,7 @@ def test_a_picture_there_is_edited(trained, run):
     assert Image.open(io.BytesIO(output.read_bytes())).size == (3 * 34 + 2, 34 + 2)
 
 
+@pytest.mark.slow
 def test_what_decoding_reads_and_writes_lies_there(trained, run):
     checkpoint, there = f"--checkpoint={trained}/transformer", trained / "decoding"
     run("classify", checkpoint, "--num_examples=8", f"--output={there}/classified.json")

@@ -28,7 +28,11 @@ def run(*arguments):
 
 @pytest.mark.parametrize(
     "method, what",
-    [("cca", "train"), *(("flowar", what) for what in ("train", "train_tokenizer", "sample"))],
+    [
+        ("cca", "train"),
+        *(("flowar", what) for what in ("train", "sample")),
+        pytest.param("flowar", "train_tokenizer", marks=pytest.mark.slow),
+    ],
 )
 def test_a_small_config(method, what):
     pytest.importorskip("libtpu")

@@ -63,6 +63,7 @@ def test_it_leaves_a_report_and_the_promised_numbers(undisturbed):
     assert "Done already" in finish(start(undisturbed))
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_ends_with_the_same_scores(undisturbed, tmp_path):
     expected = json.loads((undisturbed / "scores" / "scores.json").read_text())
     # In the middle of each training, when its first checkpoint is there.

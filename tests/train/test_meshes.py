@@ -108,7 +108,13 @@ def runs(tokenizer, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("8x1x1", "2x4x1")),
+        *("2x2x2", "one, 4 parts"),
+    ],
+)
 def test_twenty_steps_are_the_same_on_every_mesh_and_for_microbatches(runs, layout):
     _, one, one_losses = runs("one")
     _, other, losses = runs(layout)
