@@ -12,11 +12,10 @@ from var_jax.fields import Field
 from var_jax.heads.flow import FlowHead, FlowSampling
 from var_jax.heads.latents import constant_noise
 from var_jax.heads.ode import solve
-from var_jax.heads.velocity import rotary_angles
 from var_jax.parallel import sharding
 from var_jax.plan.flops import program_flops
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.rotary import rotate_pairs
+from var_jax.transformer.rotary import angles_by_level, rotate_pairs
 
 PYRAMID = ScalePyramid.from_patch_nums((1, 2, 3))
 WIDTH, CHANNELS = 8, 3
@@ -226,7 +225,7 @@ def test_training_lowers_the_loss_and_samples_come_near_the_data():
 
 
 def test_rotary_positions_are_relative_and_keep_lengths():
-    angles = rotary_angles(ScalePyramid(((4, 4),)), 8)
+    angles = angles_by_level(ScalePyramid(((4, 4),)), 8)
     q, k = (jnp.tile(normal(seed, 1, 1, 1, 8), (1, 16, 1, 1)) for seed in (0, 1))
     turned = rotate_pairs(q, angles)
     np.testing.assert_allclose(np.square(turned).sum(-1), np.square(q).sum(-1), rtol=1e-5)

@@ -17,8 +17,9 @@ from var_jax.fields import Field
 from var_jax.heads.base import mixed
 from var_jax.heads.latents import check_latents, constant_noise
 from var_jax.heads.ode import FlowSampling, LevelFlow, solve
-from var_jax.heads.velocity import VelocityNet, by_token
+from var_jax.heads.velocity import VelocityNet
 from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.layers import by_token
 
 #: Width of an attention head where no number of heads is given.
 _HEAD_DIM = 64
@@ -133,7 +134,7 @@ class FlowHead(nn.Module):
         pyramid: ScalePyramid,
     ) -> Float[jax.Array, "B n"]:
         """Squared error of the velocity at given times of the levels and given noise."""
-        t = by_token(times[..., None], pyramid)
+        t = by_token(times[..., None], pyramid.sizes)
         noisy = (1 - t) * target + t * noise
         velocity = self.velocity(noisy, times, hidden, pyramid)
         return jnp.square(velocity - (noise - target)).mean(-1)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 
 def init_std(width: int) -> float:
@@ -76,6 +78,17 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     mean = x.mean(-1, keepdims=True)
     variance = jnp.square(x - mean).mean(-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+def rms_norm(x: jax.Array) -> jax.Array:
+    """The last axis over its root mean square, in x's type."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def by_token(x: Float[jax.Array, "B k *C"], sizes: tuple[int, ...]) -> Float[jax.Array, "B n *C"]:
+    """What belongs to runs of so many tokens each, at each of their tokens."""
+    return jnp.repeat(x, np.array(sizes), axis=1)
 
 
 def per_token(x: jax.Array) -> jax.Array:
