@@ -60,10 +60,10 @@ def test_the_true_velocity_leads_to_the_data(patch_nums, cells, sampling, tolera
     """The last stochastic step leaves some of the noise of its time, 0.04."""
 
     class Oracle(Network):
-        def denoised(self, params, noisy, given, *, times, levels, context):
+        def denoised(self, params, noisy, given, *, times, levels, cache):
             part = data[:, self.xar.order][:, self.xar.entities.tokens(levels)]
             part = np.repeat(part, len(noisy) // 2, 0)
-            return (noisy - part) / jnp.maximum(times[..., None], 1e-3), context
+            return (noisy - part) / jnp.maximum(times[..., None], 1e-3), cache
 
         def sample(self, params, hiddens, weights, keys, settings):
             return sum(w * h for w, h in zip(weights, hiddens, strict=True)), None
@@ -80,12 +80,10 @@ def test_the_context_is_read_clean_and_kept_for_all_steps():
     calls = []
 
     class Watched(Network):
-        def denoised(self, params, noisy, given, *, times, levels, context):
-            held = sum(level.length for run in context.encoder.runs for level in run)
+        def denoised(self, params, noisy, given, *, times, levels, cache):
+            held = sum(level.length for run in cache.encoder.runs for level in run)
             calls.append((levels.start, held, times))
-            return super().denoised(
-                params, noisy, given, times=times, levels=levels, context=context
-            )
+            return super().denoised(params, noisy, given, times=times, levels=levels, cache=cache)
 
     made = network(cls=Watched)
     labels, keys = jnp.arange(1), jax.random.split(jax.random.key(0), 1)

@@ -14,7 +14,7 @@ from var_jax.plan.flops import num_parameters, program_flops
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.layers import rms_norm
 from var_jax.transformer.rotary import angles_by_level, rotate_pairs
-from var_jax.transformer.xar import XAR, Context
+from var_jax.transformer.xar import XAR, EntityCache
 
 ONE_LEVEL, LEVELS = ScalePyramid(((4, 4),)), ScalePyramid.from_patch_nums((1, 2, 3))
 CODE_DIM, WIDTH, HEADS = 2, 16, 2
@@ -45,13 +45,13 @@ def whole(pyramid, cells, noisy, times):
 def by_entity(pyramid, cells, data, noisy, times):
     """States of each noisy entity after those before, read as they are at time 0."""
     module, params = xar(pyramid, cells), {"params": params_of(pyramid, cells)}
-    labels, context, found = jnp.arange(len(data)), Context(), []
+    labels, cache, found = jnp.arange(len(data)), EntityCache(), []
     parts = zip(*(module.entities.split(x) for x in (data, noisy)), strict=True)
     for k, (clean, part) in enumerate(parts):
-        at = dict(levels=range(k, k + 1), context=context)
+        at = dict(levels=range(k, k + 1), cache=cache)
         found.append(module.apply(params, part, labels, times=times[:, k : k + 1], **at)[0])
         zeros = jnp.zeros_like(times[:, :1])
-        context = module.apply(params, clean, labels, times=zeros, **at)[1]
+        cache = module.apply(params, clean, labels, times=zeros, **at)[1]
     return jnp.concatenate(found, 1)
 
 

@@ -20,7 +20,7 @@ from var_jax.decoding import base
 from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
 from var_jax.heads.ode import FlowSampling, noise_of_steps, solve
 from var_jax.network import Network
-from var_jax.transformer.xar import Context
+from var_jax.transformer.xar import EntityCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,13 @@ class NextEntity:
         weights = weights_of(self.guidance, xar.entities)
         paired = is_guided(weights)
         asked = base.start(network, given, keys, paired).given
-        context, drawn = Context(), []
+        cache, drawn = EntityCache(), []
         for k, size in enumerate(xar.entities.sizes):
             if paired and not is_guided(weights[k:]):
-                asked, context, paired = *_asked_alone(asked, context), False
+                asked, cache, paired = *_asked_alone(asked, cache), False
             if k:
-                _, context = _pass(model, drawn[-1], 0.0, k - 1, asked, context, paired)
-            entity = _Entity(model, k, asked, context, paired)
+                _, cache = _pass(model, drawn[-1], 0.0, k - 1, asked, cache, paired)
+            entity = _Entity(model, k, asked, cache, paired)
             t = weights[k]
             mix = (1 + t, -t) if is_guided([t]) else (1.0,)
             entity_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
@@ -105,13 +105,13 @@ class _Entity:
       model: network and parameters.
       level: which entity.
       asked, paired: see `State`.
-      context: of the entities before.
+      cache: of the entities before.
     """
 
     model: tuple[Network, Any]
     level: int
     asked: Any
-    context: Context
+    cache: EntityCache
     paired: bool
 
     def __call__(
@@ -119,10 +119,10 @@ class _Entity:
     ) -> jax.Array:
         """The velocity that the weights of as many conditions mix."""
         network, params = self.model
-        asked, context, guided = self.asked, self.context, len(conditions) > 1
+        asked, cache, guided = self.asked, self.cache, len(conditions) > 1
         if self.paired and not guided:
-            asked, context = _asked_alone(asked, context)
-        hidden, _ = _pass(self.model, x, time, self.level, asked, context, guided)
+            asked, cache = _asked_alone(asked, cache)
+        hidden, _ = _pass(self.model, x, time, self.level, asked, cache, guided)
         both = (base.of_pairs(hidden, 0), base.of_pairs(hidden, 1)) if guided else (hidden,)
         return network.sample(params, both, weights, None, None)[0]
 
@@ -133,19 +133,19 @@ def _pass(
     time: jax.typing.ArrayLike,
     level: int,
     asked: Any,
-    context: Context,
+    cache: EntityCache,
     paired: bool,
-) -> tuple[jax.Array, Context]:
+) -> tuple[jax.Array, EntityCache]:
     """Reads an entity at a time; see `XAR`."""
     network, params = model
     x = base.pairs(x, x) if paired else x
     times, levels = jnp.full((len(x), 1), time, jnp.float32), range(level, level + 1)
-    return network.denoised(params, x, asked, times=times, levels=levels, context=context)
+    return network.denoised(params, x, asked, times=times, levels=levels, cache=cache)
 
 
-def _asked_alone(asked: Any, context: Context) -> tuple[Any, Context]:
+def _asked_alone(asked: Any, cache: EntityCache) -> tuple[Any, EntityCache]:
     """Without the unconditional twins."""
     return (
         jax.tree.map(lambda x: base.of_pairs(x, 0), asked),
-        jax.tree.map(lambda x: base.of_pairs(x, 0, axis=1), context),
+        jax.tree.map(lambda x: base.of_pairs(x, 0, axis=1), cache),
     )

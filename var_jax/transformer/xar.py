@@ -32,7 +32,7 @@ from var_jax.transformer.time_embedding import TIME_FREQUENCIES, TimeEmbedding
 
 
 @flax.struct.dataclass
-class Context:
+class EntityCache:
     """Keys and values of the entities before, in both stacks; a new one holds none."""
 
     encoder: Cache = Cache()
@@ -179,8 +179,8 @@ class XAR(nn.Module):
         *,
         times: Float[jax.Array, "B k"] | None = None,
         levels: range | None = None,
-        context: Context | None = None,
-    ) -> tuple[Float[jax.Array, "B n C"], Context | None]:
+        cache: EntityCache | None = None,
+    ) -> tuple[Float[jax.Array, "B n C"], EntityCache | None]:
         """One pass over consecutive entities: all of them (training), or one (sampling).
 
         Args:
@@ -189,12 +189,12 @@ class XAR(nn.Module):
           keys: one PRNG key for each example [B], for dropout of the condition; None in evaluation.
           times: of each entity: 0 is data, 1 is noise, the default.
           levels: of the entities; all by default.
-          context: None to attend within the pass only; else what the pass over the entity before
+          cache: None to attend within the pass only; else what the pass over the entity before
             returned, a new one before the first; of a pass over one entity.
 
         Returns:
-          float32 hidden states, normalised, ready for the head; and None without a context, else
-          the context of the next entity.
+          float32 hidden states, normalised, ready for the head; and None without a cache, else
+          the cache of the next entity.
         """
         levels = range(self.entities.num_levels) if levels is None else levels
         if times is None:
@@ -202,19 +202,19 @@ class XAR(nn.Module):
         asked = self._condition(given, keys).vector[:, None] + self.time(times)
         condition = Condition(asked, runs=self.entities.part(levels).sizes)
         tokens = self.entities.tokens(levels)
-        seen = Context(None, None) if context is None else context
 
         x = self.token_projection(noisy.astype(jnp.float32)) + self.encoder_position[tokens]
         x = rms_norm(x) * self.input_norm
-        x, encoder = self._blocks(self.encoder, x, condition, levels, seen.encoder)
+        x, encoder = self._blocks(self.encoder, x, condition, levels, cache and cache.encoder)
         # Said as after a block, for a mesh with a tensor axis.
         x = nn.with_logical_constraint(
             rms_norm(x.astype(jnp.float32)) * self.encoder_norm, ("batch", "length", "act_embed")
         )
         x = self.decoder_projection(x) + self.decoder_position[tokens]
-        x, decoder = self._blocks(self.decoder, x, condition, levels, seen.decoder)
+        x, decoder = self._blocks(self.decoder, x, condition, levels, cache and cache.decoder)
         hidden = rms_norm(x.astype(jnp.float32)) * self.decoder_norm
-        return hidden, None if context is None else Context(encoder, decoder)
+        made = None if encoder is None or decoder is None else EntityCache(encoder, decoder)
+        return hidden, made
 
     def _blocks(
         self, stack: Stack, x: jax.Array, condition: Condition, levels: range, cache: Cache | None
