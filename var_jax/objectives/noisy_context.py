@@ -1,7 +1,7 @@
 """Entities from noisy versions of themselves and of those before: what trains xAR.
 
-xAR, arXiv 2502.20388, section 3.3: the context is as noisy as what is learned, each entity at a
-time of its own, so that a model learns not to trust all that it has drawn.
+xAR, arXiv 2502.20388: the context is as noisy as what is learned, each entity at a time of its own,
+so that a model learns not to trust all that it has drawn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The transformer of xAR, which is itself the denoiser (arXiv 2502.20388, sections 3.2 and 3.3).
+"""The transformer of xAR, which is itself the denoiser (arXiv 2502.20388).
 
 It draws one entity after the other: a cell of the image, a whole level of a pyramid, or all of the
 image at once. What it reads of an entity is a noisy version at a time of its own, in training of
