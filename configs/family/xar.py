@@ -8,7 +8,8 @@
 
 Tokenizer and tokens are those of mar.py. What is drawn at once is a choice: with patch_nums=(16,),
 model.cells=2 is the published model of four cells, 1 a diffusion of the whole image and 16 one of
-each token after the other; model.cells=1 with patch_nums=(1, 2, 4, 8, 16) draws level after level.
+each token after the other (256 loops to compile); model.cells=1 with patch_nums=(1, 2, 4, 8, 16)
+draws level after level.
 
 Sampling integrates a stochastic differential equation; the ordinary one, or fewer steps for later
 cells (DiSA), are of sampling alone:
