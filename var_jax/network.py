@@ -12,6 +12,13 @@ from var_jax.heads.base import Head
 from var_jax.transformer.mar import MAR
 from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
+from var_jax.transformer.xar import XAR
+
+#: How a transformer that does not draw level by level is trained and drawn from.
+_OTHER_WAYS: dict[type, tuple[str, str]] = {
+    MAR: ("random_order", "random_order"),
+    XAR: ("noisy_context", "next_entity"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +27,12 @@ class Network:
 
     Attributes:
       transformer: from inputs and condition to hidden states: level by level, or of one level the
-        tokens that are masked.
+        tokens that are masked, or the velocity's of noisy ones.
       head: from hidden states to targets.
       masked: a second end, whose parameters are 'masked'; with a head like the first among them.
     """
 
-    transformer: VAR | MAR
+    transformer: VAR | MAR | XAR
     head: Head
     masked: MaskedBranch | None = None
 
@@ -62,16 +69,32 @@ class Network:
             )
         return self.transformer
 
+    @property
+    def xar(self) -> XAR:
+        """The transformer as one that denoises entity after entity.
+
+        Raises:
+          ValueError: it is none.
+        """
+        if not isinstance(self.transformer, XAR):
+            raise ValueError(
+                "'noisy_context' trains and 'next_entity' draws with a transformer that denoises, "
+                f"which {type(self.transformer).__name__} does not; choose model.transformer "
+                "'xar', or another objective and decoder."
+            )
+        return self.transformer
+
     def hidden(self, params: Any, inputs: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
         """A pass over levels; see `VAR.__call__`.
 
         Raises:
           ValueError: the transformer makes none.
         """
-        if isinstance(self.transformer, MAR):
+        if ways := _OTHER_WAYS.get(type(self.transformer)):
             raise ValueError(
-                "MAR does not draw level by level; choose train.objective 'random_order' and "
-                "sampling.decoder 'random_order', or another model.transformer."
+                f"{type(self.transformer).__name__} does not draw level by level; choose "
+                f"train.objective {ways[0]!r} and sampling.decoder {ways[1]!r}, or another "
+                "model.transformer."
             )
         variables = {"params": params["transformer"]}
         return self.transformer.apply(variables, inputs, given, *args, **kwargs)
@@ -83,6 +106,15 @@ class Network:
           ValueError: the transformer makes none.
         """
         return self.mar.apply({"params": params["transformer"]}, own, given, *args, **kwargs)
+
+    def denoised(self, params: Any, noisy: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        """A pass over noisy entities; see `XAR.__call__`.
+
+        Raises:
+          ValueError: the transformer makes none.
+        """
+        variables = {"params": params["transformer"]}
+        return self.xar.apply(variables, noisy, given, *args, **kwargs)
 
     def loss(self, params: Any, *args: Any) -> Any:
         """The head's loss; see `Head.loss`."""

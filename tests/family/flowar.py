@@ -12,9 +12,9 @@ from family.case import by_level, nhwc
 
 from var_jax.codecs.latent import Latent
 from var_jax.heads.flow import FlowHead, FlowSampling
-from var_jax.heads.velocity import rms_norm, rotary_angles
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.rotary import rotate_pairs
+from var_jax.transformer.layers import rms_norm
+from var_jax.transformer.rotary import angles_by_level, rotate_pairs
 
 
 def pyramid_of(case):
@@ -116,7 +116,7 @@ def trunk(case, labels, inputs):
     pyramid, length = pyramid_of(case), inputs.shape[1]
     level = pyramid.level_ids[:length]
     mask = level[:, None] >= level[None]
-    angles = rotary_angles(pyramid, width // heads)[:length]
+    angles = angles_by_level(pyramid, width // heads)[:length]
     condition = jax.nn.silu(state["class_emb.weight"][labels])[:, None]
 
     def linear(name, x):

@@ -42,7 +42,7 @@ def test_what_is_equal_is_made_once(config):
     found = {method.name: method for method in comparison.methods_of(config)}
     tokenizers = {name: method.tokenizer for name, method in found.items()}
     own = {"flexvar", "infinity", "flowar", "robustok", "nfig", "mar"}
-    shared = {"sar": "flexvar", "disa": "flowar", "diffusion": "flowar"}
+    shared = {"sar": "flexvar", "disa": "flowar", "diffusion": "flowar", "xar": "mar"}
     assert tokenizers == {name: name if name in own else shared.get(name, "var") for name in found}
     trained = {name: method.training for name, method in found.items()}
     # At this size the small VAR is VAR.
@@ -207,6 +207,11 @@ def test_passes_and_cache_are_those_of_the_traced_program():
     assert costs("family/hmar")[1].cache_bytes == 0
     found = costs("family/mar")[1]
     assert found.passes == 4 and found.cache_bytes == 0
+    network, found = costs("family/xar")
+    xar = network.xar
+    # Steps of four cells and a read of each but the last, whose keys and values are kept.
+    assert found.passes == 4 * 4 + 3
+    assert found.cache_bytes == 2 * 2 * 2 * xar.depth * 3 * 4 * xar.width * 4
 
 
 @pytest.mark.slow

@@ -39,13 +39,14 @@ def updates(method, mesh):
     program = programs.train_step(config, mesh)
     rng = np.random.default_rng(0)
 
-    def fill(x):
-        return rng.normal(0, 0.2, x.shape).astype(x.dtype)
+    def fill(x, deviation=0.2):
+        return rng.normal(0, deviation, x.shape).astype(x.dtype)
 
     state, frozen, batch = program.args
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    deviation = methods.DEVIATIONS.get(method, 0.2)
     args = (
-        zeros.replace(params=jax.tree.map(fill, state.params)),
+        zeros.replace(params=jax.tree.map(lambda x: fill(x, deviation), state.params)),
         jax.tree.map(fill, frozen),
         methods.batch(config),
     )

@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, str]] = {
     "transformer": {
         "mar": "var_jax.transformer.mar:MAR",
         "var": "var_jax.transformer.var:VAR",
+        "xar": "var_jax.transformer.xar:XAR",
     },
     # config.model.context: `context.Context`.
     "context": {
@@ -64,6 +65,7 @@ METHODS: dict[str, dict[str, str]] = {
         "diffusion": "var_jax.heads.diffusion:DiffusionHead",
         "flow": "var_jax.heads.flow:FlowHead",
         "refiner": "var_jax.heads.refiner:RefinerHead",
+        "velocity": "var_jax.heads.linear_velocity:LinearVelocity",
     },
     # config.train.objective: `objectives.base.NetworkObjective`.
     "objective": {
@@ -71,6 +73,7 @@ METHODS: dict[str, dict[str, str]] = {
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "ddo": "var_jax.objectives.discriminative:Discriminative",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
+        "noisy_context": "var_jax.objectives.noisy_context:NoisyContext",
         "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },
@@ -95,6 +98,7 @@ METHODS: dict[str, dict[str, str]] = {
         "collaborative": "var_jax.decoding.collaborative:Collaborative",
         "elastic_depth": "var_jax.decoding.elastic_depth:ElasticDepth",
         "masked": "var_jax.decoding.masked:MaskedRefinement",
+        "next_entity": "var_jax.decoding.next_entity:NextEntity",
         "random_order": "var_jax.decoding.random_order:RandomOrder",
         "search": "var_jax.decoding.search:Search",
     },

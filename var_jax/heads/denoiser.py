@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from var_jax.heads.velocity import TIME_FREQUENCIES, TimeEmbedding
 from var_jax.transformer.layers import Linear, init_std, layer_norm
+from var_jax.transformer.time_embedding import TIME_FREQUENCIES, TimeEmbedding
 
 
 class Denoiser(nn.Module):

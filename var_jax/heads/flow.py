@@ -6,6 +6,7 @@ eps - x, and sampling integrates it from noise (t = 1) to data (t = 0).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,10 +16,11 @@ from jaxtyping import Float
 
 from var_jax.fields import Field
 from var_jax.heads.base import mixed
-from var_jax.heads.latents import check_latents, constant_noise
-from var_jax.heads.ode import FlowSampling, LevelFlow, solve
-from var_jax.heads.velocity import VelocityNet, by_token
+from var_jax.heads.latents import check_latents, constant_noise, logit_normal
+from var_jax.heads.ode import FlowSampling, LevelFlow, noise_of_steps, solve
+from var_jax.heads.velocity import VelocityNet
 from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.layers import by_token
 
 #: Width of an attention head where no number of heads is given.
 _HEAD_DIM = 64
@@ -118,11 +120,9 @@ class FlowHead(nn.Module):
     @nn.nowrap
     def times_at(self, shares: jax.typing.ArrayLike) -> Float[jax.Array, " *n"]:
         """The times below which training draws these shares, in [0, 1], of its times."""
-        shares = jnp.asarray(shares, jnp.float32)
         if self.time_distribution == "uniform":
-            return shares
-        normal = jax.scipy.special.ndtri(shares)
-        return jax.nn.sigmoid(self.time_mean + self.time_std * normal)
+            return jnp.asarray(shares, jnp.float32)
+        return logit_normal(shares, self.time_mean, self.time_std)
 
     def error(
         self,
@@ -133,7 +133,7 @@ class FlowHead(nn.Module):
         pyramid: ScalePyramid,
     ) -> Float[jax.Array, "B n"]:
         """Squared error of the velocity at given times of the levels and given noise."""
-        t = by_token(times[..., None], pyramid)
+        t = by_token(times[..., None], pyramid.sizes)
         noisy = (1 - t) * target + t * noise
         velocity = self.velocity(noisy, times, hidden, pyramid)
         return jnp.square(velocity - (noise - target)).mean(-1)
@@ -148,7 +148,8 @@ class FlowHead(nn.Module):
         """Draws one level; guidance mixes velocities: (1 + t) cond - t uncond."""
         shape = (settings.pyramid.sizes[settings.level], *self.target.shape)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        latents = self.integrate(noise, hiddens, weights, settings)
+        drawn = noise_of_steps(keys, shape)
+        latents = self.integrate(noise, hiddens, weights, settings, drawn)
         return latents, latents
 
     def integrate(
@@ -157,8 +158,9 @@ class FlowHead(nn.Module):
         hiddens: tuple[Float[jax.Array, "B n C"], ...],
         weights: tuple[float, ...],
         settings: LevelFlow,
+        drawn: Callable[[jax.Array], jax.Array] | None = None,
     ) -> Float[jax.Array, "B n c"]:
-        """From noise to latents; see `sample`."""
+        """From noise to latents; see `sample`, and `solve` for drawn."""
         net, variables = self.velocity.unbind()
         level = ScalePyramid((settings.pyramid.shapes[settings.level],))
 
@@ -167,7 +169,7 @@ class FlowHead(nn.Module):
             found = tuple(net.apply(variables, x, times, hidden, level) for hidden in hiddens)
             return mixed(found, weights)
 
-        return solve(velocity, noise, hiddens, weights, settings)
+        return solve(velocity, noise, hiddens, weights, settings, drawn)
 
     @nn.nowrap
     def flops(self, tokens: int) -> float:

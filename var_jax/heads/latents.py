@@ -23,6 +23,12 @@ def check_latents(target: Field, what: str) -> None:
         )
 
 
+def logit_normal(shares: jax.typing.ArrayLike, mean: float, std: float) -> Float[jax.Array, " *n"]:
+    """The times below which these shares, in [0, 1], of a logit-normal distribution lie (arXiv
+    2403.03206): the sigmoid of normal numbers with that mean and deviation."""
+    return jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(jnp.asarray(shares, jnp.float32)))
+
+
 def constant_noise(number: int, shape: tuple[int, int]) -> Float[jax.Array, "n c"]:
     """Normal noise for the tokens at positions 0 .. n - 1, the same in a longer pyramid."""
     key = jax.random.fold_in(jax.random.key(0), number)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
 from var_jax.context import OwnScale, key_segments
 from var_jax.kernels.block_attention import block_attention
 from var_jax.pyramid import ScalePyramid
-from var_jax.transformer.layers import Linear, init_std
-from var_jax.transformer.rotary import rotate_pairs
-
-#: Side of the grid on which rotary positions stand, whatever the level's own.
-_ROTARY_GRID = 16
-#: Sines and cosines of the time, which is read in thousandths.
-TIME_FREQUENCIES = 128
+from var_jax.transformer.block import GatedMLP
+from var_jax.transformer.layers import Linear, by_token, init_std, rms_norm
+from var_jax.transformer.rotary import angles_by_level, rotate_pairs
+from var_jax.transformer.time_embedding import TIME_FREQUENCIES, TimeEmbedding
 
 
 class VelocityNet(nn.Module):
@@ -94,7 +87,7 @@ class VelocityNet(nn.Module):
         block = VelocityBlock(width, self.num_heads, self.cross, dtype, name="blocks")
         x, _ = loop(block, x, time, state, hidden)
 
-        both = nn.silu(state + by_token(time, pyramid))
+        both = nn.silu(state + by_token(time, pyramid.sizes))
         two = Linear((width,), (2, width), ("cond", "adaln", "embed"), std, dtype, name="adaln")
         shift, scale = jnp.moveaxis(two(both), -2, 0)
         x = rms_norm(x) * (1 + scale) + shift
@@ -114,7 +107,7 @@ class VelocityNet(nn.Module):
         """Matrix-product operations for the tokens of these levels, with states of width C."""
         width, levels = self.width, pyramid.num_levels
         tokens, pairs = pyramid.length, sum(n * n for n in pyramid.sizes)
-        token = (4 + 6) * width**2 + 3 * width * _mlp_width(width)
+        token = (4 + 6) * width**2 + 3 * width * GatedMLP.hidden(width)
         attention = 2 * pairs * width
         level = 0
         if self.cross:
@@ -151,10 +144,10 @@ class VelocityBlock(nn.Module):
             made = Linear((width,), (count, width), axes, init_std(width), dtype, name=name)
             return list(jnp.moveaxis(made(nn.silu(condition)), -2, 0))
 
-        both = state + by_token(time, pyramid)
+        both = state + by_token(time, pyramid.sizes)
         if self.cross:
             of_time = modulation(3, "adaln_attention", time)
-            gamma1, scale1, shift1 = (by_token(x, pyramid) for x in of_time)
+            gamma1, scale1, shift1 = (by_token(x, pyramid.sizes) for x in of_time)
             gamma2, scale2, shift2 = modulation(3, "adaln_mlp", both)
         else:
             gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation(6, "adaln", both)
@@ -205,7 +198,7 @@ class LevelAttention(nn.Module):
             )(x)
             return nn.with_logical_constraint(made, ("batch", "length", "act_heads", None))
 
-        angles = rotary_angles(pyramid, head_dim)
+        angles = angles_by_level(pyramid, head_dim)
         q = rotate_pairs(project("query", queries), angles)
         k = rotate_pairs(project("key", keys), angles)
         segments = key_segments(pyramid, OwnScale())
@@ -218,69 +211,3 @@ class LevelAttention(nn.Module):
             self.dtype,
             name="out",
         )(out)
-
-
-class GatedMLP(nn.Module):
-    """Linear(GELU(Linear) * Linear), its middle 8/3 as wide; the GELU is exact."""
-
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "B n C"]) -> Float[jax.Array, "B n C"]:
-        width, hidden = self.width, _mlp_width(self.width)
-
-        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str], x: jax.Array):
-            return Linear(sizes[:1], sizes[1:], axes, init_std(width), self.dtype, name=name)(x)
-
-        gate = linear("gate", (width, hidden), ("embed", "mlp"), x)
-        up = linear("up", (width, hidden), ("embed", "mlp"), x)
-        x = nn.gelu(gate, approximate=False) * up
-        x = nn.with_logical_constraint(x, ("batch", "length", "act_mlp"))
-        return linear("down", (hidden, width), ("mlp", "embed"), x)
-
-
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of whole thousandths of the time, Linear, SiLU, Linear."""
-
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, times: Float[jax.Array, "B k"]) -> Float[jax.Array, "B k C"]:
-        size = TIME_FREQUENCIES
-        frequencies = np.exp(-math.log(10_000) * np.arange(size, dtype=np.float32) / size)
-        angles = jnp.floor(times * 1000)[..., None] * frequencies.astype(np.float32)
-        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
-        axes = (None, "embed")
-        x = Linear((2 * size,), (self.width,), axes, 0.02, self.dtype, name="up")(x)
-        axes = ("cond", "embed")
-        return Linear((self.width,), (self.width,), axes, 0.02, self.dtype, name="out")(nn.silu(x))
-
-
-def by_token(x: Float[jax.Array, "B k C"], pyramid: ScalePyramid) -> Float[jax.Array, "B n C"]:
-    """What belongs to levels, at each of their tokens."""
-    return jnp.repeat(x, np.array(pyramid.sizes), axis=1)
-
-
-def rms_norm(x: jax.Array) -> jax.Array:
-    """The last axis over its root mean square, in x's type."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
-
-
-@functools.cache
-def rotary_angles(pyramid: ScalePyramid, head_dim: int) -> np.ndarray:
-    """float32 [n, head_dim / 2]: half of the pairs turn by the row, the others by the column."""
-    quarter = head_dim // 4
-    frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
-    found = []
-    for h, w in pyramid.shapes:
-        rows, columns = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
-        turns = [_ROTARY_GRID * x.reshape(-1, 1) * frequencies for x in (rows, columns)]
-        found.append(np.concatenate(turns, 1))
-    return np.concatenate(found).astype(np.float32)
-
-
-def _mlp_width(width: int) -> int:
-    return int(width * 4 * 2 / 3)

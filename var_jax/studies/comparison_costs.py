@@ -63,6 +63,11 @@ def drawing_costs(
         def filled_in(self, params: Any, *args: Any, **kwargs: Any) -> Any:
             return checkpoint_name(super().filled_in(params, *args, **kwargs), _PASS)
 
+        def denoised(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+            held.append(_bytes(kwargs["cache"]))
+            hidden, cache = super().denoised(params, *args, **kwargs)
+            return checkpoint_name(hidden, _PASS), cache
+
     def watched(value: Any) -> Any:
         return Watched(value.transformer, value.head) if isinstance(value, Network) else value
 

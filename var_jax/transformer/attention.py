@@ -39,6 +39,9 @@ class BlockSettings:
       mixer: a third branch between attention and MLP, with a modulation of its own; None is none.
       vit: a block as in ViT (arXiv 2010.11929), which no condition modulates: norms have their own
         gain and bias, logits are scaled by 1 / sqrt(head_dim), and the MLP's GELU is exact.
+      gated: a block as in FlowAR and xAR: norms divide by the root mean square alone, logits are
+        scaled by 1 / sqrt(head_dim), the MLP is a `GatedMLP`, whatever mlp_ratio is, and keys have
+        a bias, which counts where positions turn them.
       attention_implementation: of `block_attention`; None picks the best for the backend.
       dtype: type of the computation; parameters are float32.
     """
@@ -53,6 +56,7 @@ class BlockSettings:
     cross_attention: bool = False
     mixer: Mixer | None = None
     vit: bool = False
+    gated: bool = False
     attention_implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -88,7 +92,7 @@ class Visibility:
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys have no bias (official VAR).
+    """Self-attention whose keys have no bias (official VAR), but in gated blocks.
 
     Attributes:
       settings: of the block.
@@ -134,7 +138,8 @@ class Attention(nn.Module):
                 (heads, head_dim),
                 jnp.float32,
             )
-            for name in ("q", "v")
+            for name in ("q", "k", "v")
+            if name != "k" or self.settings.gated
         }
         log_scale = None
         if self.settings.qk_norm:
@@ -151,6 +156,8 @@ class Attention(nn.Module):
         q, k, v = ((flat @ kernel[:, i]).reshape(*x.shape[:2], heads, head_dim) for i in range(3))
         q = q + bias["q"].astype(dtype)
         v = v + bias["v"].astype(dtype)
+        if self.settings.gated:
+            k = k + bias["k"].astype(dtype)
         q, k, v = (
             nn.with_logical_constraint(t, ("batch", "length", "act_heads", None)) for t in (q, k, v)
         )
@@ -158,7 +165,8 @@ class Attention(nn.Module):
         q, k = visibility.rotate(q), visibility.rotate(k)
 
         new = None
-        scale = (1.0 if self.settings.vit else 0.25) / math.sqrt(head_dim)
+        whole = self.settings.vit or self.settings.gated
+        scale = (1.0 if whole else 0.25) / math.sqrt(head_dim)
         if cache is not None:
             if self.settings.qk_norm:
                 # Normalise once, when the key enters the cache, not at every later level.

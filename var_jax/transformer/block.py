@@ -16,9 +16,12 @@ from var_jax.transformer.layers import (
     LearnedNorms,
     Linear,
     Modulation,
+    by_token,
     init_std,
+    layer_norm,
     modulate,
     per_token,
+    rms_norm,
 )
 from var_jax.transformer.mixer import MixerState
 
@@ -51,6 +54,36 @@ class MLP(nn.Module):
         )(x)
 
 
+class GatedMLP(nn.Module):
+    """Linear(GELU(Linear) * Linear), its middle 8/3 as wide; the GELU is exact.
+
+    Attributes:
+      width: C.
+      dtype: type of the computation.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "B n C"]) -> Float[jax.Array, "B n C"]:
+        width, hidden = self.width, self.hidden(self.width)
+
+        def linear(name: str, sizes: tuple[int, int], axes: tuple[str, str], x: jax.Array):
+            return Linear(sizes[:1], sizes[1:], axes, init_std(width), self.dtype, name=name)(x)
+
+        gate = linear("gate", (width, hidden), ("embed", "mlp"), x)
+        up = linear("up", (width, hidden), ("embed", "mlp"), x)
+        x = nn.gelu(gate, approximate=False) * up
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_mlp"))
+        return linear("down", (hidden, width), ("mlp", "embed"), x)
+
+    @staticmethod
+    def hidden(width: int) -> int:
+        """Width of the middle."""
+        return int(width * 4 * 2 / 3)
+
+
 class Block(nn.Module):
     """x + gamma1 * attention(adaLN(x)), then + gamma2 * MLP(adaLN(x)).
 
@@ -78,7 +111,7 @@ class Block(nn.Module):
         """Args:
           x: all tokens of a pass.
           condition: its vector [B, C], or [B, 6, C] with shared adaptive layer norm (9 with a
-            mixer); with an axis of tokens behind B where tokens differ.
+            mixer); with an axis of tokens, or of their runs, behind B where tokens differ.
           branch_scale: factors on the residual branches (drop path: 0 or 1 / keep probability; 1
             in evaluation).
           visibility, cache, block: see `Attention`.
@@ -97,14 +130,17 @@ class Block(nn.Module):
             modulation = Modulation(
                 width, settings.shared_adaln, settings.adaln_init, dtype, branches, name="adaln"
             )(condition.vector)
-        vectors = [modulation[..., i, :] for i in range(3 * branches)]
+        runs = condition.runs
+        of_tokens = by_token(modulation, runs) if runs else modulation
+        vectors = [of_tokens[..., i, :] for i in range(3 * branches)]
         gammas, scales, shifts = (vectors[i * branches :][:branches] for i in range(3))
         gates = [
             (per_token(gamma) * branch_scale[:, i : i + 1, None]).astype(dtype)
             for i, gamma in enumerate(gammas)
         ]
+        norm = rms_norm if settings.gated else layer_norm
         y, new = Attention(settings, name="attention")(
-            modulate(x, scales[0], shifts[0]).astype(dtype), visibility, cache, block
+            modulate(x, scales[0], shifts[0], norm).astype(dtype), visibility, cache, block
         )
         x = x + gates[0] * y
         if settings.cross_attention:
@@ -112,14 +148,18 @@ class Block(nn.Module):
             x = x + read(x, condition.tokens, condition.mask)
         if settings.mixer is not None:
             y, state = settings.mixer.layer("mixer")(
-                modulate(x, scales[1], shifts[1]).astype(dtype), state
+                modulate(x, scales[1], shifts[1], norm).astype(dtype), state
             )
             x = x + gates[1] * y
-        hidden = round(width * settings.mlp_ratio)
-        out_std = init_std(width) / math.sqrt(2 * settings.depth)
-        y = MLP(width, hidden, out_std, dtype, settings.vit, name="mlp")(
-            modulate(x, scales[-1], shifts[-1]).astype(dtype)
-        )
-        x = x + gates[-1] * y
+        x = x + gates[-1] * self._mlp()(modulate(x, scales[-1], shifts[-1], norm).astype(dtype))
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         return x, None if cache is None else (new, modulation, state)
+
+    def _mlp(self) -> nn.Module:
+        settings = self.settings
+        width, dtype = settings.width, settings.dtype
+        if settings.gated:
+            return GatedMLP(width, dtype, name="mlp")
+        hidden = round(width * settings.mlp_ratio)
+        out_std = init_std(width) / math.sqrt(2 * settings.depth)
+        return MLP(width, hidden, out_std, dtype, settings.vit, name="mlp")

@@ -21,14 +21,17 @@ class Condition:
     """What the blocks read.
 
     Attributes:
-      vector: float32 [B, C], modulates the blocks; or [B, n, C], one for each token.
+      vector: float32 [B, C], modulates the blocks; or [B, n, C], one for each token, or each run of
+        tokens.
       tokens: float32 [B, T, C], read through cross-attention; None for none.
       mask: bool [B, T], which of the tokens are there; None is all.
+      runs: how many tokens share each vector; () where the vectors are of single tokens or of all.
     """
 
     vector: jax.Array
     tokens: jax.Array | None = None
     mask: jax.Array | None = None
+    runs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
 
 
 class Conditioner(Protocol):

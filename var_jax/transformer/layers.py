@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 
 def init_std(width: int) -> float:
@@ -78,20 +80,38 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     return (x - mean) * jax.lax.rsqrt(variance + eps)
 
 
+def rms_norm(x: jax.Array) -> jax.Array:
+    """The last axis over its root mean square, in x's type."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def by_token(x: Float[jax.Array, "B k *C"], sizes: tuple[int, ...]) -> Float[jax.Array, "B n *C"]:
+    """What belongs to runs of so many tokens each, at each of their tokens."""
+    # Runs of one size are a broadcast, not a gather.
+    return jnp.repeat(x, sizes[0] if len(set(sizes)) == 1 else np.array(sizes), axis=1)
+
+
 def per_token(x: jax.Array) -> jax.Array:
     """[B, C] -> [B, 1, C], which is the same for all tokens; [B, n, C] stays."""
     return x[:, None] if x.ndim == 2 else x
 
 
-def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """layer_norm(x) * (1 + scale) + shift; float32.
+def modulate(
+    x: jax.Array,
+    scale: jax.Array,
+    shift: jax.Array,
+    norm: Callable[[jax.Array], jax.Array] = layer_norm,
+) -> jax.Array:
+    """norm(x) * (1 + scale) + shift; float32.
 
     Args:
       x: [B, n, C].
       scale, shift: [B, C], or [B, n, C] where tokens differ.
+      norm: of the last axis.
     """
     scale, shift = per_token(scale.astype(jnp.float32)), per_token(shift.astype(jnp.float32))
-    return layer_norm(x) * (1 + scale) + shift
+    return norm(x.astype(jnp.float32)) * (1 + scale) + shift
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ from jaxtyping import Float
 
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.layers import init_std
+
+#: Side of the grid on which the cells of `angles_by_level` stand, whatever the level's own.
+_LEVEL_GRID = 16
 
 
 def grid_positions(size: int, grid: int) -> np.ndarray:
@@ -117,3 +122,16 @@ class Rotary2D(nn.Module):
             turns = [axis.reshape(-1, 1) * frequencies for axis in cells]
             tokens.append(np.concatenate(turns, -1))
         return np.concatenate(tokens)
+
+
+@functools.cache
+def angles_by_level(pyramid: ScalePyramid, head_dim: int) -> np.ndarray:
+    """float32 [n, head_dim / 2]: half of the pairs turn by the row, the others by the column."""
+    quarter = head_dim // 4
+    frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
+    found = []
+    for h, w in pyramid.shapes:
+        rows, columns = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
+        turns = [_LEVEL_GRID * x.reshape(-1, 1) * frequencies for x in (rows, columns)]
+        found.append(np.concatenate(turns, 1))
+    return np.concatenate(found).astype(np.float32)

@@ -1,0 +1,252 @@
+"""The transformer of xAR, which is itself the denoiser (arXiv 2502.20388).
+
+It draws one entity after the other: a cell of the image, a whole level of a pyramid, or all of the
+image at once. What it reads of an entity is a noisy version at a time of its own, in training of
+those before too (noisy context learning); a head makes the velocity of the states that it returns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from var_jax.context import BlockCausal, key_segments
+from var_jax.pyramid import ScalePyramid
+from var_jax.settings import Changeable
+from var_jax.transformer.attention import BlockSettings
+from var_jax.transformer.block import GatedMLP
+from var_jax.transformer.cache import Cache
+from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
+from var_jax.transformer.layers import AdaLNInit, Linear, init_std, rms_norm
+from var_jax.transformer.rotary import angles_by_level, rotate_pairs
+from var_jax.transformer.stack import REMAT_POLICIES, Stack
+from var_jax.transformer.time_embedding import TIME_FREQUENCIES, TimeEmbedding
+
+
+@flax.struct.dataclass
+class EntityCache:
+    """Keys and values of the entities before, in both stacks; a new one holds none."""
+
+    encoder: Cache = Cache()
+    decoder: Cache = Cache()
+
+
+class XAR(nn.Module):
+    """Two stacks of gated blocks over noisy latents, entity by entity.
+
+    An entity sees itself, both ways, and those before it. Its vector, the class' embedding and that
+    of its time, modulates the blocks at its tokens. Tokens stand in the order of the entities here
+    and in all that is passed: level after level, its cells row by row, tokens row by row in a cell.
+
+    Attributes:
+      pyramid: of the targets, L tokens; one level, or several, from the coarsest.
+      num_classes: labels are 0..num_classes - 1; label num_classes is 'no class'.
+      code_dim: D, channels of a latent.
+      depth: number of blocks of the first stack.
+      width: C.
+      num_heads: heads; a head's width is a multiple of 4.
+      decoder_depth: number of blocks of the second stack; None is depth.
+      cells: each level is cut into cells x cells entities; 1 makes an entity of a whole level.
+      conditioner: of another kind than class labels; its vector is what is read.
+      class_drop_rate: probability that a label is replaced by 'no class' in training.
+      remat, scan_unroll, attention_implementation, dtype: see `VAR`.
+    """
+
+    #: See `VAR`.
+    mixer: ClassVar[None] = None
+
+    pyramid: ScalePyramid
+    num_classes: int
+    code_dim: int
+    depth: int
+    width: int
+    num_heads: int
+    decoder_depth: int | None = None
+    cells: int = 2
+    conditioner: Conditioner | None = None
+    class_drop_rate: float = 0.1
+    remat: Changeable[str] = "none"
+    scan_unroll: Changeable[int] = 1
+    attention_implementation: Changeable[str | None] = None
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settings(self.depth)  # Raises if they do not fit each other.
+        if self.width % (4 * self.num_heads):
+            raise ValueError(
+                f"The width {self.width} is not divisible by 4 times the {self.num_heads} heads; "
+                "rotary positions turn pairs of rows and of columns."
+            )
+        if self.cells < 1 or any(n % self.cells for shape in self.pyramid.shapes for n in shape):
+            raise ValueError(
+                f"Levels of {self.pyramid.shapes} cannot be cut into {self.cells} x {self.cells} "
+                "cells; give a divisor of all sides, or 1 for whole levels."
+            )
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(
+                f"Unknown remat {self.remat!r}; choose one of {sorted(REMAT_POLICIES)}."
+            )
+
+    @nn.nowrap
+    def _settings(self, depth: int) -> BlockSettings:
+        return BlockSettings(
+            width=self.width,
+            num_heads=self.num_heads,
+            depth=depth,
+            qk_norm=False,
+            gated=True,
+            adaln_init=AdaLNInit(1.0, 1.0),
+            attention_implementation=self.attention_implementation,
+            dtype=self.dtype,
+        )
+
+    @nn.nowrap
+    def conditioning(self) -> Conditioner:
+        """The conditioner without parameters; see `VAR.conditioning`."""
+        labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
+        return self.conditioner or labels
+
+    @nn.nowrap
+    def sees(self) -> BlockCausal:
+        """See `VAR.sees`; here of entities."""
+        return BlockCausal()
+
+    @property
+    def entities(self) -> ScalePyramid:
+        """The entities as the levels of a pyramid, in the order in which they are drawn."""
+        n = self.cells
+        shapes = tuple((h // n, w // n) for h, w in self.pyramid.shapes for _ in range(n * n))
+        return ScalePyramid(shapes, grid=self.pyramid.grid)
+
+    @property
+    def order(self) -> np.ndarray:
+        """int [L]: where in the pyramid each token of the entities stands."""
+        return _cell_order(self.pyramid, self.cells)
+
+    @nn.nowrap
+    def flops(self, pyramid: ScalePyramid, levels: range) -> float:
+        """Matrix-product operations of a training pass."""
+        width, length, count = self.width, self.pyramid.length, self.entities.num_levels
+        pairs = sum(s.pairs for s in key_segments(self.entities, BlockCausal()))
+        token = 4 * width**2 + 3 * width * GatedMLP.hidden(width)
+        block = length * token + 2 * pairs * width + count * 6 * width**2
+        ends = length * (self.code_dim * width + width**2)
+        time = count * (2 * TIME_FREQUENCIES * width + width**2)
+        blocks = self.depth + (self.decoder_depth or self.depth)
+        return 2.0 * (blocks * block + ends + time)
+
+    def setup(self) -> None:
+        width, std = self.width, init_std(self.width)
+
+        def table(name: str) -> jax.Array:
+            init = nn.initializers.normal(0.02)
+            boxed = nn.with_logical_partitioning(init, ("position", "embed"))
+            return self.param(name, boxed, (self.pyramid.length, width), jnp.float32)
+
+        def gain(name: str) -> jax.Array:
+            boxed = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+            return self.param(name, boxed, (width,), jnp.float32)
+
+        self._condition = self.conditioning()
+        nn.share_scope(self, self._condition)
+        self.time = TimeEmbedding(width, jnp.float32)
+        self.encoder_position = table("encoder_position")
+        self.decoder_position = table("decoder_position")
+        self.input_norm, self.encoder_norm = gain("input_norm"), gain("encoder_norm")
+        self.decoder_norm = gain("decoder_norm")
+        self.token_projection = Linear((self.code_dim,), (width,), ("code", "embed"), std)
+        self.decoder_projection = Linear(
+            (width,), (width,), ("cond", "embed"), std, self.dtype, sum_dtype=jnp.float32
+        )
+        loop = (0.0, self.remat, self.scan_unroll)
+        self.encoder = Stack(self._settings(self.depth), *loop)
+        self.decoder = Stack(self._settings(self.decoder_depth or self.depth), *loop)
+
+    def __call__(
+        self,
+        noisy: Float[jax.Array, "B n D"],
+        given: Any,
+        keys: jax.Array | None = None,
+        *,
+        times: Float[jax.Array, "B k"] | None = None,
+        levels: range | None = None,
+        cache: EntityCache | None = None,
+    ) -> tuple[Float[jax.Array, "B n C"], EntityCache | None]:
+        """One pass over consecutive entities: all of them (training), or one (sampling).
+
+        Args:
+          noisy: their latents.
+          given: what is asked for, see `Conditioner`; class labels int32 [B] by default.
+          keys: one PRNG key for each example [B], for dropout of the condition; None in evaluation.
+          times: of each entity: 0 is data, 1 is noise, the default.
+          levels: of the entities; all by default.
+          cache: None to attend within the pass only; else what the pass over the entity before
+            returned, a new one before the first; of a pass over one entity.
+
+        Returns:
+          float32 hidden states, normalised, ready for the head; and None without a cache, else
+          the cache of the next entity.
+        """
+        levels = range(self.entities.num_levels) if levels is None else levels
+        if times is None:
+            times = jnp.ones((len(noisy), len(levels)))
+        asked = self._condition(given, keys).vector[:, None] + self.time(times)
+        condition = Condition(asked, runs=self.entities.part(levels).sizes)
+        tokens = self.entities.tokens(levels)
+
+        x = self.token_projection(noisy.astype(jnp.float32)) + self.encoder_position[tokens]
+        x = rms_norm(x) * self.input_norm
+        x, encoder = self._blocks(self.encoder, x, condition, levels, cache and cache.encoder)
+        # Said as after a block, for a mesh with a tensor axis.
+        x = nn.with_logical_constraint(
+            rms_norm(x.astype(jnp.float32)) * self.encoder_norm, ("batch", "length", "act_embed")
+        )
+        x = self.decoder_projection(x) + self.decoder_position[tokens]
+        x, decoder = self._blocks(self.decoder, x, condition, levels, cache and cache.decoder)
+        hidden = rms_norm(x.astype(jnp.float32)) * self.decoder_norm
+        made = None if encoder is None or decoder is None else EntityCache(encoder, decoder)
+        return hidden, made
+
+    def _blocks(
+        self, stack: Stack, x: jax.Array, condition: Condition, levels: range, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
+        """A stack, and its cache with the entity of the pass."""
+        angles = _angles(self.pyramid, self.cells, self.width // self.num_heads)
+        angles = angles[self.entities.tokens(levels)]
+        x, new = stack(
+            x,
+            condition,
+            lambda cached: key_segments(self.entities, BlockCausal(), levels, cached),
+            lambda t: rotate_pairs(t, angles),
+            cache,
+        )
+        if cache is None:
+            return x, None
+        # Not the modulation, which is of a time.
+        before: Iterable[Any] = cache.runs or ((),)
+        return x, Cache(tuple((*old, *made) for old, made in zip(before, new.runs, strict=True)))
+
+
+@functools.cache
+def _cell_order(pyramid: ScalePyramid, cells: int) -> np.ndarray:
+    found = []
+    for start, (h, w) in zip(pyramid.offsets, pyramid.shapes, strict=False):
+        tokens = np.arange(start, start + h * w)
+        cut = tokens.reshape(cells, h // cells, cells, w // cells)
+        found.append(cut.transpose(0, 2, 1, 3).reshape(-1))
+    return np.concatenate(found)
+
+
+@functools.cache
+def _angles(pyramid: ScalePyramid, cells: int, head_dim: int) -> np.ndarray:
+    """float32 [L, head_dim / 2]: a level's tokens stand in its whole grid, whatever their cell."""
+    return angles_by_level(pyramid, head_dim)[_cell_order(pyramid, cells)]
