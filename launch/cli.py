@@ -339,7 +339,8 @@ def sampling_settings() -> dict[str, Any]:
     for name, kind in (("cfg", float), ("top_k", int), ("top_p", float), ("temperature", float)):
         given = flags.FLAGS[name].value
         if given is not None:
-            settings[name] = _numbers(name, given, kind)
+            found = numbers(name, given, kind)
+            settings[name] = found[0] if len(found) == 1 else found
     for name in ("cfg_schedule", "smooth"):
         if flags.FLAGS[name].value is not None:
             settings[name] = flags.FLAGS[name].value
@@ -366,15 +367,14 @@ def parse_labels(values: list[str], num_classes: int) -> Any:
     """Labels int32 [n] from text; -1 becomes num_classes, 'no class'."""
     import numpy as np
 
-    numbers = _numbers("labels", values, int)
-    numbers = numbers if isinstance(numbers, tuple) else (numbers,)
-    for label in numbers:
+    labels = numbers("labels", values, int)
+    for label in labels:
         if not -1 <= label < num_classes:
             raise ValueError(
                 f"--labels has {label}, but the classes are 0..{num_classes - 1}, and -1 for 'no "
                 "class'."
             )
-    return np.array([num_classes if label < 0 else label for label in numbers], np.int32)
+    return np.array([num_classes if label < 0 else label for label in labels], np.int32)
 
 
 def json_section(name: str, text: str) -> dict[str, Any]:
@@ -395,8 +395,3 @@ def numbers(name: str, values: list[str], kind: type) -> tuple[Any, ...]:
         raise ValueError(
             f"--{name} takes numbers separated by commas, got {','.join(values)!r}."
         ) from None
-
-
-def _numbers(name: str, values: list[str], kind: type) -> Any:
-    found = numbers(name, values, kind)
-    return found[0] if len(found) == 1 else found

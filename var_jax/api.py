@@ -58,10 +58,8 @@ def load(
     mesh = sharding.make_mesh() if mesh is None else mesh
     path, tokenizer = resolve(path), tokenizer and resolve(tokenizer)
     if str(path).endswith(build.OFFICIAL_FILES):
-        official = build.load_official(
-            str(path), tokenizer and str(tokenizer), patch_nums, group, mesh
-        )
-        return Model(*official, mesh)
+        given = (tokenizer and str(tokenizer), patch_nums, group, mesh)
+        return Model(*build.load_official(str(path), *given), mesh)
     if checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
         return Model(build.load_tokenizer(path).on(mesh), None, mesh)
     loaded = build.load_transformer(path, tokenizer, mesh=mesh, for_sampling=True)
