@@ -10,8 +10,8 @@ launch.reconstruct and fine-tuning (config.train.initial_checkpoint) take OUTPUT
 .pth or safetensors, in parts too (the folder, the index or a part); bare state dicts, the official
 trainer's, Lightning's, with or without the names of wrappers; local or gs://. Where a file holds
 several of a kind, --group names the one to take. Memory stays near the size of the larger file.
-The files of HMAR (its next-scale stage), FlexVAR, MAR, the autoencoder of latent diffusion (KL f16)
-and Infinity's tokenizers are read too.
+The files of HMAR (its next-scale stage), FlexVAR, MAR, xAR, the autoencoder of latent diffusion (KL
+f16) and Infinity's tokenizers are read too.
 
 export writes vae_*.safetensors and var_*.safetensors with the official names, buffers
 included, and the same as .pth where PyTorch is installed.

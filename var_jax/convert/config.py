@@ -13,6 +13,7 @@ from var_jax.pyramid import PATCH_NUMS
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.mar import MAR
 from var_jax.transformer.resized_positions import ResizedPositions
+from var_jax.transformer.xar import XAR
 
 _CODEC = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
 #: Codecs of other published tokenizers: kind and keys.
@@ -44,8 +45,12 @@ _MAR = (
     *("num_classes", "depth", "decoder_depth", "width", "num_heads", "mlp_ratio"),
     "num_buffer",
 )
-#: Guidance of the published MARs by width, in their FID evaluations less 1, see `LinearGuidance`.
+_XAR = ("num_classes", "depth", "decoder_depth", "width", "num_heads", "cells")
+#: Of the published models by width: guidance of MAR and of xAR, that of their FID evaluations less
+#: 1, see `LinearGuidance`; steps of xAR for each cell.
 _MAR_CFG = {768: 1.9, 1024: 2.0, 1280: 2.2}
+_XAR_CFG = {768: 1.7, 1024: 1.3, 1280: 1.2}
+_XAR_STEPS = {768: 40}
 
 
 def _fields(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def transformer_config(tokenizer: VQVAE, network: Network) -> dict[str, Any]:
 
     Sampling is set as in the official FID evaluations, for HMAR that of its d16.
     """
-    model, sampling = _mar(network) if isinstance(network.transformer, MAR) else _var(network)
+    others = {MAR: _mar, XAR: _xar}
+    model, sampling = others.get(type(network.transformer), _var)(network)
     return {**tokenizer_config(tokenizer), "model": model, "sampling": sampling}
 
 
@@ -114,5 +120,18 @@ def _mar(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
             "kind": "random_order",
             "num_iterations": min(256, transformer.pyramid.length),
         },
+    }
+    return model, sampling
+
+
+def _xar(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
+    transformer = network.transformer
+    model = {"transformer": "xar", **_fields(transformer, _XAR), "head": {"kind": "velocity"}}
+    sampling = {
+        "cfg": _XAR_CFG.get(transformer.width, 1.2),
+        "num_steps": _XAR_STEPS.get(transformer.width, 50),
+        "solver": "euler_maruyama",
+        "guidance_interval": 1.0,
+        "decoder": {"kind": "next_entity"},
     }
     return model, sampling

@@ -1,5 +1,5 @@
-"""Files of MAR and of the autoencoder of latent diffusion: all names have a place, and what is read
-is the golden's."""
+"""Files of MAR, of xAR and of their autoencoder: all names have a place, and what is read is the
+golden's."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from family import mar
+from family import mar, xar
 from family.case import Case, nhwc
 from goldens.fill import fill
 from ml_collections import ConfigDict
@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 import var_jax
 from var_jax import build
 from var_jax.build import official_files
+from var_jax.codecs.kl_latent import KLLatent
 from var_jax.convert import official, safetensors_file
-from var_jax.convert.config import tokenizer_config
+from var_jax.convert.config import tokenizer_config, transformer_config
 from var_jax.convert.kl import LATENT_SCALE
+from var_jax.tokenizer.vqvae import VQVAE
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 CASE = Case(GOLDENS / "family/mar")
@@ -76,6 +78,27 @@ def test_the_autoencoder_gives_the_moments_and_pictures_of_its_code(files):
     ):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     assert params["codec"]["moments"][1] == pytest.approx(LATENT_SCALE**-2)
+
+
+@pytest.fixture(scope="module")
+def xar_file(tmp_path_factory):
+    """As its code saves it, with what it computes from the config."""
+    case = Case(GOLDENS / "family/xar")
+    named = json.loads((case.folder / "layout.json").read_text())
+    state = {name: np.zeros(shape, np.float32) for name, shape in named} | case.state()
+    return case, write(tmp_path_factory.mktemp("file") / "xar.safetensors", state)
+
+
+def test_xar_is_the_goldens(xar_file):
+    case, path = xar_file
+    network, params = official.read_network(path, num_heads=case.config["heads"])
+    expected_network, _, expected, _ = xar.case_network(case)
+    assert network == expected_network
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
+    tokenizer = VQVAE(KLLatent(network.xar.pyramid, 16), channels=32)
+    config = ConfigDict(json.loads(json.dumps(transformer_config(tokenizer, network))))
+    assert build.network(config) == network
+    assert build.load_decoder(config).decoder.guidance.weight(3, network.xar.entities) == 1.2
 
 
 def test_an_autoencoder_with_attention_in_both_stages_is_read_too(tmp_path):
