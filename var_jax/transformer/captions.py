@@ -100,11 +100,13 @@ class Captions(nn.Module):
     def written(self, texts: Sequence[str]) -> dict[str, UInt8[np.ndarray, "n T"]]:
         """See `ReadsText`."""
         rows = np.zeros((len(texts), self.caption_length), np.uint8)
+        cut = set()
         for row, text in zip(rows, texts, strict=True):
             text = captions.clean(text, f"The prompt {text!r}")
             row[:] = captions.encode(text, self.caption_length)
             kept = captions.decode(row)
-            if kept != text:
+            if kept != text and text not in cut:
+                cut.add(text)
                 logging.warning(
                     "The prompt %r has %d bytes, of which this model reads %d: %r.",
                     text,
