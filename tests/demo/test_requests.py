@@ -12,7 +12,7 @@ MASK = "00" * 64 + "ff" * 64
 def test_a_drawing_is_read(explorer):
     given = {**DRAWING, "pins": [[0, 31]], "cfg": 2, "top_k": [1, 2, 3, 32], "top_p": 0.5}
     drawing = read_drawing(given, explorer)
-    assert (drawing.label, drawing.seed, drawing.pins) == (3, 5, {0: 31})
+    assert (drawing.asked, drawing.seed, drawing.pins) == (3, 5, {0: 31})
     assert drawing.settings == {"cfg": 2.0, "top_k": (1, 2, 3, 32), "top_p": 0.5}
 
 

@@ -207,7 +207,7 @@ def test_a_file_of_several_groups_takes_one(files, tmp_path):
     ):
         assert name in text
     both = dict(vae=path, transformer=path, patch_nums=PATCH_NUMS)
-    with pytest.raises(ValueError, match=r"2 dicts .*: ema.var, model.var; .* --group"):
+    with pytest.raises(ValueError, match=r"2 dicts .*: ema.var, model.var; .* \(--group\)"):
         import_files(tmp_path / "none", **both)
     for group, shift in (("model", 0), ("ema.var", 1)):
         import_files(tmp_path / group, group=group, **both)
