@@ -18,7 +18,7 @@ NOTEBOOKS = sorted(ROOT.glob("colabs/*.ipynb"))
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 #: Those that train or compile most.
-SLOW = ("editing", "evaluate", "official_weights", "plan_a_pod", "your_images")
+SLOW = ("editing", "evaluate", "official_weights", "plan_a_pod", "pyramid_tour", "your_images")
 
 
 def cells(path, kind):

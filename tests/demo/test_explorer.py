@@ -65,6 +65,7 @@ def test_a_pin_changes_what_follows_from_it_alone(explorer, drawn):
     np.testing.assert_array_equal(explorer.draw(3, seed=9, pins=same).image, drawn.image)
 
 
+@pytest.mark.slow
 def test_it_paints_as_the_model_edits(explorer, random_image):
     mask = np.zeros((32, 32), bool)
     mask[:, 16:] = True

@@ -75,6 +75,7 @@ def test_a_cascade_ranks_what_the_stage_before_kept():
     np.testing.assert_allclose(found.scores, chosen, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_copies_without_noise_are_the_image_and_with_noise_are_the_images_own():
     still = rank(Cascade((3,), (CLASSES,), (3,), noise=0.0))
     np.testing.assert_allclose(still.scores, rank(FLAT).scores, rtol=1e-5)

@@ -30,8 +30,11 @@ def run(*arguments):
     "method, what",
     [
         ("cca", "train"),
-        *(("flowar", what) for what in ("train", "sample")),
-        pytest.param("flowar", "train_tokenizer", marks=pytest.mark.slow),
+        ("flowar", "train"),
+        *(
+            pytest.param("flowar", what, marks=pytest.mark.slow)
+            for what in ("train_tokenizer", "sample")
+        ),
     ],
 )
 def test_a_small_config(method, what):

@@ -87,6 +87,7 @@ def test_at_the_reference_loss_and_gradient_are_known():
     assert dpo == pytest.approx(np.log(2), rel=1e-6) and abs(linear) < 1e-4
 
 
+@pytest.mark.slow
 def test_where_nothing_or_the_same_is_asked_for_an_example_is_its_own_positive():
     params = model()[1]
     # All null: both terms pull the same way, and lambda only divides.

@@ -70,6 +70,7 @@ def gradient(made, params):
     return jax.value_and_grad(value)(params)
 
 
+@pytest.mark.slow
 def test_strength_times_one_more_loss_is_added():
     """Without strength it is FlexVAR's step, value and gradient; and the rest is linear in it."""
     plain = gradient(Likelihood(NETWORK, tokenizer()), params())

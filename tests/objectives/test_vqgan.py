@@ -88,6 +88,7 @@ def adversarial_case():
     return objective, params, frozen, batch, value_and_grad
 
 
+@pytest.mark.slow
 def test_adversary_starts_and_ramps():
     *_, params, _, _, value_and_grad = adversarial_case()
     weights, active = [], []

@@ -148,6 +148,7 @@ def make_tokenizer_and_tokens(folder, config):
         writer.close()
 
 
+@pytest.mark.slow
 def test_a_size_is_an_ordinary_run_and_can_be_scored(tmp_path, config, monkeypatch):
     one = sharding.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(build, "make_mesh", lambda config: one)
