@@ -1,6 +1,7 @@
 """FlexVAR from tokenizer to samples by its smallest config: two schedules, one set of weights."""
 
 import numpy as np
+import pytest
 from recipes import load
 
 import var_jax
@@ -8,6 +9,7 @@ from var_jax import build
 from var_jax.train import loop
 
 
+@pytest.mark.slow
 def test_one_set_of_weights_trains_on_and_draws_several_schedules(tmp_path, monkeypatch):
     config = load("family/flexvar", "smallest")
     config.tokenizer_train.adversarial_weight = 0.0

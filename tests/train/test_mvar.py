@@ -1,6 +1,7 @@
 """MVAR by its smallest config: on from a VAR, by slices of levels; samples without a cache."""
 
 import numpy as np
+import pytest
 from recipes import load
 from untrained import write_model
 
@@ -9,6 +10,7 @@ from var_jax import build
 from var_jax.train.metrics import read_metrics
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_a_var_by_slices_of_levels_and_draws(tmp_path):
     start = write_model(tmp_path / "var")
     config = load("family/mvar", "smallest")

@@ -1,6 +1,7 @@
 """NFIG from tokenizer to samples by its smallest config."""
 
 import numpy as np
+import pytest
 from recipes import load
 
 import var_jax
@@ -8,6 +9,7 @@ from var_jax import build
 from var_jax.train.metrics import read_metrics
 
 
+@pytest.mark.slow
 def test_tokenizer_and_transformer_train_in_bands_and_draw(tmp_path):
     config = load("family/nfig", "smallest")
     config.tokenizer_train.adversarial_weight = 0.0
