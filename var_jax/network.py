@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from var_jax.transformer.mar import MAR
 from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
 from var_jax.transformer.xar import XAR
+
+T = TypeVar("T")
 
 #: How a transformer that does not draw level by level is trained and drawn from.
 _OTHER_WAYS: dict[type, tuple[str, str]] = {
@@ -56,31 +58,19 @@ class Network:
 
     @property
     def mar(self) -> MAR:
-        """The transformer as one that fills in masked tokens.
-
-        Raises:
-          ValueError: it is none.
-        """
-        if not isinstance(self.transformer, MAR):
-            raise ValueError(
-                "'random_order' draws masked tokens of one level, which "
-                f"{type(self.transformer).__name__} does not fill in; choose model.transformer "
-                "'mar', or another objective and decoder."
-            )
-        return self.transformer
+        """The transformer as one that fills in masked tokens; ValueError if it is none."""
+        return self._as(MAR, "fills in masked tokens of one level, as 'random_order' needs")
 
     @property
     def xar(self) -> XAR:
-        """The transformer as one that denoises entity after entity.
+        """The transformer as one that denoises entity after entity; ValueError if it is none."""
+        return self._as(XAR, "denoises, as 'noisy_context' and 'next_entity' need")
 
-        Raises:
-          ValueError: it is none.
-        """
-        if not isinstance(self.transformer, XAR):
+    def _as(self, kind: type[T], does: str) -> T:
+        if not isinstance(self.transformer, kind):
             raise ValueError(
-                "'noisy_context' trains and 'next_entity' draws with a transformer that denoises, "
-                f"which {type(self.transformer).__name__} does not; choose model.transformer "
-                "'xar', or another objective and decoder."
+                f"{kind.__name__} {does}, and {type(self.transformer).__name__} does not; choose "
+                f"model.transformer {kind.__name__.lower()!r}, or another objective and decoder."
             )
         return self.transformer
 

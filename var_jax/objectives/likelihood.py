@@ -230,6 +230,31 @@ class BesideLikelihood:
         return params, ema, stats
 
 
+class OwnPass(BesideLikelihood):
+    """An objective whose network makes no pass over levels but one of its own, in evaluation too.
+    It has `per_token`, as `Likelihood` has."""
+
+    @property
+    def held_out(self) -> Self:
+        """See `NetworkObjective`."""
+        return self
+
+    def loss(
+        self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """See `Objective.loss`."""
+        loss, metrics = self.per_token(params, frozen, batch, keys)
+        value = loss.mean()
+        means = {name: x.mean(0) for name, x in metrics.items()}
+        return value, Aux({"loss": value, **summarise(self.network.transformer.pyramid, means)})
+
+    def per_token(
+        self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Loss of each token, [B, L], and what is reported of it."""
+        raise NotImplementedError
+
+
 def summarise(
     pyramid: ScalePyramid, means: dict[str, Any], levels: range | None = None
 ) -> dict[str, Any]:

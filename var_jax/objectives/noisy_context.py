@@ -17,14 +17,14 @@ from jaxtyping import Float
 from var_jax.heads.latents import check_latents, constant_noise, logit_normal
 from var_jax.heads.linear_velocity import LinearVelocity
 from var_jax.network import Network
-from var_jax.objectives.base import Aux, split_keys
-from var_jax.objectives.likelihood import BesideLikelihood, summarise
+from var_jax.objectives.base import split_keys
+from var_jax.objectives.likelihood import OwnPass
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.layers import by_token
 
 
 @dataclasses.dataclass(frozen=True)
-class NoisyContext(BesideLikelihood):
+class NoisyContext(OwnPass):
     """The mean squared error of the velocity, noise minus data, over all tokens and channels.
 
     In training each entity of each example has a time and noise of its own. In evaluation nothing
@@ -67,20 +67,6 @@ class NoisyContext(BesideLikelihood):
                 f"time_std is {self.time_std} and evaluation_times {self.evaluation_times}; give a "
                 "positive deviation, and 1 pass or more."
             )
-
-    @property
-    def held_out(self) -> NoisyContext:
-        """See `NetworkObjective`: this network makes no other pass."""
-        return self
-
-    def loss(
-        self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        """See `Objective.loss`."""
-        loss, metrics = self.per_token(params, frozen, batch, keys)
-        value = loss.mean()
-        means = {name: x.mean(0) for name, x in metrics.items()}
-        return value, Aux({"loss": value, **summarise(self.network.xar.pyramid, means)})
 
     def per_token(
         self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None

@@ -16,14 +16,14 @@ from jaxtyping import Bool
 from var_jax.heads.flow import FlowHead
 from var_jax.heads.latents import check_latents
 from var_jax.network import Network
-from var_jax.objectives.base import Aux, split_keys
-from var_jax.objectives.likelihood import BesideLikelihood, summarise
+from var_jax.objectives.base import split_keys
+from var_jax.objectives.likelihood import OwnPass
 from var_jax.objectives.masked import over_masked
 from var_jax.tokenizer.vqvae import VQVAE
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomOrder(BesideLikelihood):
+class RandomOrder(OwnPass):
     """The mean of the head's loss over the masked tokens of each example.
 
     Which ones these are is drawn for each example: the first ceil(p L) of a random order of its L
@@ -60,20 +60,6 @@ class RandomOrder(BesideLikelihood):
             )
         if self.std <= 0:
             raise ValueError(f"std is a standard deviation and must be positive: {self.std}.")
-
-    @property
-    def held_out(self) -> RandomOrder:
-        """See `NetworkObjective`: this network makes no other pass."""
-        return self
-
-    def loss(
-        self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, Aux]:
-        """See `Objective.loss`."""
-        loss, metrics = self.per_token(params, frozen, batch, keys)
-        value = loss.mean()
-        means = {name: x.mean(0) for name, x in metrics.items()}
-        return value, Aux({"loss": value, **summarise(self.network.mar.pyramid, means)})
 
     def per_token(
         self, params: Any, frozen: Any, batch: Any, keys: jax.Array | None = None

@@ -20,7 +20,7 @@ from var_jax.settings import Changeable
 from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
 from var_jax.transformer.layers import Linear, init_std
-from var_jax.transformer.stack import REMAT_POLICIES, Stack
+from var_jax.transformer.stack import Stack, check_remat
 
 
 class MAR(nn.Module):
@@ -85,10 +85,7 @@ class MAR(nn.Module):
                 f"num_buffer is {self.num_buffer} and min_masked {self.min_masked}; give 1 token "
                 "or more, and a share from 0 to 1."
             )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"Unknown remat {self.remat!r}; choose one of {sorted(REMAT_POLICIES)}."
-            )
+        check_remat(self.remat)
 
     @nn.nowrap
     def _settings(self, depth: int) -> BlockSettings:

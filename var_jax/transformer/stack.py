@@ -25,6 +25,12 @@ REMAT_POLICIES = {
 }
 
 
+def check_remat(remat: str) -> None:
+    """Raises ValueError for what is none of REMAT_POLICIES."""
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"Unknown remat {remat!r}; choose one of {sorted(REMAT_POLICIES)}.")
+
+
 class Stack(nn.Module):
     """Blocks whose parameters are stacked along a leading axis.
 

@@ -18,7 +18,7 @@ from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
 from var_jax.transformer.layers import AdaLNInit, FinalAdaLN, Linear, init_std
 from var_jax.transformer.mixer import Mixer
 from var_jax.transformer.positions import LearnedPositions, Positions
-from var_jax.transformer.stack import REMAT_POLICIES, Stack
+from var_jax.transformer.stack import Stack, check_remat
 
 
 class VAR(nn.Module):
@@ -77,10 +77,7 @@ class VAR(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.block_settings()  # Raises if they do not fit each other.
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"Unknown remat {self.remat!r}; choose one of {sorted(REMAT_POLICIES)}."
-            )
+        check_remat(self.remat)
 
     @nn.nowrap
     def block_settings(self) -> BlockSettings:

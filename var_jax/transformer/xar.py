@@ -27,7 +27,7 @@ from var_jax.transformer.cache import Cache
 from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
 from var_jax.transformer.layers import AdaLNInit, Linear, init_std, rms_norm
 from var_jax.transformer.rotary import angles_by_level, rotate_pairs
-from var_jax.transformer.stack import REMAT_POLICIES, Stack
+from var_jax.transformer.stack import Stack, check_remat
 from var_jax.transformer.time_embedding import TIME_FREQUENCIES, TimeEmbedding
 
 
@@ -91,10 +91,7 @@ class XAR(nn.Module):
                 f"Levels of {self.pyramid.shapes} cannot be cut into {self.cells} x {self.cells} "
                 "cells; give a divisor of all sides, or 1 for whole levels."
             )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"Unknown remat {self.remat!r}; choose one of {sorted(REMAT_POLICIES)}."
-            )
+        check_remat(self.remat)
 
     @nn.nowrap
     def _settings(self, depth: int) -> BlockSettings:
