@@ -12,12 +12,13 @@ from family import mar, xar
 from family.case import Case, nhwc
 from goldens.fill import fill
 from ml_collections import ConfigDict
+from recipes import load
 
 import var_jax
 from var_jax import build
 from var_jax.build import official_files
 from var_jax.codecs.kl_latent import KLLatent
-from var_jax.convert import official, safetensors_file
+from var_jax.convert import official, safetensors_file, vit
 from var_jax.convert.config import tokenizer_config, transformer_config
 from var_jax.convert.kl import LATENT_SCALE
 from var_jax.tokenizer.vqvae import VQVAE
@@ -87,6 +88,18 @@ def xar_file(tmp_path_factory):
     named = json.loads((case.folder / "layout.json").read_text())
     state = {name: np.zeros(shape, np.float32) for name, shape in named} | case.state()
     return case, write(tmp_path_factory.mktemp("file") / "xar.safetensors", state)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+@pytest.mark.parametrize("method", ["mar", "xar"])
+def test_published_sizes_are_drawn_from_as_their_configs_say(method, size):
+    config = load(f"family/{method}", size)
+    network = build.network(config)
+    made = transformer_config(build.tokenizer(config), network)
+    assert made["model"]["decoder_depth"] is None and made["model"]["width"] == config.model.width
+    for name in ("cfg", "num_steps"):
+        assert made["sampling"][name] == config.sampling[name]
+    assert vit.num_heads(network.transformer.width, None, "") == network.transformer.num_heads
 
 
 def test_xar_is_the_goldens(xar_file):

@@ -93,14 +93,9 @@ def tokenizer_name(name: str, num_stages: int) -> str:
 def _infer_tokenizer(
     tensors: Tensors, patch_nums: Sequence[int] | None = None, what: str = "The file"
 ) -> vqvae.TokenizerShape:
-    names = [re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", name) for name in tensors]
-    blocks = [(int(m[1]), int(m[2])) for m in names if m]
-    stages = 1 + max(stage for stage, _ in blocks)
     channels, image_channels, _, _ = shape_of(tensors, "encoder.conv_in.weight", 4, what)
-    widths = [
-        shape_of(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4, what)[0]
-        for i in range(stages)
-    ]
+    block = "encoder.conv_blocks.{stage}.res.{block}."
+    multipliers, num_res_blocks = vqvae.stages(tensors, channels, what, block)
     vocab_size, code_dim = shape_of(tensors, "quantize.embedding.weight", 2, what)
     return vqvae.TokenizerShape(
         vocab_size=vocab_size,
@@ -109,8 +104,8 @@ def _infer_tokenizer(
         phi_ratio=0.0,
         image_channels=image_channels,
         channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        num_res_blocks=1 + max(block for _, block in blocks),
+        multipliers=multipliers,
+        num_res_blocks=num_res_blocks,
         attention="encoder.mid.1.q.weight" in tensors,
         patch_nums=tuple(patch_nums or PATCH_NUMS[256]),
     )

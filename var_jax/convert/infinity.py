@@ -6,7 +6,6 @@ any; where none are given, they are those of 256 px.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,12 +37,9 @@ def _infer(
     def size(layer: str) -> tuple[int, ...]:
         return shape_of(tensors, f"{layer}.conv.weight", 4, what)
 
-    names = [re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.", name) for name in tensors]
-    blocks = [(int(m[1]), int(m[2])) for m in names if m]
-    stages = 1 + max((stage for stage, _ in blocks), default=0)
     channels, image_channels, _, _ = size("encoder.conv_in")
     bits = size("encoder.conv_out")[0]
-    widths = [size(f"encoder.down.{i}.block.0.conv1")[0] for i in range(stages)]
+    multipliers, num_res_blocks = vqvae.stages(tensors, channels, what, first="conv1.conv.weight")
     return vqvae.TokenizerShape(
         vocab_size=2**bits,
         code_dim=bits,
@@ -51,8 +47,8 @@ def _infer(
         phi_ratio=0.0,
         image_channels=image_channels,
         channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        num_res_blocks=1 + max((block for _, block in blocks), default=0),
+        multipliers=multipliers,
+        num_res_blocks=num_res_blocks,
         attention=False,
         patch_nums=tuple(patch_nums or PATCH_NUMS_256),
     )

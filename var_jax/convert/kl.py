@@ -6,7 +6,6 @@ the latents of 256 px.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +28,6 @@ def _infer(
     def size(name: str) -> tuple[int, ...]:
         return shape_of(tensors, f"{name}.weight", 4, what)
 
-    names = [re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.", name) for name in tensors]
-    blocks = [(int(m[1]), int(m[2])) for m in names if m]
-    stages = 1 + max((stage for stage, _ in blocks), default=0)
     channels, image_channels, _, _ = size("encoder.conv_in")
     latents, widest, _, _ = size("post_quant_conv")
     encoded, _, _, _ = size("encoder.conv_out")
@@ -40,7 +36,7 @@ def _infer(
             f"{what} encodes to {encoded} channels and decodes {latents} of {widest}; only an "
             "autoencoder whose encoder gives mean and variance of each latent channel is read."
         )
-    widths = [size(f"encoder.down.{i}.block.0.conv1")[0] for i in range(stages)]
+    multipliers, num_res_blocks = vqvae.stages(tensors, channels, what)
     return vqvae.TokenizerShape(
         vocab_size=0,
         code_dim=latents,
@@ -48,11 +44,11 @@ def _infer(
         phi_ratio=0.0,
         image_channels=image_channels,
         channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        num_res_blocks=1 + max((block for _, block in blocks), default=0),
+        multipliers=multipliers,
+        num_res_blocks=num_res_blocks,
         attention="encoder.mid.attn_1.q.weight" in tensors,
         patch_nums=tuple(patch_nums or (16,)),
-        decoder_attention=f"decoder.up.{stages - 1}.attn.0.q.weight" in tensors,
+        decoder_attention=f"decoder.up.{len(multipliers) - 1}.attn.0.q.weight" in tensors,
     )
 
 

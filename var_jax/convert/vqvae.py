@@ -147,21 +147,7 @@ def infer(
 
     vocab_size, code_dim = shape("quantize.embedding.weight", 2)
     channels, image_channels, _, _ = shape("encoder.conv_in.weight", 4)
-    blocks = {
-        (int(m[1]), int(m[2]))
-        for name in state
-        if (m := re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.", name))
-    }
-    stages = 1 + max((stage for stage, _ in blocks), default=0)
-    multipliers = []
-    for stage in range(stages):
-        width = shape(f"encoder.down.{stage}.block.0.conv1.weight", 4)[0]
-        if width % channels:
-            raise ValueError(
-                f"{what} has stage {stage} of width {width}, no multiple of the first width "
-                f"{channels}."
-            )
-        multipliers.append(width // channels)
+    multipliers, num_res_blocks = stages(state, channels, what)
     phi_sharing, has_phi = _phi_sharing(state)
     hits = state.get("quantize.ema_vocab_hit_SV")
     num_levels = hits.shape[0] if hits is not None and len(hits.shape) == 2 else None
@@ -187,11 +173,47 @@ def infer(
         phi_ratio=0.5 if has_phi else 0.0,
         image_channels=image_channels,
         channels=channels,
-        multipliers=tuple(multipliers),
-        num_res_blocks=1 + max((block for _, block in blocks), default=0),
+        multipliers=multipliers,
+        num_res_blocks=num_res_blocks,
         attention="encoder.mid.attn_1.qkv.weight" in state,
         patch_nums=tuple(patch_nums),
     )
+
+
+def stages(
+    state: Mapping[str, LazyTensor],
+    channels: int,
+    what: str,
+    block: str = "encoder.down.{stage}.block.{block}.",
+    first: str = "conv1.weight",
+) -> tuple[tuple[int, ...], int]:
+    """What the blocks of an encoder say.
+
+    Args:
+      state: the tokenizer's tensors.
+      channels: width of the first convolution.
+      what: names the file in messages.
+      block: beginning of the names of a stage's residual block.
+      first: name of its first convolution's kernel.
+
+    Returns:
+      The width of each stage in units of channels, and the number of residual blocks of a stage.
+
+    Raises:
+      ValueError: a width is no multiple of channels.
+    """
+    pattern = re.escape(block).replace(r"\{stage\}", r"(\d+)").replace(r"\{block\}", r"(\d+)")
+    found = [(int(m[1]), int(m[2])) for name in state if (m := re.match(pattern, name))]
+    multipliers = []
+    for stage in range(1 + max((stage for stage, _ in found), default=0)):
+        width = shape_of(state, f"{block.format(stage=stage, block=0)}{first}", 4, what)[0]
+        if width % channels:
+            raise ValueError(
+                f"{what} has stage {stage} of width {width}, no multiple of the first width "
+                f"{channels}."
+            )
+        multipliers.append(width // channels)
+    return tuple(multipliers), 1 + max((number for _, number in found), default=0)
 
 
 def _phi_sharing(state: Mapping[str, LazyTensor]) -> tuple[int, bool]:
