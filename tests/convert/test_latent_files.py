@@ -99,7 +99,7 @@ def test_published_sizes_are_drawn_from_as_their_configs_say(method, size):
     assert made["model"]["decoder_depth"] is None and made["model"]["width"] == config.model.width
     for name in ("cfg", "num_steps"):
         assert made["sampling"][name] == config.sampling[name]
-    assert vit.num_heads(network.transformer.width, None, "") == network.transformer.num_heads
+    assert vit.NUM_HEADS[network.transformer.width] == network.transformer.num_heads
 
 
 def test_xar_is_the_goldens(xar_file):

@@ -1,6 +1,6 @@
 """Methods with other needs than each other's, as commands on two processes beside one device:
 codes; float targets that are drawn with noise; a frozen reference that is cut as what trains; an
-adapter of a base.
+adapter of a base; passes that are not over levels.
 """
 
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from var_jax.train.metrics import read_metrics
 
 #: Tokens of VAR are also those of test_two_processes.py.
-_SLOW = ("mnist5k", "family/flowar", "family/lora")
+_SLOW = ("mnist5k", *(f"family/{name}" for name in ("flowar", "lora", "mar", "xar")))
 METHODS = [*(pytest.param(name, marks=pytest.mark.slow) for name in _SLOW), "family/cca"]
 
 

@@ -38,16 +38,12 @@ def _blocks(side: str) -> list[Row]:
 
 
 _NET, _OURS = "diffloss.net", "head/denoiser"
-#: Names of `_joined`. Letters: b class, c d i o width, h head dim, n head, p position, s one of
-#: query, key and value, of the modulation's vectors or of two norms.
+#: Names of `_joined`; letters as in `vit.ROWS`, and b class, s also one of two norms.
 ROWS = (
     Row("transformer/class_embedding", "class_emb.weight+fake_latent", "b c -> b c"),
-    Row("transformer/encoder_position", "encoder_pos_embed_learned", "1 p c -> p c"),
-    Row("transformer/decoder_position", "decoder_pos_embed_learned", "1 p c -> p c"),
+    *vit.ROWS,
     Row("transformer/state_position", "diffusion_pos_embed_learned", "1 p c -> p c"),
     Row("transformer/mask_embedding", "mask_token", "1 1 c -> 1 c"),
-    *linear("transformer/token_projection", "z_proj"),
-    *linear("transformer/decoder_projection", "decoder_embed"),
     *_norm("transformer/input_norm", "z_proj_ln"),
     *_norm("transformer/encoder_norm", "encoder_norm"),
     *_norm("transformer/decoder_norm", "decoder_norm"),
@@ -66,30 +62,20 @@ ROWS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class MARShape:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MARShape(vit.Stacks):
     """What the names and shapes of a file say.
 
     Attributes:
-      depth, decoder_depth, width, num_heads, num_buffer, mlp_ratio, num_classes, code_dim: as in
-        `MAR`.
+      num_buffer, mlp_ratio: as in `MAR`.
       net_width, net_depth: as in `DiffusionHead`.
-      patch_nums: side length of the only level.
-      vocab_size: 0, there are no codes.
+      Others as in `Stacks`.
     """
 
-    depth: int
-    decoder_depth: int
-    width: int
-    num_heads: int
     num_buffer: int
     mlp_ratio: float
-    num_classes: int
-    code_dim: int
     net_width: int
     net_depth: int
-    patch_nums: tuple[int, ...]
-    vocab_size: int = 0
 
 
 def _infer(
@@ -98,25 +84,16 @@ def _infer(
     num_heads: int | None = None,
     what: str = "The file",
 ) -> MARShape:
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        return shape_of(tensors, name, rank, what)
-
-    _, buffered, width = shape("encoder_pos_embed_learned", 3)
-    level = vit.one_level(tensors, "diffusion_pos_embed_learned", patch_nums, what)
-    vit.check_widths(tensors, width, what)
-    net_width, code_dim = shape(f"{_NET}.input_proj.weight", 2)
+    positions = "diffusion_pos_embed_learned"
+    stacks = vit.read_stacks(tensors, positions, patch_nums, num_heads, what)
+    _, length, width = shape_of(tensors, positions, 3, what)
     return MARShape(
-        depth=vit.depth(tensors, r"encoder_blocks\.(\d+)\."),
-        decoder_depth=vit.depth(tensors, r"decoder_blocks\.(\d+)\."),
-        width=width,
-        num_heads=vit.num_heads(width, num_heads, what),
-        num_buffer=buffered - level[0] ** 2,
-        mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
-        num_classes=shape("class_emb.weight", 2)[0],
-        code_dim=code_dim,
-        net_width=net_width,
+        **stacks,
+        num_classes=shape_of(tensors, "class_emb.weight", 2, what)[0],
+        num_buffer=shape_of(tensors, "encoder_pos_embed_learned", 3, what)[1] - length,
+        mlp_ratio=shape_of(tensors, "encoder_blocks.0.mlp.fc1.weight", 2, what)[0] / width,
+        net_width=shape_of(tensors, f"{_NET}.input_proj.weight", 2, what)[0],
         net_depth=vit.depth(tensors, r"diffloss\.net\.res_blocks\.(\d+)\."),
-        patch_nums=level,
     )
 
 
@@ -151,6 +128,7 @@ def _joined(tensors: Tensors) -> Tensors:
     if labels in found and null in found and found[null].shape == (1, *found[labels].shape[1:]):
         table, row = found.pop(labels), found.pop(null)
         found[f"{labels}+{null}"] = vit.made(
+            table,
             (table.shape[0] + 1, *table.shape[1:]),
             lambda: np.concatenate([table.read(), row.read()]),
         )
@@ -161,7 +139,9 @@ def _joined(tensors: Tensors) -> Tensors:
                 pair = found.pop(name), found.pop(other)
                 # A block stores what is added to a scale of 1.
                 start = 1 if m[2] == "weight" else 0
-                found[f"{m[1]}1+norm2.{m[2]}"] = vit.made((2, *tensor.shape), _stack, pair, start)
+                found[f"{m[1]}1+norm2.{m[2]}"] = vit.made(
+                    tensor, (2, *tensor.shape), _stack, pair, start
+                )
     return found
 
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
-from var_jax.convert import flexvar, hmar, infinity, kl, mapping, mar, var, vqvae, xar
+from var_jax.convert import flexvar, hmar, infinity, kl, mapping, mar, var, vit, vqvae, xar
 from var_jax.convert.layouts import Layout, abstract_params, make_network, make_tokenizer
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.torch_file import open_state
@@ -71,7 +71,7 @@ def network_slots(network: Network) -> dict[str, mapping.Slot]:
     return mapping.expand(var.ROWS, abstract_network(network))
 
 
-TransformerShape = var.TransformerShape | mar.MARShape | xar.XARShape
+TransformerShape = var.TransformerShape | vit.Stacks
 
 #: Of the codes whose files are read, by kind of model; the first that fits a file counts.
 LAYOUTS: dict[str, tuple[Layout, ...]] = {

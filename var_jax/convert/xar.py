@@ -1,8 +1,10 @@
-"""The transformer of xAR (OliverRensu/xAR), which is its denoiser."""
+"""The transformer of xAR (OliverRensu/xAR), which is its denoiser.
+
+That it draws 2 x 2 cells its file does not say.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from var_jax.convert import mapping, vit
@@ -27,43 +29,19 @@ def _blocks(side: str) -> list[Row]:
     ]
 
 
-#: Names of `vit.apart`. Letters: b class, c d i o width, h head dim, n head, p position, s one of
-#: query, key and value or of the modulation's vectors.
+#: Names of `vit.apart`; letters as in `vit.ROWS`, and b class.
 ROWS = (
     Row("transformer/class_embedding", "class_emb.weight", "b c -> b c"),
-    Row("transformer/encoder_position", "encoder_pos_embed_learned", "1 p c -> p c"),
-    Row("transformer/decoder_position", "decoder_pos_embed_learned", "1 p c -> p c"),
+    *vit.ROWS,
     Row("transformer/input_norm", "z_proj_ln.weight", "c -> c"),
     Row("transformer/encoder_norm", "encoder_norm.weight", "c -> c"),
     Row("transformer/decoder_norm", "decoder_norm.weight", "c -> c"),
     *linear("transformer/time/up", "time_embed.mlp.0"),
     *linear("transformer/time/out", "time_embed.mlp.2"),
-    *linear("transformer/token_projection", "z_proj"),
-    *linear("transformer/decoder_projection", "decoder_embed"),
     *_blocks("encoder"),
     *_blocks("decoder"),
     *linear("head/out", "pred"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class XARShape:
-    """What the names and shapes of a file say; that there are 2 x 2 cells they do not.
-
-    Attributes:
-      depth, decoder_depth, width, num_heads, num_classes, code_dim: as in `XAR`.
-      patch_nums: side length of the only level.
-      vocab_size: 0, there are no codes.
-    """
-
-    depth: int
-    decoder_depth: int
-    width: int
-    num_heads: int
-    num_classes: int
-    code_dim: int
-    patch_nums: tuple[int, ...]
-    vocab_size: int = 0
 
 
 def _infer(
@@ -71,21 +49,15 @@ def _infer(
     patch_nums: Sequence[int] | None = None,
     num_heads: int | None = None,
     what: str = "The file",
-) -> XARShape:
-    width, code_dim = shape_of(tensors, "z_proj.weight", 2, what)
-    vit.check_widths(tensors, width, what)
-    return XARShape(
-        depth=vit.depth(tensors, r"encoder_blocks\.(\d+)\."),
-        decoder_depth=vit.depth(tensors, r"decoder_blocks\.(\d+)\."),
-        width=width,
-        num_heads=vit.num_heads(width, num_heads, what),
+) -> vit.Stacks:
+    positions = "encoder_pos_embed_learned"
+    return vit.Stacks(
+        **vit.read_stacks(tensors, positions, patch_nums, num_heads, what),
         num_classes=shape_of(tensors, "class_emb.weight", 2, what)[0] - 1,
-        code_dim=code_dim,
-        patch_nums=vit.one_level(tensors, "encoder_pos_embed_learned", patch_nums, what),
     )
 
 
-def _build(shape: XARShape, tensors: Tensors) -> Network:
+def _build(shape: vit.Stacks, tensors: Tensors) -> Network:
     transformer = XAR(
         ScalePyramid.from_patch_nums(shape.patch_nums),
         shape.num_classes,
