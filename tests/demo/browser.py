@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 
+import numpy as np
 import pytest
 
 #: Names of the browser and its driver.
@@ -37,3 +38,53 @@ def opened(width=1280, height=1400, dark=False):
         yield driver
     finally:
         driver.quit()
+
+
+class Tab:
+    """What a person does in a tab."""
+
+    def __init__(self, driver, address, settings=""):
+        self.driver = driver
+        driver.get("about:blank")  # Another fragment alone would load nothing.
+        driver.get(f"{address}#{settings}")
+        self.wait("the first picture", "document.getElementById('python').textContent")
+
+    def run(self, script, *args):
+        return self.driver.execute_script(script, *args)
+
+    def wait(self, what, condition):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        ready = f"return Boolean({condition}) && !document.body.classList.contains('busy')"
+        WebDriverWait(self.driver, 300, 0.05).until(lambda d: d.execute_script(ready), what)
+
+    def find(self, css):
+        return self.driver.find_element("css selector", css)
+
+    def click(self, css):
+        found = self.find(css)
+        self.run("arguments[0].scrollIntoView({block: 'center'})", found)
+        found.click()
+
+    def type(self, css, text):
+        box = self.find(css)
+        self.run("arguments[0].value = ''", box)
+        box.send_keys(text)
+
+    def source(self, css):
+        return self.find(css).get_attribute("src")
+
+    def text(self, css):
+        return self.run("return document.querySelector(arguments[0]).textContent", css)
+
+    def tokens(self):
+        names = self.run("return [...document.querySelectorAll('.token')].map((x) => x.ariaLabel)")
+        return np.array([int(name.split("code ")[1].split(",")[0]) for name in names])
+
+    def visible(self, css):
+        return self.find(css).is_displayed()
+
+    def errors(self):
+        """What the console complains of, but for answers that refuse."""
+        lines = [x["message"] for x in self.driver.get_log("browser") if x["level"] == "SEVERE"]
+        return [line for line in lines if "the server responded with a status of 400" not in line]

@@ -5,7 +5,7 @@ import jax
 import methods
 import numpy as np
 import pytest
-from test_browser import Tab
+from browser import Tab
 from untrained import write_model
 
 import var_jax
