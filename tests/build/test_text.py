@@ -12,7 +12,6 @@ import var_jax
 from var_jax import build
 from var_jax.build import experiment
 from var_jax.data.token_cache import TokenCache
-from var_jax.demo.explorer import Explorer
 from var_jax.parallel import sharding
 from var_jax.train.metrics import read_metrics
 
@@ -99,8 +98,6 @@ def test_what_takes_labels_takes_texts(model):
     np.testing.assert_array_equal(kept, images)
     with pytest.raises(ValueError, match="conditioned on text, got 3"):
         model.edit(images, [3, 1])
-    with pytest.raises(ValueError, match="what is asked for here are classes"):
-        Explorer(model)
 
 
 def test_a_grid_needs_prompts_and_no_classes(folder):
