@@ -142,6 +142,13 @@ def test_a_folder_with_a_list_and_pictures_held_out(tmp_path):
     assert seen == expected | {"b/3.png": ("picture b/3.png", "another")}
 
 
+def test_a_folder_with_a_table(tmp_path):
+    rows = 'text,file_name,id\n"a red, red bird",a.png,1\nzwei,b.png,2\n"and\nlines",b.png,3\n'
+    source = folder(make_folder(tmp_path, ["a.png", "b.png"], {"metadata.csv": "\ufeff" + rows}))
+    assert source[0]["captions"] == ("a red, red bird",) and not source.left_out
+    assert source[1]["captions"] == ("zwei", "and lines")
+
+
 @pytest.mark.parametrize(
     "texts, lines, message",
     [
@@ -159,6 +166,12 @@ def test_a_folder_with_a_list_and_pictures_held_out(tmp_path):
         ({}, [[1]], "Line 1 of .* needs a 'file_name'"),
         ({"metadata.jsonl": "{"}, None, "Line 1 of .* is no JSON"),
         ({"metadata.jsonl": b"\xfe"}, None, "metadata.jsonl is no UTF-8 text"),
+        ({"metadata.csv": ""}, [{"file_name": "a.png", "text": "a"}], "jsonl and .*; remove one"),
+        ({"metadata.csv": "file_name,text\na.png,a\n"}, None, "has no caption for 'b.png'"),
+        ({"metadata.csv": "file_name,words\na.png,a\n"}, None, "that says file_name, words"),
+        ({"metadata.csv": "file_name,text\na.png,a,b\n"}, None, "Line 2 .* no more values"),
+        ({"metadata.csv": 'file_name,text\na.png,"a\n'}, None, "metadata.csv: unexpected end of data"),
+        ({"metadata.csv": "file_name,text\nc.png,a\n"}, None, "Line 2 .* names 'c.png'"),
     ],
 )
 def test_mistakes_in_a_folder_are_sentences(tmp_path, texts, lines, message):

@@ -22,6 +22,7 @@ from var_jax.settings import Changeable
 
 #: Options of data sources that name places in a file system.
 _PATH_OPTIONS = ("path", "data_dir", "val_labels")
+_NOT_OF_IMAGES = (*_PATH_OPTIONS, "captions", "caption_key")
 #: All keys that do, beside the networks that a decoder holds.
 _PATHS = (
     "tokenizer_checkpoint",
@@ -164,7 +165,7 @@ def cached_from(config: ConfigDict) -> dict[str, Any]:
     """
     options = read_section(config, "data", DATA).get("options", {})
     return {
-        "options": {k: v for k, v in options.items() if k not in (*_PATH_OPTIONS, "captions")},
+        "options": {k: v for k, v in options.items() if k not in _NOT_OF_IMAGES},
         "transform": dataclasses.asdict(transform(config, train=True)),
     }
 

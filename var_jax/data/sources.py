@@ -237,6 +237,7 @@ REGISTRY = {
     "mnist5k": "sources:mnist5k",
     "emoji": "emoji:emoji",
     "folder": "folder:folder",
+    "tar": "tar_samples:tar",
     "tfds": "tfds:TfdsSource",
     "array_record": "shards:image_shards",
     "tokens": "token_cache:token_cache",
@@ -261,8 +262,9 @@ def make_source(name: str, split: str, /, **options: Any) -> Source:
 
     Args:
       name: 'mnist5k'; 'emoji' (size=64); 'folder' (path, held_out=0, class_names=None,
-        val_labels=None, captions=False); 'tfds' (builder='imagenet2012:5.1.0' or its directory,
-        data_dir=None, image_key='image', label_key='label'); 'array_record' (path: what
+        val_labels=None, captions=False); 'tar' (path, files='*.tar', held_out=0, class_names=None,
+        captions=False); 'tfds' (builder='imagenet2012:5.1.0' or its directory, data_dir=None,
+        image_key='image', label_key='label', caption_key=None); 'array_record' (path: what
         launch.prepare_imagenet wrote); 'tokens' (path: what launch.cache_tokens wrote,
         fingerprint=None); 'synthetic' (num_records, size, channels, num_classes).
       split: 'train' or 'val'; tfds: any split expression such as 'train[:10%]'.

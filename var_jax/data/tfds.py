@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from var_jax.data import shards
+from var_jax.data.captions import clean
 
 
 class TfdsSource:
@@ -25,6 +27,8 @@ class TfdsSource:
       data_dir: where prepared data sets lie; by default $TFDS_DATA_DIR or tfds' own.
       image_key: feature that holds the picture.
       label_key: feature that holds the class, or None for one class 'all'.
+      caption_key: feature that holds the captions, a text or a sequence of them; a slash goes into
+        a feature, as 'captions/text' of COCO. None reads none.
 
     Raises:
       FileNotFoundError: nothing prepared there, or not all of it.
@@ -38,6 +42,7 @@ class TfdsSource:
         data_dir: epath.PathLike | None = None,
         image_key: str = "image",
         label_key: str | None = "label",
+        caption_key: str | None = None,
     ) -> None:
         try:
             import tensorflow_datasets as tfds
@@ -80,6 +85,10 @@ class TfdsSource:
                     f"The data set {name} has no feature {key!r}; it has "
                     f"{', '.join(sorted(features))}."
                 )
+        self._caption_path = tuple(caption_key.split("/")) if caption_key else ()
+        self.captioned = caption_key is not None
+        if caption_key is not None:
+            _check_text(features, self._caption_path, name)
         shape = getattr(features[image_key], "shape", None) or (None, None, 3)
         self.channels = 1 if shape[-1] == 1 else 3
         if label_key is None:
@@ -122,7 +131,11 @@ class TfdsSource:
     def _record(self, example: dict[str, Any]) -> dict[str, Any]:
         image = example[self._image_key]
         label = 0 if self._label_key is None else int(example[self._label_key])
-        return {"image": image if isinstance(image, np.ndarray) else bytes(image), "label": label}
+        image = image if isinstance(image, np.ndarray) else bytes(image)
+        record: dict[str, Any] = {"image": image, "label": label}
+        if self.captioned:
+            record["captions"] = _texts(example, self._caption_path, self._title)
+        return record
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._record(self._data[index])
@@ -134,3 +147,29 @@ class TfdsSource:
     def name(self, index: int) -> str:
         """E.g. 'imagenet2012/5.1.0/train[12]'."""
         return f"{self._title}[{index}]"
+
+
+def _check_text(features: Any, path: Sequence[str], name: str) -> None:
+    """Raises ValueError if a data set has no texts there."""
+    found: Any = features
+    for part in path:
+        inner = getattr(found, "feature", found)  # Of a sequence.
+        keys = list(inner) if hasattr(inner, "keys") else []
+        if part not in keys:
+            raise ValueError(
+                f"The data set {name} has no feature {'/'.join(path)!r}; at {part!r} it has "
+                f"{', '.join(sorted(keys)) or 'none'}."
+            )
+        found = inner[part]
+    inner = getattr(found, "feature", found)
+    if hasattr(inner, "keys") or not np.issubdtype(inner.np_dtype, np.object_):
+        raise ValueError(f"Feature {'/'.join(path)!r} of {name} is no text; choose another.")
+
+
+def _texts(example: Any, path: Sequence[str], where: str) -> tuple[str, ...]:
+    """The texts at a path of an example, empty ones left out."""
+    for part in path:
+        example = [e[part] for e in example] if isinstance(example, list) else example[part]
+    texts = [example] if isinstance(example, str | bytes) else list(example)
+    decoded = (text.decode() if isinstance(text, bytes) else str(text) for text in texts)
+    return tuple(filter(None, (clean(text, f"A caption of {where}") for text in decoded)))
