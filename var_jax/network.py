@@ -9,18 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.heads.base import Head
+from var_jax.transformer.denoiser import Denoiser
 from var_jax.transformer.mar import MAR
 from var_jax.transformer.masked_branch import MaskedBranch
 from var_jax.transformer.var import VAR
-from var_jax.transformer.xar import XAR
 
 T = TypeVar("T")
-
-#: How a transformer that does not draw level by level is trained and drawn from.
-_OTHER_WAYS: dict[type, tuple[str, str]] = {
-    MAR: ("random_order", "random_order"),
-    XAR: ("noisy_context", "next_entity"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Network:
       masked: a second end, whose parameters are 'masked'; with a head like the first among them.
     """
 
-    transformer: VAR | MAR | XAR
+    transformer: VAR | MAR | Denoiser
     head: Head
     masked: MaskedBranch | None = None
 
@@ -59,18 +53,20 @@ class Network:
     @property
     def mar(self) -> MAR:
         """The transformer as one that fills in masked tokens; ValueError if it is none."""
-        return self._as(MAR, "fills in masked tokens of one level, as 'random_order' needs")
+        does = "fills in masked tokens of one level, as 'random_order' needs"
+        return self._as(MAR, does, "'mar'")
 
     @property
-    def xar(self) -> XAR:
+    def denoiser(self) -> Denoiser:
         """The transformer as one that denoises entity after entity; ValueError if it is none."""
-        return self._as(XAR, "denoises, as 'noisy_context' and 'next_entity' need")
+        does = "denoises, as 'flow_matching' and 'next_entity' need"
+        return self._as(Denoiser, does, "'xar' or 'acdit'")
 
-    def _as(self, kind: type[T], does: str) -> T:
+    def _as(self, kind: type[T], does: str, names: str) -> T:
         if not isinstance(self.transformer, kind):
             raise ValueError(
-                f"{kind.__name__} {does}, and {type(self.transformer).__name__} does not; choose "
-                f"model.transformer {kind.__name__.lower()!r}, or another objective and decoder."
+                f"{type(self.transformer).__name__} is no transformer that {does}; choose "
+                f"model.transformer {names}, or another objective and decoder."
             )
         return self.transformer
 
@@ -80,7 +76,10 @@ class Network:
         Raises:
           ValueError: the transformer makes none.
         """
-        if ways := _OTHER_WAYS.get(type(self.transformer)):
+        if not isinstance(self.transformer, VAR):
+            ways = ("flow_matching", "next_entity")
+            if isinstance(self.transformer, MAR):
+                ways = ("random_order", "random_order")
             raise ValueError(
                 f"{type(self.transformer).__name__} does not draw level by level; choose "
                 f"train.objective {ways[0]!r} and sampling.decoder {ways[1]!r}, or another "
@@ -98,13 +97,13 @@ class Network:
         return self.mar.apply({"params": params["transformer"]}, own, given, *args, **kwargs)
 
     def denoised(self, params: Any, noisy: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
-        """A pass over noisy entities; see `XAR.__call__`.
+        """A pass over noisy entities; see `Denoiser`.
 
         Raises:
           ValueError: the transformer makes none.
         """
         variables = {"params": params["transformer"]}
-        return self.xar.apply(variables, noisy, given, *args, **kwargs)
+        return self.denoiser.apply(variables, noisy, given, *args, **kwargs)
 
     def loss(self, params: Any, *args: Any) -> Any:
         """The head's loss; see `Head.loss`."""

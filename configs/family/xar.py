@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
         del config.model[key]
     config.model.update(transformer="xar", cells=2)
     config.model.head = dict(kind="velocity")
-    config.train.objective = dict(kind="noisy_context")
+    config.train.objective = dict(kind="flow_matching")
     num_steps = _imagenet(config, variant) if variant in SIZES else _digits(config, variant)
     config.sampling.update(
         num_steps=num_steps,

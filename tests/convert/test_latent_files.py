@@ -108,10 +108,10 @@ def test_xar_is_the_goldens(xar_file):
     expected_network, _, expected, _ = xar.case_network(case)
     assert network == expected_network
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(expected))
-    tokenizer = VQVAE(KLLatent(network.xar.pyramid, 16), channels=32)
+    tokenizer = VQVAE(KLLatent(network.denoiser.pyramid, 16), channels=32)
     config = ConfigDict(json.loads(json.dumps(transformer_config(tokenizer, network))))
     assert build.network(config) == network
-    assert build.load_decoder(config).decoder.guidance.weight(3, network.xar.entities) == 1.2
+    assert build.load_decoder(config).decoder.guidance.weight(3, network.denoiser.entities) == 1.2
 
 
 def test_an_autoencoder_with_attention_in_both_stages_is_read_too(tmp_path):

@@ -170,7 +170,11 @@ def test_a_folder_with_a_table(tmp_path):
         ({"metadata.csv": "file_name,text\na.png,a\n"}, None, "has no caption for 'b.png'"),
         ({"metadata.csv": "file_name,words\na.png,a\n"}, None, "that says file_name, words"),
         ({"metadata.csv": "file_name,text\na.png,a,b\n"}, None, "Line 2 .* no more values"),
-        ({"metadata.csv": 'file_name,text\na.png,"a\n'}, None, "metadata.csv: unexpected end of data"),
+        (
+            {"metadata.csv": 'file_name,text\na.png,"a\n'},
+            None,
+            "metadata.csv: unexpected end of data",
+        ),
         ({"metadata.csv": "file_name,text\nc.png,a\n"}, None, "Line 2 .* names 'c.png'"),
     ],
 )

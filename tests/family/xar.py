@@ -20,7 +20,7 @@ from var_jax.decoding.next_entity import NextEntity
 from var_jax.heads.linear_velocity import LinearVelocity
 from var_jax.heads.ode import FlowSampling
 from var_jax.network import Network
-from var_jax.objectives.noisy_context import NoisyContext
+from var_jax.objectives.flow_matching import FlowMatching
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.rotary import angles_by_level
@@ -118,23 +118,25 @@ def case_network(case):
 
 def cells_of(network, latents):
     """[B, K, n, c] of latents NCHW."""
-    tokens = nhwc(latents).reshape(len(latents), network.xar.pyramid.length, -1)
-    return by_cell(network, tokens[:, network.xar.order])
+    tokens = nhwc(latents).reshape(len(latents), network.denoiser.pyramid.length, -1)
+    return by_cell(network, tokens[:, network.denoiser.order])
 
 
 def by_cell(network, tokens):
-    return tokens.reshape(len(tokens), network.xar.entities.num_levels, -1, tokens.shape[-1])
+    return tokens.reshape(len(tokens), network.denoiser.entities.num_levels, -1, tokens.shape[-1])
 
 
 def check_cells(case):
     network = case_network(case)[0]
     case.equal(cells_of(network, case.outputs["latents"]), "cells")
-    back = case.outputs["cells"].reshape(len(case.outputs["cells"]), network.xar.pyramid.length, -1)
+    back = case.outputs["cells"].reshape(
+        len(case.outputs["cells"]), network.denoiser.pyramid.length, -1
+    )
     side = case.config["side"]
-    back = back[:, np.argsort(network.xar.order)].reshape(len(back), side, side, -1)
+    back = back[:, np.argsort(network.denoiser.order)].reshape(len(back), side, side, -1)
     case.equal(nchw(back), "x_from_cells")
-    angles = angles_by_level(network.xar.pyramid, case.config["width"] // case.config["heads"])
-    angles = np.repeat(angles[network.xar.order], 2, 1)
+    angles = angles_by_level(network.denoiser.pyramid, case.config["width"] // case.config["heads"])
+    angles = np.repeat(angles[network.denoiser.order], 2, 1)
     case.close(np.cos(angles), "rope_cos")
     case.close(np.sin(angles), "rope_sin")
 
@@ -145,13 +147,13 @@ def check_loss(case):
     times = jnp.asarray(outputs["t"])
     data, noise = (jnp.asarray(outputs[x]) for x in ("cells", "eps"))
     data, noise = (x.reshape(len(x), -1, x.shape[-1]) for x in (data, noise))
-    objective = NoisyContext(network, VQVAE(codec))
+    objective = FlowMatching(network, VQVAE(codec))
 
     @jax.jit
     def run(params, labels):
         t = jnp.repeat(times, data.shape[1] // times.shape[1], 1)[..., None]
         noisy = (1 - t) * data + t * noise
-        (hidden, _), seen = network.xar.apply(
+        (hidden, _), seen = network.denoiser.apply(
             {"params": params["transformer"]},
             noisy,
             labels,

@@ -208,7 +208,7 @@ def test_passes_and_cache_are_those_of_the_traced_program():
     found = costs("family/mar")[1]
     assert found.passes == 4 and found.cache_bytes == 0
     network, found = costs("family/xar")
-    xar = network.xar
+    xar = network.denoiser
     # Steps of four cells and a read of each but the last, whose keys and values are kept.
     assert found.passes == 4 * 4 + 3
     assert found.cache_bytes == 2 * 2 * 2 * xar.depth * 3 * 4 * xar.width * 4

@@ -50,8 +50,7 @@ def by_entity(pyramid, cells, data, noisy, times):
     for k, (clean, part) in enumerate(parts):
         at = dict(levels=range(k, k + 1), cache=cache)
         found.append(module.apply(params, part, labels, times=times[:, k : k + 1], **at)[0])
-        zeros = jnp.zeros_like(times[:, :1])
-        cache = module.apply(params, clean, labels, times=zeros, **at)[1]
+        cache = module.apply(params, clean, labels, **at)[1]
     return jnp.concatenate(found, 1)
 
 

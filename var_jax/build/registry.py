@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, str]] = {
         "mar": "var_jax.transformer.mar:MAR",
         "var": "var_jax.transformer.var:VAR",
         "xar": "var_jax.transformer.xar:XAR",
+        "acdit": "var_jax.transformer.acdit:ACDiT",
     },
     # config.model.context: `context.Context`.
     "context": {
@@ -73,7 +74,7 @@ METHODS: dict[str, dict[str, str]] = {
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "ddo": "var_jax.objectives.discriminative:Discriminative",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
-        "noisy_context": "var_jax.objectives.noisy_context:NoisyContext",
+        "flow_matching": "var_jax.objectives.flow_matching:FlowMatching",
         "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },

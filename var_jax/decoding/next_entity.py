@@ -1,7 +1,7 @@
-"""Generation entity after entity, each from noise, by a transformer that is the denoiser (xAR).
+"""Generation entity after entity, each from noise, by a transformer that is the denoiser.
 
-xAR, arXiv 2502.20388: what has been drawn is read once, as data of time 0, and its keys and values
-are kept; all steps of the next entity look at them.
+xAR, arXiv 2502.20388, and ACDiT, arXiv 2412.07720: what has been drawn is read once, and its keys
+and values are kept; all steps of the next entity look at them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from var_jax.decoding import base
 from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
 from var_jax.heads.ode import FlowSampling, noise_of_steps, solve
 from var_jax.network import Network
-from var_jax.transformer.xar import EntityCache
 
 
 @dataclasses.dataclass(frozen=True)
 class NextEntity:
-    """Draws the entities of an `XAR`, whose levels and their number are here those of guidance and
-    sampling: with `LinearGuidance` the first entity is not guided and the last one by cfg.
+    """Draws the entities of a `Denoiser`, which are the levels of guidance and sampling here: with
+    `LinearGuidance` the first entity is not guided and the last one by cfg.
 
     Attributes:
       guidance: weight of each entity.
@@ -52,18 +51,18 @@ class NextEntity:
         """See `Decoder`.
 
         Raises:
-          ValueError: the transformer is no `XAR`.
+          ValueError: the transformer is no `Denoiser`.
         """
-        xar, model = network.xar, (network, params)
-        weights = weights_of(self.guidance, xar.entities)
+        denoiser, model = network.denoiser, (network, params)
+        weights = weights_of(self.guidance, denoiser.entities)
         paired = is_guided(weights)
         asked = base.start(network, given, keys, paired).given
-        cache, drawn = EntityCache(), []
-        for k, size in enumerate(xar.entities.sizes):
+        cache, drawn = denoiser.new_cache(), []
+        for k, size in enumerate(denoiser.entities.sizes):
             if paired and not is_guided(weights[k:]):
                 asked, cache, paired = *_asked_alone(asked, cache), False
             if k:
-                _, cache = _pass(model, drawn[-1], 0.0, k - 1, asked, cache, paired)
+                _, cache = _pass(model, drawn[-1], None, k - 1, asked, cache, paired)
             entity = _Entity(model, k, asked, cache, paired)
             t = weights[k]
             mix = (1 + t, -t) if is_guided([t]) else (1.0,)
@@ -75,11 +74,11 @@ class NextEntity:
                     self.start_noise(entity_keys, shape, k),
                     (None,) * len(mix),
                     mix,
-                    self.sampling.at(k, xar.entities),
+                    self.sampling.at(k, denoiser.entities),
                     self.step_noise(entity_keys, shape, k),
                 )
             )
-        targets = jnp.concatenate(drawn, 1)[:, np.argsort(xar.order)]
+        targets = jnp.concatenate(drawn, 1)[:, np.argsort(denoiser.order)]
         variables = {"params": codec_params}
         features = codec.apply(variables, targets, method="features_by_level")
         return base.Generated(targets, features[-1], tuple(features) if keep_partial else ())
@@ -111,7 +110,7 @@ class _Entity:
     model: tuple[Network, Any]
     level: int
     asked: Any
-    cache: EntityCache
+    cache: Any
     paired: bool
 
     def __call__(
@@ -130,20 +129,21 @@ class _Entity:
 def _pass(
     model: tuple[Network, Any],
     x: jax.Array,
-    time: jax.typing.ArrayLike,
+    time: jax.typing.ArrayLike | None,
     level: int,
     asked: Any,
-    cache: EntityCache,
+    cache: Any,
     paired: bool,
-) -> tuple[jax.Array, EntityCache]:
-    """Reads an entity at a time; see `XAR`."""
+) -> tuple[jax.Array, Any]:
+    """Reads an entity at a time, or as it was drawn; see `Denoiser`."""
     network, params = model
     x = base.pairs(x, x) if paired else x
-    times, levels = jnp.full((len(x), 1), time, jnp.float32), range(level, level + 1)
+    times = None if time is None else jnp.full((len(x), 1), time, jnp.float32)
+    levels = range(level, level + 1)
     return network.denoised(params, x, asked, times=times, levels=levels, cache=cache)
 
 
-def _asked_alone(asked: Any, cache: EntityCache) -> tuple[Any, EntityCache]:
+def _asked_alone(asked: Any, cache: Any) -> tuple[Any, Any]:
     """Without the unconditional twins."""
     return (
         jax.tree.map(lambda x: base.of_pairs(x, 0), asked),

@@ -17,7 +17,7 @@ from var_jax.context import KeySegment
 from var_jax.kernels.block_attention import block_attention, cached_attention
 from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.transformer.cache import KeysValues
-from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm
+from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm, rms_norm
 from var_jax.transformer.mixer import Mixer
 
 
@@ -37,11 +37,12 @@ class BlockSettings:
       adaln_init: factors on the modulation at initialisation.
       cross_attention: blocks read the condition's tokens between attention and MLP.
       mixer: a third branch between attention and MLP, with a modulation of its own; None is none.
-      vit: a block as in ViT (arXiv 2010.11929), which no condition modulates: norms have their own
-        gain and bias, logits are scaled by 1 / sqrt(head_dim), and the MLP's GELU is exact.
-      gated: a block as in FlowAR and xAR: norms divide by the root mean square alone, logits are
-        scaled by 1 / sqrt(head_dim), the MLP is a `GatedMLP`, whatever mlp_ratio is, and keys have
-        a bias, which counts where positions turn them.
+      style: 'var', as described above. In all others logits are scaled by 1 / sqrt(head_dim), and
+        qk_norm is False. 'vit' (arXiv 2010.11929): no condition modulates; norms have their own
+        gain and bias, and the MLP's GELU is exact. 'gated', as in FlowAR and xAR: norms divide by
+        the root mean square alone, the MLP is a `GatedMLP`, whatever mlp_ratio is, and keys have a
+        bias, which counts where positions turn them. 'dit', as in ACDiT: norms divide by the root
+        mean square and have a gain, those of queries and keys too, and keys have a bias.
       attention_implementation: of `block_attention`; None picks the best for the backend.
       dtype: type of the computation; parameters are float32.
     """
@@ -55,8 +56,7 @@ class BlockSettings:
     adaln_init: AdaLNInit = AdaLNInit()
     cross_attention: bool = False
     mixer: Mixer | None = None
-    vit: bool = False
-    gated: bool = False
+    style: str = "var"
     attention_implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -83,16 +83,20 @@ class Visibility:
       keep_queries: also return the queries, which a cache policy needs.
       present: bool [B, n], which keys are there at all, where that differs from example to example;
         at least one. None is all; without a cache, and in place of the segments.
+      laid_out: intervals [lo, hi) of the tokens, one after the other the keys that the segments
+        count, for visibility that is no interval of the tokens; () is the tokens as they are;
+        without a cache.
     """
 
     segments: tuple[KeySegment, ...]
     rotate: Callable[[jax.Array], jax.Array] = lambda x: x
     keep_queries: bool = False
     present: jax.Array | None = None
+    laid_out: tuple[tuple[int, int], ...] = ()
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys have no bias (official VAR), but in gated blocks.
+    """Self-attention whose keys have no bias (official VAR), but in some styles of block.
 
     Attributes:
       settings: of the block.
@@ -139,7 +143,7 @@ class Attention(nn.Module):
                 jnp.float32,
             )
             for name in ("q", "k", "v")
-            if name != "k" or self.settings.gated
+            if name != "k" or self.settings.style in ("gated", "dit")
         }
         log_scale = None
         if self.settings.qk_norm:
@@ -156,8 +160,10 @@ class Attention(nn.Module):
         q, k, v = ((flat @ kernel[:, i]).reshape(*x.shape[:2], heads, head_dim) for i in range(3))
         q = q + bias["q"].astype(dtype)
         v = v + bias["v"].astype(dtype)
-        if self.settings.gated:
+        if "k" in bias:
             k = k + bias["k"].astype(dtype)
+        if self.settings.style == "dit":
+            q, k = (self._normalised(t, name) for t, name in ((q, "q"), (k, "k")))
         q, k, v = (
             nn.with_logical_constraint(t, ("batch", "length", "act_heads", None)) for t in (q, k, v)
         )
@@ -165,8 +171,7 @@ class Attention(nn.Module):
         q, k = visibility.rotate(q), visibility.rotate(k)
 
         new = None
-        whole = self.settings.vit or self.settings.gated
-        scale = (1.0 if whole else 0.25) / math.sqrt(head_dim)
+        scale = (0.25 if self.settings.style == "var" else 1.0) / math.sqrt(head_dim)
         if cache is not None:
             if self.settings.qk_norm:
                 # Normalise once, when the key enters the cache, not at every later level.
@@ -190,6 +195,11 @@ class Attention(nn.Module):
                 q, k, v, earlier, block, segments, scale=scale, implementation=implementation
             )
         else:
+            if visibility.laid_out:
+                k, v = (
+                    jnp.concatenate([t[:, lo:hi] for lo, hi in visibility.laid_out], 1)
+                    for t in (k, v)
+                )
             out = block_attention(
                 q,
                 k,
@@ -209,6 +219,11 @@ class Attention(nn.Module):
             name="out",
         )(out)
         return out, new
+
+    def _normalised(self, x: Float[jax.Array, "B n N H"], name: str) -> Float[jax.Array, "B n N H"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("head_dim",))
+        gain = self.param(f"{name}_gain", init, x.shape[-1:], jnp.float32)
+        return rms_norm(x) * gain.astype(x.dtype)
 
 
 class CrossAttention(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -124,23 +125,24 @@ class Block(nn.Module):
         """
         settings = self.settings
         width, dtype, branches = settings.width, settings.dtype, settings.num_branches
-        if settings.vit:
+        if settings.style == "vit":
             modulation = LearnedNorms(width, dtype, branches, name="norms")()
         elif modulation is None:
             modulation = Modulation(
                 width, settings.shared_adaln, settings.adaln_init, dtype, branches, name="adaln"
             )(condition.vector)
-        runs = condition.runs
-        of_tokens = by_token(modulation, runs) if runs else modulation
+        plain, runs = condition.plain, condition.runs
+        of_tokens = _after_plain(modulation, plain, branches) if plain else modulation
+        of_tokens = by_token(of_tokens, runs) if runs else of_tokens
         vectors = [of_tokens[..., i, :] for i in range(3 * branches)]
         gammas, scales, shifts = (vectors[i * branches :][:branches] for i in range(3))
         gates = [
             (per_token(gamma) * branch_scale[:, i : i + 1, None]).astype(dtype)
             for i, gamma in enumerate(gammas)
         ]
-        norm = rms_norm if settings.gated else layer_norm
+        norms = self._norms()
         y, new = Attention(settings, name="attention")(
-            modulate(x, scales[0], shifts[0], norm).astype(dtype), visibility, cache, block
+            modulate(x, scales[0], shifts[0], norms[0]).astype(dtype), visibility, cache, block
         )
         x = x + gates[0] * y
         if settings.cross_attention:
@@ -148,18 +150,42 @@ class Block(nn.Module):
             x = x + read(x, condition.tokens, condition.mask)
         if settings.mixer is not None:
             y, state = settings.mixer.layer("mixer")(
-                modulate(x, scales[1], shifts[1], norm).astype(dtype), state
+                modulate(x, scales[1], shifts[1], norms[1]).astype(dtype), state
             )
             x = x + gates[1] * y
-        x = x + gates[-1] * self._mlp()(modulate(x, scales[-1], shifts[-1], norm).astype(dtype))
+        y = modulate(x, scales[-1], shifts[-1], norms[-1]).astype(dtype)
+        x = x + gates[-1] * self._mlp()(y)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         return x, None if cache is None else (new, modulation, state)
+
+    def _norms(self) -> list[Callable[[jax.Array], jax.Array]]:
+        """Of each branch."""
+        settings = self.settings
+        if settings.style != "dit":
+            return [rms_norm if settings.style == "gated" else layer_norm] * settings.num_branches
+        gains = self.param(
+            "norm_gains",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), (None, "embed")),
+            (settings.num_branches, settings.width),
+            jnp.float32,
+        )
+        return [lambda x, gain=gain: rms_norm(x) * gain for gain in gains]
 
     def _mlp(self) -> nn.Module:
         settings = self.settings
         width, dtype = settings.width, settings.dtype
-        if settings.gated:
+        if settings.style == "gated":
             return GatedMLP(width, dtype, name="mlp")
         hidden = round(width * settings.mlp_ratio)
         out_std = init_std(width) / math.sqrt(2 * settings.depth)
-        return MLP(width, hidden, out_std, dtype, settings.vit, name="mlp")
+        return MLP(width, hidden, out_std, dtype, settings.style == "vit", name="mlp")
+
+
+def _after_plain(
+    modulation: Float[jax.Array, "B k m C"], plain: int, branches: int
+) -> Float[jax.Array, "B r m C"]:
+    """The modulation of runs, with so many before them that it leaves as they are."""
+    batch, _, count, width = modulation.shape
+    nothing = (jnp.arange(count) < branches).astype(modulation.dtype)[:, None]
+    nothing = jnp.broadcast_to(nothing, (batch, plain, count, width))
+    return jnp.concatenate([nothing, modulation], 1)

@@ -26,12 +26,14 @@ class Condition:
       tokens: float32 [B, T, C], read through cross-attention; None for none.
       mask: bool [B, T], which of the tokens are there; None is all.
       runs: how many tokens share each vector; () where the vectors are of single tokens or of all.
+      plain: so many runs come before those of the vectors, and nothing modulates or gates them.
     """
 
     vector: jax.Array
     tokens: jax.Array | None = None
     mask: jax.Array | None = None
     runs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    plain: int = flax.struct.field(pytree_node=False, default=0)
 
 
 class Conditioner(Protocol):

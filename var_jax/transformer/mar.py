@@ -95,7 +95,7 @@ class MAR(nn.Module):
             depth=depth,
             mlp_ratio=self.mlp_ratio,
             qk_norm=False,
-            vit=True,
+            style="vit",
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,
         )

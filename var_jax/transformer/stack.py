@@ -69,6 +69,7 @@ class Stack(nn.Module):
         keys: jax.Array | None = None,
         keep_queries: bool = False,
         present: Bool[jax.Array, "B n"] | None = None,
+        laid_out: tuple[tuple[int, int], ...] = (),
     ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
         """All blocks, or those of some runs.
 
@@ -81,7 +82,7 @@ class Stack(nn.Module):
           runs: blocks to compute, in order; each run is one loop, has its own lengths in the cache,
             and must be the run that the cache was made with. None: all blocks as one run.
           keys: one PRNG key for each example [B], for drop path; None in evaluation.
-          keep_queries, present: see `Visibility`.
+          keep_queries, present, laid_out: see `Visibility`.
 
         Returns:
           As x; and None without a cache, else the keys and values of x alone, the modulation, and
@@ -107,7 +108,7 @@ class Stack(nn.Module):
             known = None if modulation is None else modulation[i]
             state = None if states is None else states[i]
             lengths = tuple(level.length for level in levels or ())
-            visibility = Visibility(segments(lengths), rotate, keep_queries, present)
+            visibility = Visibility(segments(lengths), rotate, keep_queries, present, laid_out)
             x, new = self._run(
                 x,
                 condition,

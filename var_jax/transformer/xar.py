@@ -25,6 +25,7 @@ from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.block import GatedMLP
 from var_jax.transformer.cache import Cache
 from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
+from var_jax.transformer.denoiser import cell_order, check_cells, cut
 from var_jax.transformer.layers import AdaLNInit, Linear, init_std, rms_norm
 from var_jax.transformer.rotary import angles_by_level, rotate_pairs
 from var_jax.transformer.stack import Stack, check_remat
@@ -62,6 +63,8 @@ class XAR(nn.Module):
 
     #: See `VAR`.
     mixer: ClassVar[None] = None
+    #: See `Denoiser`.
+    reads_clean: ClassVar[bool] = False
 
     pyramid: ScalePyramid
     num_classes: int
@@ -86,11 +89,7 @@ class XAR(nn.Module):
                 f"The width {self.width} is not divisible by 4 times the {self.num_heads} heads; "
                 "rotary positions turn pairs of rows and of columns."
             )
-        if self.cells < 1 or any(n % self.cells for shape in self.pyramid.shapes for n in shape):
-            raise ValueError(
-                f"Levels of {self.pyramid.shapes} cannot be cut into {self.cells} x {self.cells} "
-                "cells; give a divisor of all sides, or 1 for whole levels."
-            )
+        check_cells(self.pyramid, self.cells)
         check_remat(self.remat)
 
     @nn.nowrap
@@ -100,7 +99,7 @@ class XAR(nn.Module):
             num_heads=self.num_heads,
             depth=depth,
             qk_norm=False,
-            gated=True,
+            style="gated",
             adaln_init=AdaLNInit(1.0, 1.0),
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,
@@ -119,15 +118,18 @@ class XAR(nn.Module):
 
     @property
     def entities(self) -> ScalePyramid:
-        """The entities as the levels of a pyramid, in the order in which they are drawn."""
-        n = self.cells
-        shapes = tuple((h // n, w // n) for h, w in self.pyramid.shapes for _ in range(n * n))
-        return ScalePyramid(shapes, grid=self.pyramid.grid)
+        """See `Denoiser`."""
+        return cut(self.pyramid, self.cells)
 
     @property
     def order(self) -> np.ndarray:
-        """int [L]: where in the pyramid each token of the entities stands."""
-        return _cell_order(self.pyramid, self.cells)
+        """See `Denoiser`."""
+        return cell_order(self.pyramid, self.cells)
+
+    @nn.nowrap
+    def new_cache(self) -> EntityCache:
+        """See `Denoiser`."""
+        return EntityCache()
 
     @nn.nowrap
     def flops(self, pyramid: ScalePyramid, levels: range) -> float:
@@ -178,24 +180,10 @@ class XAR(nn.Module):
         levels: range | None = None,
         cache: EntityCache | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], EntityCache | None]:
-        """One pass over consecutive entities: all of them (training), or one (sampling).
-
-        Args:
-          noisy: their latents.
-          given: what is asked for, see `Conditioner`; class labels int32 [B] by default.
-          keys: one PRNG key for each example [B], for dropout of the condition; None in evaluation.
-          times: of each entity: 0 is data, 1 is noise, the default.
-          levels: of the entities; all by default.
-          cache: None to attend within the pass only; else what the pass over the entity before
-            returned, a new one before the first; of a pass over one entity.
-
-        Returns:
-          float32 hidden states, normalised, ready for the head; and None without a cache, else
-          the cache of the next entity.
-        """
+        """See `Denoiser`; what has been drawn is read at time 0."""
         levels = range(self.entities.num_levels) if levels is None else levels
         if times is None:
-            times = jnp.ones((len(noisy), len(levels)))
+            times = jnp.zeros((len(noisy), len(levels)))
         asked = self._condition(given, keys).vector[:, None] + self.time(times)
         condition = Condition(asked, runs=self.entities.part(levels).sizes)
         tokens = self.entities.tokens(levels)
@@ -234,16 +222,6 @@ class XAR(nn.Module):
 
 
 @functools.cache
-def _cell_order(pyramid: ScalePyramid, cells: int) -> np.ndarray:
-    found = []
-    for start, (h, w) in zip(pyramid.offsets, pyramid.shapes, strict=False):
-        tokens = np.arange(start, start + h * w)
-        cut = tokens.reshape(cells, h // cells, cells, w // cells)
-        found.append(cut.transpose(0, 2, 1, 3).reshape(-1))
-    return np.concatenate(found)
-
-
-@functools.cache
 def _angles(pyramid: ScalePyramid, cells: int, head_dim: int) -> np.ndarray:
     """float32 [L, head_dim / 2]: a level's tokens stand in its whole grid, whatever their cell."""
-    return angles_by_level(pyramid, head_dim)[_cell_order(pyramid, cells)]
+    return angles_by_level(pyramid, head_dim)[cell_order(pyramid, cells)]

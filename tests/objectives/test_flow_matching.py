@@ -1,4 +1,4 @@
-"""What trains xAR: times of each entity, the loss that is held out, and what it refuses."""
+"""What trains xAR and ACDiT: times of each entity, the held-out loss, and what it refuses."""
 
 import functools
 
@@ -12,7 +12,7 @@ from small_network import filled
 from var_jax import build
 from var_jax.heads.latents import constant_noise
 from var_jax.network import Network
-from var_jax.objectives.noisy_context import NoisyContext
+from var_jax.objectives.flow_matching import FlowMatching
 
 
 @functools.cache
@@ -20,7 +20,7 @@ def objective(cls=Network, **settings):
     config = load("family/xar", "smallest")
     made = build.network(config)
     network = cls(made.transformer, made.head)
-    return NoisyContext(network, build.tokenizer(config), **settings)
+    return FlowMatching(network, build.tokenizer(config), **settings)
 
 
 @functools.cache
@@ -61,6 +61,26 @@ def test_every_entity_of_every_example_has_a_time_and_noise_of_its_own():
     assert np.abs(losses(np.arange(4), jax.random.split(jax.random.key(1), 4)) - found).max() > 0.1
 
 
+def test_the_context_of_acdit_is_clean_and_that_of_xar_noisy():
+    moved = {}
+    for name in ("xar", "acdit"):
+        config = load(f"family/{name}", "smallest")
+        made = FlowMatching(build.network(config), build.tokenizer(config))
+        weights = jax.tree.map(lambda x: x / 4, filled(made.network.init_params, 0))
+        read = batch(2, made.tokenizer.codec.source)
+        data = made.likelihood.lesson(FROZEN, read).targets
+        rng = np.random.default_rng(0)
+        noise, times = rng.normal(size=data.shape).astype("f4"), rng.random((2, 4), "f4")
+        error = jax.jit(functools.partial(made.error, weights, given=read["label"]))
+        before, changed = error(data, times, noise), noise.copy()
+        changed[:, 0] += 1  # The first token of four of the first cell.
+        of_cells = np.abs(error(data, times, changed) - before).reshape(2, 4, 4).max((0, 2))
+        moved[name] = (of_cells > 1e-5).tolist()
+        later = data.at[:, 0].add(1)
+        assert (np.abs(error(later, times, noise) - before).max(0) > 1e-5).all()
+    assert moved == {"xar": [True] * 4, "acdit": [True, False, False, False]}
+
+
 def test_times_are_logit_normal():
     parts = np.linspace(0.1, 0.9, 9).astype("f4")
     times = 1 / (1 + np.exp(-np.random.default_rng(0).normal(size=100_000)))
@@ -72,7 +92,7 @@ def test_what_is_held_out_is_a_mean_over_fixed_times_and_noise():
     read = batch(2, made.tokenizer.codec.source)
     rows = np.arange(2)
     found = losses(rows, None)
-    order, expected = made.network.xar.order, 0
+    order, expected = made.network.denoiser.order, 0
     data = made.likelihood.lesson(FROZEN, read).targets[:, order]
     error = jax.jit(functools.partial(made.error, params(), data, given=read["label"]))
     medians = np.asarray(made.times_at((np.arange(4) + 0.5) / 4))
@@ -89,7 +109,7 @@ def test_at_initialisation_the_loss_is_that_of_no_velocity():
     head = jax.tree.map(jnp.zeros_like, params()["head"])
     read = batch(2, made.tokenizer.codec.source)
     found, _ = made.per_token({**params(), "head": head}, FROZEN, read)
-    order = made.network.xar.order
+    order = made.network.denoiser.order
     target = made.likelihood.lesson(FROZEN, read).targets[:, order]
     noise = constant_noise(0, target.shape[1:])
     np.testing.assert_allclose(found[:, order], np.square(noise - target).mean(-1), rtol=1e-5)
@@ -104,7 +124,7 @@ def test_numbers_that_do_not_fit_are_named(settings):
 @pytest.mark.parametrize(
     "origin, head, message",
     [
-        ("mar", None, "choose model.transformer 'xar'"),
+        ("mar", None, "choose model.transformer 'xar' or 'acdit'"),
         ("xar", dict(kind="flow", net_width=32, net_depth=1), "choose model.head 'velocity'"),
     ],
 )
@@ -113,4 +133,4 @@ def test_what_it_cannot_train_is_refused(origin, head, message):
     with config.unlocked():
         config.model.head = head or config.model.head
     with pytest.raises(ValueError, match=message):
-        NoisyContext(build.network(config), build.tokenizer(config))
+        FlowMatching(build.network(config), build.tokenizer(config))

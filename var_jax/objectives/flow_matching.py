@@ -1,7 +1,8 @@
-"""Entities from noisy versions of themselves and of those before: what trains xAR.
+"""The velocity of noisy entities: what trains transformers that denoise (xAR, ACDiT).
 
-xAR, arXiv 2502.20388: the context is as noisy as what is learned, each entity at a time of its own,
-so that a model learns not to trust all that it has drawn.
+In xAR, arXiv 2502.20388, the context is as noisy as what is learned, each entity at a time of its
+own, so that a model learns not to trust all that it has drawn. In ACDiT, arXiv 2412.07720, it is
+clean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from var_jax.transformer.layers import by_token
 
 
 @dataclasses.dataclass(frozen=True)
-class NoisyContext(OwnPass):
+class FlowMatching(OwnPass):
     """The mean squared error of the velocity, noise minus data, over all tokens and channels.
 
     In training each entity of each example has a time and noise of its own. In evaluation nothing
@@ -33,7 +34,7 @@ class NoisyContext(OwnPass):
     each other times after each other; the noise of a token is a constant of its place and the pass.
 
     Attributes:
-      network, tokenizer, from_images: see `Likelihood`; the network's transformer is an `XAR`.
+      network, tokenizer, from_images: see `Likelihood`; the network's transformer is a `Denoiser`.
       time_mean, time_std: of the logit-normal times, see `logit_normal`; a larger mean is noisier.
       evaluation_times: see above.
 
@@ -55,11 +56,11 @@ class NoisyContext(OwnPass):
     trained: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        _ = self.network.xar  # Raises if it is none.
-        check_latents(self.tokenizer.codec.target, "xAR")
+        _ = self.network.denoiser  # Raises if it is none.
+        check_latents(self.tokenizer.codec.target, "Flow matching")
         if not isinstance(self.network.head, LinearVelocity):
             raise ValueError(
-                "'noisy_context' trains a transformer that denoises itself, which needs no "
+                "'flow_matching' trains a transformer that denoises itself, which needs no "
                 f"{type(self.network.head).__name__}; choose model.head 'velocity'."
             )
         if self.time_std <= 0 or self.evaluation_times < 1:
@@ -78,10 +79,10 @@ class NoisyContext(OwnPass):
           keys: one PRNG key for each example [B]; None in evaluation.
         """
         lesson_keys, network_keys, draw_keys = split_keys(keys, 3)
-        xar = self.network.xar
-        data = self.likelihood.lesson(frozen, batch, lesson_keys).targets[:, xar.order]
-        given = xar.conditioning().read(batch)
-        count = xar.entities.num_levels
+        denoiser = self.network.denoiser
+        data = self.likelihood.lesson(frozen, batch, lesson_keys).targets[:, denoiser.order]
+        given = denoiser.conditioning().read(batch)
+        count = denoiser.entities.num_levels
         if draw_keys is not None:
 
             def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +102,7 @@ class NoisyContext(OwnPass):
                 return self.error(params, data, times, noise, given)
 
             loss = jax.lax.map(error, (self.times_at(shares), noises)).mean(0)
-        loss = loss[:, np.argsort(xar.order)]
+        loss = loss[:, np.argsort(denoiser.order)]
         return loss, {"loss": loss}
 
     def times_at(self, shares: jax.typing.ArrayLike) -> Float[jax.Array, " *n"]:
@@ -123,10 +124,11 @@ class NoisyContext(OwnPass):
           params: of the network.
           data, noise: between which the inputs lie.
           times: of the entities.
-          given, keys: see `XAR`.
+          given, keys: see `Denoiser`.
         """
-        entities = self.network.xar.entities
+        entities = self.network.denoiser.entities
         t = by_token(times[..., None], entities.sizes)
         noisy = (1 - t) * data + t * noise
-        hidden, _ = self.network.denoised(params, noisy, given, keys, times=times)
+        beside = {"clean": data} if self.network.denoiser.reads_clean else {}
+        hidden, _ = self.network.denoised(params, noisy, given, keys, times=times, **beside)
         return self.network.loss(params, hidden, noise - data, None, entities)[0]
