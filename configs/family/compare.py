@@ -40,6 +40,7 @@ METHODS = {
     "diffusion": "family/diffusion",
     "mar": "family/mar",
     "xar": "family/xar",
+    "acdit": "family/acdit",
     "infinity": "family/infinity",
     "flexvar": "family/flexvar",
     "sar": "family/sar",
