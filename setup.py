@@ -22,6 +22,9 @@ PAGE = ["starlette>=0.40", "uvicorn>=0.30"]
 # What opens gs:// paths; Orbax writes its arrays there by itself.
 GCS = ["etils[epath-gcs]"]
 
+# What cuts texts into the tokens of published text encoders.
+TEXT = ["tokenizers>=0.22"]
+
 setup(
     name="var_jax",
     version=VERSION,
@@ -64,12 +67,14 @@ setup(
         "gcs": GCS,
         "page": PAGE,
         "tpu": ["jax[tpu]", *GCS],
+        "text": TEXT,
         "wandb": ["wandb"],
         "docs": ["furo", "myst-nb>=1.4,<2", "sphinx>=9,<10"],
         "test": [
             *DEMO,
             *GCS,
             *PAGE,
+            *TEXT,
             "beartype",
             "gcp-storage-emulator",
             "ipykernel",

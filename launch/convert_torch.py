@@ -11,7 +11,7 @@ launch.reconstruct and fine-tuning (config.train.initial_checkpoint) take OUTPUT
 trainer's, Lightning's, with or without the names of wrappers; local or gs://. Where a file holds
 several of a kind, --group names the one to take. Memory stays near the size of the larger file.
 The files of HMAR (its next-scale stage), FlexVAR, MAR, xAR, the autoencoder of latent diffusion (KL
-f16) and Infinity's tokenizers are read too.
+f16), Infinity's transformers (but the 8B one) and its tokenizers are read too.
 
 export writes vae_*.safetensors and var_*.safetensors with the official names, buffers
 included, and the same as .pth where PyTorch is installed.
@@ -39,11 +39,17 @@ _PATCH_NUMS = flags.DEFINE_string(
 _NUM_HEADS = flags.DEFINE_integer(
     "num_heads", None, "import: where neither attention scales nor heads of 64 tell.", 1
 )
+_TEXT_ENCODER = cli.define_path(
+    "text_encoder", None, "import: folder of the T5 encoder that an Infinity model asks."
+)
 _CHECKPOINT = cli.define_path("checkpoint", None, "export: folder of a run or of an import.")
 _OUTPUT = cli.define_path("output", None, "New folder.")
 flags.mark_flags_as_required(["output"])
 
-_OF_IMPORT = (_VAE, _TRANSFORMER, _TOKENIZER, _GROUP, _PATCH_NUMS, _NUM_HEADS)
+_OF_IMPORT = (
+    *(_VAE, _TRANSFORMER, _TOKENIZER, _GROUP, _PATCH_NUMS, _NUM_HEADS),
+    _TEXT_ENCODER,
+)
 
 
 def parse_patch_nums(text: str) -> tuple[int, ...]:
@@ -75,6 +81,7 @@ def main(command: str) -> None:
             group=_GROUP.value,
             patch_nums=parse_patch_nums(_PATCH_NUMS.value) if _PATCH_NUMS.value else None,
             num_heads=_NUM_HEADS.value,
+            text_encoder=_TEXT_ENCODER.value,
         )
     elif command == "export":
         for flag in _OF_IMPORT:

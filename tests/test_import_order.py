@@ -15,7 +15,7 @@ LAYERS = [
     {"tokenizer", "transformer"},
     {"heads"},
     {"network"},
-    {"adapters", "decoding", "objectives", "convert"},
+    {"adapters", "decoding", "objectives", "convert", "text_encoders"},
     {"train"},
     {"evaluation"},
     {"build", "plan"},

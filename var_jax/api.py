@@ -39,6 +39,7 @@ def load(
     *,
     patch_nums: Sequence[int] | None = None,
     group: str | None = None,
+    text_encoder: epath.PathLike | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
     """Loads a model onto the devices that are there.
@@ -49,21 +50,30 @@ def load(
       tokenizer: its tokenizer, a workdir or an official file; beside a workdir by default.
       patch_nums: side lengths of the levels of an official file that has no published pyramid.
       group: which of the dicts of an official file, such as 'model_ema', where several fit.
+      text_encoder: folder of the T5 encoder that a model of text features asks, such as a download
+        of google/flan-t5-xl; by default what its config names.
       mesh: over which batches are spread, whole parameters on each device; all devices by default.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it cannot be read, or the tokenizer does not belong to it.
+      ValueError: it cannot be read, or the tokenizer or text encoder does not belong to it.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     path, tokenizer = resolve(path), tokenizer and resolve(tokenizer)
+    loaded: build.LoadedTransformer | None = None
     if str(path).endswith(build.OFFICIAL_FILES):
         given = (tokenizer and str(tokenizer), patch_nums, group, mesh)
-        return Model(*build.load_official(str(path), *given), mesh)
-    if checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
-        return Model(build.load_tokenizer(path).on(mesh), None, mesh)
-    loaded = build.load_transformer(path, tokenizer, mesh=mesh, for_sampling=True)
-    return Model(loaded.tokenizer, loaded, mesh)
+        found, loaded = build.load_official(str(path), *given)
+    elif checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
+        found = build.load_tokenizer(path).on(mesh)
+    else:
+        loaded = build.load_transformer(path, tokenizer, mesh=mesh, for_sampling=True)
+        found = loaded.tokenizer
+    if text_encoder is not None:
+        if loaded is None:
+            raise ValueError(f"{path} is a tokenizer, which asks no text encoder; leave it out.")
+        loaded = build.with_text_encoder(loaded, str(resolve(text_encoder)))
+    return Model(found, loaded, mesh)
 
 
 class Model:

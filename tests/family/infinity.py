@@ -1,18 +1,27 @@
-"""Infinity's quantizer, flips, bits, rotary table and level weights (its text is not built)."""
+"""Infinity: quantizer, flips, bits, rotary table, level weights, logits and draws from texts."""
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from family.case import by_level, nchw, nhwc
+import pytest
+from family.case import by_level, lazy_state, nchw, nhwc, read_params
+from flax.core import FrozenDict
 
 from var_jax.codecs.bitwise import Bitwise
-from var_jax.heads.bitwise import BitwiseSampling, choose_bits
+from var_jax.convert import infinity_text
+from var_jax.decoding.guidance import PerLevelGuidance
+from var_jax.decoding.next_scale import NextScale
+from var_jax.heads.base import mixed
+from var_jax.heads.bitwise import BitwiseHead, BitwiseSampling, choose_bits
 from var_jax.objectives.level_weights import AreaWeights
 from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.spherical import bits_of, codes_of
 from var_jax.transformer.rotary import Rotary2D, grid_positions
+from var_jax.transformer.text_features import Features
 
 
 def pyramid_of(case):
@@ -95,6 +104,100 @@ def check_draws(case):
         case.close(nchw(apply(codec, "decode", bits)), f"{name}_features")
 
 
+@functools.cache
+def case_network(case):
+    """Our network and its parameters."""
+    switches = {"rms": False, "swiglu": False}
+    unread = [name for name, value in switches.items() if case.config[name] != value]
+    if unread or (case.config["lvl_first_only"] == 0 and case.config["chunks"] > 1):
+        pytest.skip(f"not read: {', '.join(unread) or 'levels added before each chunk'}")
+    tensors = lazy_state(case.state()).tree
+    sides = tuple(rows for rows, _ in case.config["scales"])
+    shape = infinity_text.TRANSFORMER.infer(tensors, sides)
+    pyramid, grid = pyramid_of(case), tuple(case.config["rope_grid"])
+    network = infinity_text.build(shape, pyramid, grid)
+    abstract = nn.unbox(jax.eval_shape(network.init_params, jax.random.key(0)))
+    state = {name: tensor.read() for name, tensor in infinity_text.view(tensors).items()}
+    buffers = infinity_text.BUFFERS
+    return network, read_params(state, infinity_text.ROWS, abstract, buffers)[0]
+
+
+def asked_of(case):
+    """The packed text features as ours: rows of one length, and how much of each is there."""
+    lengths, (_, channels) = case.outputs["text_lens"], case.outputs["text"].shape
+    rows = np.zeros((len(lengths), case.config["text_maxlen"], channels), np.float32)
+    packed = np.split(case.outputs["text"], np.cumsum(lengths)[:-1])
+    for row, text in zip(rows, packed, strict=True):
+        row[: len(text)] = text
+    return Features(jnp.asarray(rows), jnp.asarray(lengths), jnp.ones(len(rows), bool))
+
+
+def inputs_of(case, name):
+    """Inputs of all tokens; those of the first level are not read."""
+    x = case.outputs[name]
+    return jnp.pad(x, ((0, 0), (pyramid_of(case).sizes[0], 0), (0, 0)))
+
+
+def check_logits(case):
+    network, params = case_network(case)
+    asked = asked_of(case)
+
+    @jax.jit
+    def logits(inputs, asked):
+        hidden, _ = network.hidden(params, inputs, asked)
+        variables = {"params": params["head"]}
+        found = network.head.apply(variables, hidden, method=lambda head, x: head.projection(x))
+        return hidden, found
+
+    def theirs(found):
+        """Two logits of a bit beside each other."""
+        return found.swapaxes(-1, -2).reshape(*found.shape[:2], -1)
+
+    clean, nothing = inputs_of(case, "input_clean"), network.transformer.conditioner.null(asked)
+    case.close(theirs(logits(clean, asked)[1]), "logits")
+    case.close(theirs(logits(clean, nothing)[1]), "logits_uncond")
+    dropped = jnp.asarray(case.outputs["text_dropped"] == 0)
+    hidden, _ = logits(inputs_of(case, "input_flipped"), asked.replace(asked=dropped))
+    target = jnp.asarray(case.outputs["target_bits_flipped"]).astype(jnp.uint8)
+    loss, _ = network.loss(params, hidden, target, None, pyramid_of(case))
+    case.close(loss, "train_token_loss")
+
+
+class GivenNoise(BitwiseHead):
+    """Draws by the noise of a case."""
+
+    noise: tuple = ()
+
+    def sample(self, hiddens, weights, keys, settings):
+        log_odds = mixed(tuple(self(hidden) for hidden in hiddens), weights)
+        bits = choose_bits(log_odds, self.noise[log_odds.shape[1]], settings)
+        return bits, bits
+
+
+def check_samples(case):
+    network, params = case_network(case)
+    config, codec, sizes = case.config, codec_of(case), pyramid_of(case).sizes
+    noise = {}
+    for k, size in enumerate(sizes):
+        given = case.outputs[f"gumbel_{k}"]
+        noise[size] = given[..., 1] - given[..., 0]
+    head = GivenNoise(network.head.target, network.head.width, noise=FrozenDict(noise))
+    network = dataclasses.replace(network, head=head)
+    guidance = PerLevelGuidance(tuple(cfg - 1 for cfg in config["cfg_list"]))
+    asked = asked_of(case)
+    keys = jax.random.split(jax.random.key(0), len(asked.lengths))
+    for name, filters in {
+        "greedy": (0.0, 1),
+        "sampled": (config["top_p"], config["top_k"]),
+    }.items():
+        sampling = BitwiseSampling(tuple(config["tau_list"]), *filters)
+        decoder = NextScale(guidance, sampling)
+        run = jax.jit(lambda p, d=decoder: d(network, p, codec, {}, asked, keys))
+        found = run(params)
+        np.testing.assert_array_equal(found.targets, by_level(case.outputs, f"{name}_bits"))
+        case.close(nchw(found.features), f"{name}_features")
+
+
 def check_level_weights(case):
     weights = AreaWeights().weights(pyramid_of(case))
     case.close(weights, "loss_weight")
@@ -109,4 +212,6 @@ CHECKS = {
     "rotary": check_rotary,
     "draws": check_draws,
     "level_weights": check_level_weights,
+    "logits": check_logits,
+    "samples": check_samples,
 }

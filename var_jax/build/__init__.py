@@ -41,6 +41,7 @@ from var_jax.build.official_models import OFFICIAL_FILES, load_official
 from var_jax.build.resuming import changes_since, data_changes, identity
 from var_jax.build.sample_caching import cache_samples
 from var_jax.build.scaling import ScalingSettings, scaling_settings
+from var_jax.build.text import with_text_encoder
 from var_jax.build.token_caching import cache_tokens
 from var_jax.build.training import (
     check_tools,
@@ -114,4 +115,5 @@ __all__ = [
     "transformer_experiment",
     "use_tokenizer",
     "vqgan",
+    "with_text_encoder",
 ]

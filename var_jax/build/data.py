@@ -29,6 +29,7 @@ _PATHS = (
     "token_cache",
     "sample_cache",
     *(f"data.options.{option}" for option in _PATH_OPTIONS),
+    "model.conditioner.encoder",
     "train.initial_checkpoint",
     "tokenizer_train.lpips_vgg",
     "tokenizer_train.lpips_linear",

@@ -34,6 +34,7 @@ _SHAPING = (
     "model.qk_norm",
     "model.shared_adaln",
     "model.cross_attention",
+    "model.cross_norm",
     "model.conditioner.kind",
     "model.positions.kind",
     "model.mixer.kind",

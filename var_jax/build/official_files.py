@@ -66,6 +66,7 @@ def import_files(
     group: str | None = None,
     patch_nums: Sequence[int] | None = None,
     num_heads: int | None = None,
+    text_encoder: str | None = None,
 ) -> None:
     """Makes a checkpoint of official files.
 
@@ -76,6 +77,7 @@ def import_files(
       group: which of a file's dicts; see official.select.
       patch_nums: side lengths of the levels where no published pyramid fits.
       num_heads: where neither attention scales nor heads of 64 tell.
+      text_encoder: folder of the T5 encoder that the transformer asks, see `T5Encoder`.
 
     Raises:
       FileNotFoundError, ValueError, CheckpointError: one sentence; then nothing is left of it.
@@ -107,6 +109,11 @@ def import_files(
         params = jax.device_get(params)
     if transformer:
         official.check_match(module, shape, vae or tokenizer, transformer)
+    if text_encoder and not (transformer and hasattr(shape, "feature_dim")):
+        raise ValueError(
+            f"A text encoder is given ({text_encoder}), but no transformer that reads one; leave "
+            "it out."
+        )
     new = [f for f in (output, output / "checkpoints", output / "tokenizer") if not f.exists()]
     try:
         save(
@@ -126,12 +133,15 @@ def import_files(
         del params
         gc.collect()
         network, params = official.read_network(transformer, levels, num_heads, group)
+        config = transformer_config(module, network)
+        if text_encoder:
+            config["model"]["conditioner"]["encoder"] = text_encoder
         save(
             output,
             params,
             {
                 "kind": "transformer",
-                "config": transformer_config(module, network),
+                "config": config,
                 "ema": False,
                 "tokenizer_fingerprint": identity,
                 "source": str(transformer),

@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, str]] = {
         "caption": "var_jax.transformer.captions:Captions",
         "class_labels": "var_jax.transformer.condition:ClassLabels",
         "class_names": "var_jax.transformer.class_names:ClassNames",
+        "text_features": "var_jax.text_encoders.encoder:text_features",
     },
     # config.model.positions: `transformer.positions.Positions`.
     "positions": {

@@ -8,11 +8,13 @@ from var_jax.codecs.bitwise import Bitwise
 from var_jax.codecs.ground_truth_vq import GroundTruthVQ
 from var_jax.codecs.kl_latent import KLLatent
 from var_jax.context import OwnScale
+from var_jax.convert import infinity_text
 from var_jax.network import Network
 from var_jax.pyramid import PATCH_NUMS
 from var_jax.tokenizer.vqvae import VQVAE
 from var_jax.transformer.mar import MAR
 from var_jax.transformer.resized_positions import ResizedPositions
+from var_jax.transformer.text_features import TextFeatures
 from var_jax.transformer.xar import XAR
 
 _CODEC = ("vocab_size", "code_dim", "phi_sharing", "phi_ratio", "normalize_codes", "beta")
@@ -89,6 +91,8 @@ def transformer_config(tokenizer: VQVAE, network: Network) -> dict[str, Any]:
 
 def _var(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
     transformer = network.transformer
+    if isinstance(transformer.conditioner, TextFeatures):  # Infinity
+        return infinity_text.model_config(network)
     model = _fields(transformer, _TRANSFORMER)
     sampling: dict[str, Any] = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
     if transformer.context == OwnScale():  # HMAR

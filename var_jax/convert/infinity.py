@@ -1,7 +1,7 @@
-"""The tokenizers of Infinity (FoundationVision/Infinity): autoencoders of bits.
+"""The files of Infinity (FoundationVision/Infinity): autoencoders of bits, transformers for texts.
 
-Their transformers are for texts and are not read. The files do not say any levels, since they serve
-any; where none are given, they are those of 256 px.
+They do not say any levels, since they serve any; where none are given, those of a tokenizer are of
+256 px, and those of a transformer of 1024 px.
 """
 
 from __future__ import annotations

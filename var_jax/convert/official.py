@@ -11,7 +11,19 @@ from jaxtyping import PyTree
 
 from var_jax.codecs.residual_vq import ResidualVQ
 from var_jax.context import BlockCausal
-from var_jax.convert import flexvar, hmar, infinity, kl, mapping, mar, var, vit, vqvae, xar
+from var_jax.convert import (
+    flexvar,
+    hmar,
+    infinity,
+    infinity_text,
+    kl,
+    mapping,
+    mar,
+    var,
+    vit,
+    vqvae,
+    xar,
+)
 from var_jax.convert.layouts import Layout, abstract_params, make_network, make_tokenizer
 from var_jax.convert.lazy_state import LazyState, LazyTensor
 from var_jax.convert.torch_file import open_state
@@ -89,6 +101,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     ),
     "transformer": (
         hmar.TRANSFORMER,
+        infinity_text.TRANSFORMER,
         mar.TRANSFORMER,
         xar.TRANSFORMER,
         flexvar.TRANSFORMER,

@@ -51,6 +51,15 @@ def encode(text: str, length: int) -> UInt8[np.ndarray, " {length}"]:
     return row
 
 
+def rows(texts: Sequence[str]) -> UInt8[np.ndarray, "n T"]:
+    """Texts, cleaned, as captions of MAX_BYTES.
+
+    Raises:
+      ValueError: see `clean`.
+    """
+    return np.stack([encode(clean(text, f"The prompt {text!r}"), MAX_BYTES) for text in texts])
+
+
 def decode(row: UInt8[np.ndarray, " T"]) -> str:
     """The text of a caption."""
     return bytes(row).rstrip(b"\0").decode()

@@ -20,6 +20,9 @@ from var_jax.transformer.cache import KeysValues
 from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm, rms_norm
 from var_jax.transformer.mixer import Mixer
 
+#: See `CrossAttention`.
+CROSS_NORMS = ("queries_keys", "input")
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockSettings:
@@ -36,6 +39,7 @@ class BlockSettings:
       shared_adaln: the condition is already the modulation's vectors, see `Modulation`.
       adaln_init: factors on the modulation at initialisation.
       cross_attention: blocks read the condition's tokens between attention and MLP.
+      cross_norm: how that attention is normalised, see `CrossAttention`.
       mixer: a third branch between attention and MLP, with a modulation of its own; None is none.
       style: 'var', as described above. In all others logits are scaled by 1 / sqrt(head_dim), and
         qk_norm is False. 'vit' (arXiv 2010.11929): no condition modulates; norms have their own
@@ -55,6 +59,7 @@ class BlockSettings:
     shared_adaln: bool = False
     adaln_init: AdaLNInit = AdaLNInit()
     cross_attention: bool = False
+    cross_norm: str = "queries_keys"
     mixer: Mixer | None = None
     style: str = "var"
     attention_implementation: str | None = None
@@ -65,6 +70,10 @@ class BlockSettings:
             raise ValueError(
                 f"width {self.width} is not divisible by num_heads {self.num_heads}; "
                 "head_dim is their quotient."
+            )
+        if self.cross_norm not in CROSS_NORMS:
+            raise ValueError(
+                f"Unknown cross_norm {self.cross_norm!r}; choose one of {', '.join(CROSS_NORMS)}."
             )
 
     @property
@@ -229,8 +238,10 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention from the pyramid's tokens to the condition's, added before it is gated.
 
-    Queries are L2-normalised like keys and multiplied by exp(min(log_scale, ln 100)), as with
-    qk_norm in `Attention`; an output of zeros at initialisation leaves the block as it is without.
+    With cross_norm 'queries_keys' queries are L2-normalised like keys and multiplied by
+    exp(min(log_scale, ln 100)), as with qk_norm in `Attention`. With 'input', as in Infinity, the
+    norm of the tokens has gain and bias, logits are scaled by 1 / sqrt(head_dim), and keys have no
+    bias. An output of zeros at initialisation leaves the block as it is without.
 
     Attributes:
       settings: of the block.
@@ -253,20 +264,30 @@ class CrossAttention(nn.Module):
         width, heads, dtype = self.settings.width, self.settings.num_heads, self.settings.dtype
         head_dim, std = width // heads, init_std(width)
 
-        def project(name: str, x: jax.Array) -> jax.Array:
+        def project(name: str, x: jax.Array, use_bias: bool = True) -> jax.Array:
             size = x.shape[-1]
             axes = ("embed", "heads", "head_dim")
-            return Linear((size,), (heads, head_dim), axes, std, dtype, name=name)(x)
+            made = Linear((size,), (heads, head_dim), axes, std, dtype, use_bias, name=name)
+            return made(x)
 
-        log_scale = self.param(
-            "log_scale",
-            nn.with_logical_partitioning(nn.initializers.constant(math.log(4.0)), ("heads",)),
-            (heads,),
-            jnp.float32,
-        )
-        q = project("query", layer_norm(x).astype(dtype))
-        k, v = project("key", tokens), project("value", tokens)
-        q, k = scaled_operands(q, k, 1.0, log_scale)
+        plain, log_scale, normed = self.settings.cross_norm == "input", None, layer_norm(x)
+        if plain:
+            ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+            gain, bias = (
+                self.param(name, nn.with_logical_partitioning(init, ("embed",)), (width,))
+                for name, init in (("norm_gain", ones), ("norm_bias", zeros))
+            )
+            normed = normed * gain + bias
+        else:
+            log_scale = self.param(
+                "log_scale",
+                nn.with_logical_partitioning(nn.initializers.constant(math.log(4.0)), ("heads",)),
+                (heads,),
+                jnp.float32,
+            )
+        q = project("query", normed.astype(dtype))
+        k, v = project("key", tokens, use_bias=not plain), project("value", tokens)
+        q, k = scaled_operands(q, k, head_dim**-0.5, log_scale)
         out = masked_attention(q, k, v, None if mask is None else mask[:, None, None])
         axes = ("heads", "head_dim", "embed")
         return Linear((heads, head_dim), (width,), axes, 0.0, dtype, name="out")(out)

@@ -44,6 +44,7 @@ class VAR(nn.Module):
       shared_adaln: one modulation for all blocks (`saln` officially; the 512 px model).
       adaln_init: factors on the modulation at initialisation (`aln`, `alng`).
       cross_attention: blocks read the condition's tokens.
+      cross_norm: how that attention is normalised, see `CrossAttention`.
       drop_path_rate: of the last block; grows linearly from 0 at the first.
       class_drop_rate: probability that a label is replaced by 'no class' in training.
       remat: 'none', 'dots' (keep matrix products of weights) or 'full' (keep block inputs).
@@ -67,6 +68,7 @@ class VAR(nn.Module):
     shared_adaln: bool = False
     adaln_init: AdaLNInit = AdaLNInit()
     cross_attention: bool = False
+    cross_norm: str = "queries_keys"
     drop_path_rate: float = 0.0
     class_drop_rate: float = 0.1
     remat: Changeable[str] = "none"
@@ -91,6 +93,7 @@ class VAR(nn.Module):
             shared_adaln=self.shared_adaln,
             adaln_init=self.adaln_init,
             cross_attention=self.cross_attention,
+            cross_norm=self.cross_norm,
             mixer=self.mixer,
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,

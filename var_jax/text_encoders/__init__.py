@@ -1,0 +1,1 @@
+"""Text encoders that do not train, read from the folders in which others publish them."""
