@@ -13,6 +13,7 @@ from small_network import filled
 from var_jax import build
 from var_jax.plan.flops import num_parameters
 from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.layers import dropout
 from var_jax.transformer.mar import MAR
 
 PYRAMID, CODE_DIM, WIDTH = ScalePyramid(((3, 3),)), 2, 16
@@ -65,6 +66,37 @@ def test_room_that_is_left_over_changes_nothing(example):
     without = hidden_states(tokens, none, 0)
     np.testing.assert_allclose(hidden_states(tokens, none, 3), without, rtol=0, atol=1e-5)
     assert mar().max_known == 9 - 7
+
+
+def test_dropout_is_of_training_alone_and_of_each_example(example):
+    tokens, masked, before = example
+    params = filled(lambda key: mar().init(key, tokens[:1], jnp.zeros(1, jnp.int32))["params"], 0)
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(rate, rows, keys):
+        module = mar(dropout=rate, class_drop_rate=0.0)
+        given = (jnp.asarray(tokens)[rows], rows, keys)
+        return module.apply(
+            {"params": params}, *given, masked=jnp.asarray(masked)[rows], max_known=3
+        )
+
+    both = np.arange(2)
+    np.testing.assert_allclose(run(0.3, both, None), before, atol=1e-5)
+    np.testing.assert_allclose(run(0.0, both, keys), before, atol=1e-5)
+    dropped = run(0.3, both, keys)
+    assert np.abs(dropped - before).max(-1).min() > 1e-3
+    np.testing.assert_allclose(run(0.3, both[::-1], keys[::-1])[::-1], dropped, atol=1e-5)
+    assert np.abs(run(0.3, both, keys[::-1]) - dropped).max(-1).min() > 1e-3
+
+
+def test_dropout_keeps_the_mean():
+    x, keys = jnp.ones((3, 200, 100), jnp.bfloat16), jax.random.split(jax.random.key(1), 3)
+    dropped = np.asarray(dropout(x, 0.2, keys), "f4")
+    assert set(np.unique(dropped)) == {0, 1.25}
+    np.testing.assert_allclose(dropped.mean((1, 2)), 1, atol=0.02)
+    assert (dropped[0] != dropped[1]).any()
+    np.testing.assert_array_equal(dropout(x, 0.2, None), x)
 
 
 @pytest.mark.parametrize("variant, published", [("base", 208), ("large", 479), ("huge", 943)])

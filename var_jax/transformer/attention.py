@@ -13,11 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from var_jax.context import KeySegment
+from var_jax.context import KeySegment, dense_mask
 from var_jax.kernels.block_attention import block_attention, cached_attention
 from var_jax.kernels.block_attention.reference import scaled_operands
 from var_jax.transformer.cache import KeysValues
-from var_jax.transformer.layers import AdaLNInit, Linear, init_std, layer_norm, rms_norm
+from var_jax.transformer.layers import (
+    AdaLNInit,
+    Linear,
+    dropout,
+    init_std,
+    layer_norm,
+    rms_norm,
+)
 from var_jax.transformer.mixer import Mixer
 
 #: See `CrossAttention`.
@@ -47,6 +54,8 @@ class BlockSettings:
         the root mean square alone, the MLP is a `GatedMLP`, whatever mlp_ratio is, and keys have a
         bias, which counts where positions turn them. 'dit', as in ACDiT: norms divide by the root
         mean square and have a gain, those of queries and keys too, and keys have a bias.
+      dropout: in training, share of the attention's weights, of the values in the middle of the MLP
+        and of those that both return, that are 0. With it attention is not of a kernel.
       attention_implementation: of `block_attention`; None picks the best for the backend.
       dtype: type of the computation; parameters are float32.
     """
@@ -62,6 +71,7 @@ class BlockSettings:
     cross_norm: str = "queries_keys"
     mixer: Mixer | None = None
     style: str = "var"
+    dropout: float = 0.0
     attention_implementation: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -71,6 +81,8 @@ class BlockSettings:
                 f"width {self.width} is not divisible by num_heads {self.num_heads}; "
                 "head_dim is their quotient."
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
         if self.cross_norm not in CROSS_NORMS:
             raise ValueError(
                 f"Unknown cross_norm {self.cross_norm!r}; choose one of {', '.join(CROSS_NORMS)}."
@@ -120,6 +132,7 @@ class Attention(nn.Module):
         visibility: Visibility,
         cache: tuple[KeysValues, ...] | None = None,
         block: Int[jax.Array, ""] | None = None,
+        keys: jax.Array | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], KeysValues | None]:
         """Attends from x to itself, or to the cached levels and itself.
 
@@ -129,6 +142,7 @@ class Attention(nn.Module):
           cache: None to attend within x only; else earlier levels, coarsest first, of all blocks of
             a run.
           block: which of them this is.
+          keys: one PRNG key for each example [B], for dropout; None in evaluation.
 
         Returns:
           As x, and with a cache also the keys and values of x.
@@ -194,10 +208,14 @@ class Attention(nn.Module):
 
         implementation = self.settings.attention_implementation
         segments = visibility.segments
-        if visibility.present is not None:
+        dropped = self.settings.dropout if keys is not None else 0.0
+        if visibility.present is not None or dropped:
             q, k = scaled_operands(q, k, scale, log_scale)
-            mask = visibility.present[:, None, None]
-            out = masked_attention(q.astype(dtype), k.astype(dtype), v, mask)
+            if visibility.present is None:
+                mask = dense_mask(segments, k.shape[1])[None, None]
+            else:
+                mask = visibility.present[:, None, None]
+            out = masked_attention(q.astype(dtype), k.astype(dtype), v, mask, dropped, keys)
         elif cache:
             earlier = [(level.keys, level.values) for level in cache]
             out = cached_attention(
@@ -298,8 +316,12 @@ def masked_attention(
     k: Float[jax.Array, "B k N H"],
     v: Float[jax.Array, "B k N H"],
     mask: Bool[jax.Array | np.ndarray, "#B #N #q k"] | None = None,
+    dropped: float = 0.0,
+    keys: jax.Array | None = None,
 ) -> Float[jax.Array, "B q N H"]:
     """softmax(q . k) v over the keys that a mask shows, with logits and softmax in float32.
+
+    A share `dropped` of the softmax is 0, see `dropout`.
 
     For few keys under masks that are no intervals, or known in the program alone; levels take
     `block_attention`.
@@ -307,5 +329,5 @@ def masked_attention(
     logits = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = dropout(jax.nn.softmax(logits, axis=-1), dropped, keys).astype(v.dtype)
     return jnp.einsum("bnqk,bknh->bqnh", weights, v)

@@ -18,6 +18,8 @@ from var_jax.transformer.layers import (
     Linear,
     Modulation,
     by_token,
+    dropout,
+    folded,
     init_std,
     layer_norm,
     modulate,
@@ -36,6 +38,7 @@ class MLP(nn.Module):
       out_std: standard deviation of what the output is made with, at initialisation.
       dtype: type of the computation.
       exact_gelu: False is its approximation by a hyperbolic tangent.
+      dropout: share of the values in the middle that are 0 in training.
     """
 
     width: int
@@ -43,13 +46,14 @@ class MLP(nn.Module):
     out_std: float
     dtype: jnp.dtype = jnp.float32
     exact_gelu: bool = False
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         std = init_std(self.width)
         x = Linear((self.width,), (self.hidden,), ("embed", "mlp"), std, self.dtype, name="up")(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_mlp"))
-        x = nn.gelu(x, approximate=not self.exact_gelu)
+        x = dropout(nn.gelu(x, approximate=not self.exact_gelu), self.dropout, keys)
         return Linear(
             (self.hidden,), (self.width,), ("mlp", "embed"), self.out_std, self.dtype, name="down"
         )(x)
@@ -108,6 +112,7 @@ class Block(nn.Module):
         modulation: jax.Array | None = None,
         state: MixerState | None = None,
         block: Int[jax.Array, ""] | None = None,
+        keys: jax.Array | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], tuple[KeysValues, jax.Array, MixerState] | None]:
         """Args:
           x: all tokens of a pass.
@@ -118,6 +123,7 @@ class Block(nn.Module):
           visibility, cache, block: see `Attention`.
           modulation: what this block made of the same condition before.
           state: of the mixer after the tokens before.
+          keys: one PRNG key for each example [B], for dropout; None in evaluation.
 
         Returns:
           As x; and None without a cache, else the new cache level, the modulation and the new
@@ -142,9 +148,13 @@ class Block(nn.Module):
         ]
         norms = self._norms()
         y, new = Attention(settings, name="attention")(
-            modulate(x, scales[0], shifts[0], norms[0]).astype(dtype), visibility, cache, block
+            modulate(x, scales[0], shifts[0], norms[0]).astype(dtype),
+            visibility,
+            cache,
+            block,
+            folded(keys, 0),
         )
-        x = x + gates[0] * y
+        x = x + gates[0] * dropout(y, settings.dropout, folded(keys, 1))
         if settings.cross_attention:
             read = CrossAttention(settings, name="cross_attention")
             x = x + read(x, condition.tokens, condition.mask)
@@ -154,7 +164,11 @@ class Block(nn.Module):
             )
             x = x + gates[1] * y
         y = modulate(x, scales[-1], shifts[-1], norms[-1]).astype(dtype)
-        x = x + gates[-1] * self._mlp()(y)
+        if settings.dropout:
+            y = dropout(self._mlp()(y, folded(keys, 2)), settings.dropout, folded(keys, 3))
+        else:
+            y = self._mlp()(y)
+        x = x + gates[-1] * y
         x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
         return x, None if cache is None else (new, modulation, state)
 
@@ -178,7 +192,8 @@ class Block(nn.Module):
             return GatedMLP(width, dtype, name="mlp")
         hidden = round(width * settings.mlp_ratio)
         out_std = init_std(width) / math.sqrt(2 * settings.depth)
-        return MLP(width, hidden, out_std, dtype, settings.style == "vit", name="mlp")
+        exact = settings.style == "vit"
+        return MLP(width, hidden, out_std, dtype, exact, settings.dropout, name="mlp")
 
 
 def _after_plain(

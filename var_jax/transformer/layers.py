@@ -86,6 +86,27 @@ def rms_norm(x: jax.Array) -> jax.Array:
     return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
+def folded(keys: jax.Array | None, number: int) -> jax.Array | None:
+    """Other keys of the same examples [B]; None stays."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def dropout(
+    x: Float[jax.Array, " *n"], rate: float, keys: jax.Array | None
+) -> Float[jax.Array, " *n"]:
+    """x with a share of its values 0 and the others larger by as much (Srivastava et al., 2014).
+
+    Args:
+      x: [B, ...].
+      rate: the share that is 0, in [0, 1).
+      keys: one PRNG key for each example [B]; None leaves x as it is, as in evaluation.
+    """
+    if keys is None or not rate:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
 def by_token(x: Float[jax.Array, "B k *C"], sizes: tuple[int, ...]) -> Float[jax.Array, "B n *C"]:
     """What belongs to runs of so many tokens each, at each of their tokens."""
     # Runs of one size are a broadcast, not a gather.

@@ -19,7 +19,7 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.settings import Changeable
 from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
-from var_jax.transformer.layers import Linear, init_std
+from var_jax.transformer.layers import Linear, folded, init_std
 from var_jax.transformer.stack import Stack, check_remat
 
 
@@ -34,7 +34,7 @@ class MAR(nn.Module):
     of these from attention. A mask over all L places would do as well, but not save anything: in
     training, where at most 76 of 256 tokens are known, the encoder so has 140 places, not 320.
 
-    Blocks are those of a ViT, without the dropout of the official training.
+    Blocks are those of a ViT.
 
     Attributes:
       pyramid: of a single level; L tokens.
@@ -49,6 +49,7 @@ class MAR(nn.Module):
       min_masked: share of the tokens that a training pass masks at least.
       mlp_ratio: hidden width of the MLP over C.
       class_drop_rate: probability that a label is replaced by 'no class' in training.
+      dropout: see `BlockSettings`; 0.1 officially.
       remat, scan_unroll, attention_implementation, dtype: see `VAR`.
     """
 
@@ -67,6 +68,7 @@ class MAR(nn.Module):
     min_masked: float = 0.7
     mlp_ratio: float = 4.0
     class_drop_rate: float = 0.1
+    dropout: float = 0.0
     remat: Changeable[str] = "none"
     scan_unroll: Changeable[int] = 1
     attention_implementation: Changeable[str | None] = None
@@ -96,6 +98,7 @@ class MAR(nn.Module):
             mlp_ratio=self.mlp_ratio,
             qk_norm=False,
             style="vit",
+            dropout=self.dropout,
             attention_implementation=self.attention_implementation,
             dtype=self.dtype,
         )
@@ -177,7 +180,7 @@ class MAR(nn.Module):
         Args:
           own: the tokens; those that are masked are not read.
           given: what is asked for, see `Conditioner`; class labels int32 [B] by default.
-          keys: one PRNG key for each example [B], for dropout of the condition; None in evaluation.
+          keys: one PRNG key for each example [B], for dropout; None in evaluation.
           masked: which tokens are to be filled in; all by default.
           max_known: an upper bound of how many are not, in any example; see the class. By default
             that of a training pass.
@@ -197,7 +200,7 @@ class MAR(nn.Module):
         first = jnp.repeat(condition.vector[:, None], buffer, 1) + self.encoder_position[:buffer]
         x = self.input_norm(jnp.concatenate([first, x], 1))
         there = jnp.concatenate([jnp.ones((batch, buffer), bool), known], 1)
-        x = self._blocks(self.encoder, x, condition, there)
+        x = self._blocks(self.encoder, x, condition, folded(keys, 1), there)
         # Said as after a block: left to the compiler, a mesh with a tensor axis gave other numbers.
         x = nn.with_logical_constraint(self.encoder_norm(x), ("batch", "length", "act_embed"))
         x = self.decoder_projection(x)
@@ -206,15 +209,21 @@ class MAR(nn.Module):
         place = jnp.where(masked, 0, buffer - 1 + jnp.cumsum(~masked, axis=1))
         filled = jnp.where(masked[..., None], self.mask_embedding, _rows(x, place))
         x = jnp.concatenate([x[:, :buffer], filled], 1) + self.decoder_position
-        x = self.decoder_norm(self._blocks(self.decoder, x, condition))
+        x = self.decoder_norm(self._blocks(self.decoder, x, condition, folded(keys, 2)))
         return x[:, buffer:] + self.state_position
 
     def _blocks(
-        self, stack: Stack, x: jax.Array, condition: Condition, present: jax.Array | None = None
+        self,
+        stack: Stack,
+        x: jax.Array,
+        condition: Condition,
+        keys: jax.Array | None,
+        present: jax.Array | None = None,
     ) -> jax.Array:
         """A stack in which all tokens, or all that are there, see each other."""
         segments = key_segments(ScalePyramid(((1, x.shape[1]),)), OwnScale())
-        return stack(x, condition, lambda _: segments, lambda x: x, present=present)[0]
+        found, _ = stack(x, condition, lambda _: segments, lambda x: x, keys=keys, present=present)
+        return found
 
 
 def _rows(x: Float[jax.Array, "B n C"], places: jax.Array) -> Float[jax.Array, "B m C"]:

@@ -14,7 +14,7 @@ from var_jax.transformer.attention import BlockSettings, Visibility
 from var_jax.transformer.block import Block
 from var_jax.transformer.cache import Cache, KeysValues, Run
 from var_jax.transformer.condition import Condition
-from var_jax.transformer.layers import Linear, init_std
+from var_jax.transformer.layers import Linear, folded, init_std
 from var_jax.transformer.mixer import MixerState
 
 #: What is kept of the forward pass for the backward pass, from most to least memory.
@@ -81,7 +81,7 @@ class Stack(nn.Module):
           cache: None to attend within x only; else what was returned before, or `Cache()`.
           runs: blocks to compute, in order; each run is one loop, has its own lengths in the cache,
             and must be the run that the cache was made with. None: all blocks as one run.
-          keys: one PRNG key for each example [B], for drop path; None in evaluation.
+          keys: one PRNG key for each example [B], for drop path and dropout; None in evaluation.
           keep_queries, present, laid_out: see `Visibility`.
 
         Returns:
@@ -91,6 +91,9 @@ class Stack(nn.Module):
         dtype, depth = self.block.dtype, self.block.depth
         runs = (tuple(range(depth)),) if runs is None else tuple(runs)
         scales = self._branch_scales(x.shape[0], keys)
+        drop_keys = None
+        if keys is not None and self.block.dropout:
+            drop_keys = jnp.stack([folded(keys, i) for i in range(depth)])
         modulation = None if cache is None else cache.modulation
         states = None if cache is None else cache.states
         x = nn.with_logical_constraint(x.astype(dtype), ("batch", "length", "act_embed"))
@@ -113,6 +116,7 @@ class Stack(nn.Module):
                 x,
                 condition,
                 scales if whole else scales[jnp.array(run)],
+                drop_keys if whole or drop_keys is None else drop_keys[jnp.array(run)],
                 visibility,
                 levels,
                 known,
@@ -138,11 +142,12 @@ class Stack(nn.Module):
         rates = jnp.linspace(0, self.drop_path_rate, depth)[:, None, None]
         return jnp.where(u < rates, 0.0, 1 / (1 - rates))
 
-    def _run(self, x, condition, scales, visibility, levels, modulation, state, run):
+    def _run(self, x, condition, scales, keys, visibility, levels, modulation, state, run):
         """The blocks of a run, None being all of them, as one loop."""
 
-        def body(block, x, condition, levels, scale, modulation, state, number):
-            return block(x, condition, scale, visibility, levels, modulation, state, number)
+        def body(block, x, condition, levels, scale, keys, modulation, state, number):
+            given = (visibility, levels, modulation, state, number, keys)
+            return block(x, condition, scale, *given)
 
         length = self.block.depth if run is None else len(run)
         if self.remat != "none" and levels is None:
@@ -151,7 +156,7 @@ class Stack(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, 0, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0, 0, 0, 0),
             length=length,
             unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -163,4 +168,4 @@ class Stack(nn.Module):
             )
         # The cache stays whole: a slice of it for each block would be a copy.
         numbers = jnp.arange(length) if levels else None
-        return loop(self.blocks, x, condition, levels, scales, modulation, state, numbers)
+        return loop(self.blocks, x, condition, levels, scales, keys, modulation, state, numbers)
