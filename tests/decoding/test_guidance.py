@@ -8,9 +8,11 @@ from small_network import CLASSES, CODEC, PYRAMID, codec_params, generate, model
 from var_jax import build
 from var_jax.decoding import base
 from var_jax.decoding.collaborative import Collaborative
+from var_jax.decoding.elastic_depth import ElasticDepth
 from var_jax.decoding.guidance import (
     ConstantGuidance,
     IntervalGuidance,
+    LayerGuidance,
     LinearGuidance,
     LooksBack,
     PerLevelGuidance,
@@ -20,7 +22,7 @@ from var_jax.decoding.spatial_guidance import SpatialGuidance, enlarged
 from var_jax.heads.categorical import CategoricalSampling
 
 LABELS = np.arange(12) % CLASSES
-LINEAR = LinearGuidance(2.0)
+LINEAR, NONE = LinearGuidance(2.0), ConstantGuidance(0.0)
 
 
 def tokens(guidance):
@@ -35,6 +37,22 @@ def test_an_interval_is_its_rule_inside_and_none_outside():
     for first, last in ((2, 1), (0, 3), (-1, 2)):
         with pytest.raises(ValueError, match=r"levels are 0\.\.2"):
             IntervalGuidance(LINEAR, first, last).weight(0, PYRAMID)
+
+
+def test_a_mix_inside_of_the_network():
+    inside = LayerGuidance(LINEAR, (0,))
+    assert (tokens(inside) != tokens(LINEAR)).any()
+    np.testing.assert_array_equal(tokens(LayerGuidance(NONE, (0,))), tokens(NONE))
+    # No level is guided but the last one: the others are as without.
+    last = tokens(LayerGuidance(PerLevelGuidance((0.0, 0.0, 3.0)), (0, -1)))
+    assert (last[:, :-16] == tokens(NONE)[:, :-16]).all() and (last != tokens(NONE)).any()
+    for after in ((), (2,), (-3,)):
+        with pytest.raises(ValueError, match=r"but the model has 2; give some of 0\.\.1"):
+            LayerGuidance(LINEAR, after).mixed_after(2)
+    assert LayerGuidance(LINEAR, (-1, 0, 1)).mixed_after(2) == (0, 1)
+    decoder = ElasticDepth(2, 1, inside, CategoricalSampling(0, 0.0))
+    with pytest.raises(ValueError, match="choose another guidance, or neither a cache policy"):
+        generate(decoder, LABELS)
 
 
 def test_without_strength_it_is_the_rule():

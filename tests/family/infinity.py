@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 from var_jax.codecs.bitwise import Bitwise
 from var_jax.convert import infinity_text
-from var_jax.decoding.guidance import PerLevelGuidance
+from var_jax.decoding.guidance import LayerGuidance, PerLevelGuidance
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.base import mixed
 from var_jax.heads.bitwise import BitwiseHead, BitwiseSampling, choose_bits
@@ -183,15 +183,17 @@ def check_samples(case):
         noise[size] = given[..., 1] - given[..., 0]
     head = GivenNoise(network.head.target, network.head.width, noise=FrozenDict(noise))
     network = dataclasses.replace(network, head=head)
-    guidance = PerLevelGuidance(tuple(cfg - 1 for cfg in config["cfg_list"]))
     asked = asked_of(case)
     keys = jax.random.split(jax.random.key(0), len(asked.lengths))
-    for name, filters in {
-        "greedy": (0.0, 1),
-        "sampled": (config["top_p"], config["top_k"]),
-    }.items():
-        sampling = BitwiseSampling(tuple(config["tau_list"]), *filters)
-        decoder = NextScale(guidance, sampling)
+    plain = PerLevelGuidance(tuple(cfg - 1 for cfg in config["cfg_list"]))
+    inside = PerLevelGuidance(tuple(cfg - 1 for cfg in config["layer_cfg"]))
+    greedy, drawn = (0.0, 1), (config["top_p"], config["top_k"])
+    for name, guidance, filters in (
+        ("greedy", plain, greedy),
+        ("greedy_layer_cfg", LayerGuidance(inside, tuple(config["insertion"])), greedy),
+        ("sampled", plain, drawn),
+    ):
+        decoder = NextScale(guidance, BitwiseSampling(tuple(config["tau_list"]), *filters))
         run = jax.jit(lambda p, d=decoder: d(network, p, codec, {}, asked, keys))
         found = run(params)
         np.testing.assert_array_equal(found.targets, by_level(case.outputs, f"{name}_bits"))

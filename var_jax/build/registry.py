@@ -107,6 +107,7 @@ METHODS: dict[str, dict[str, str]] = {
     # config.sampling.guidance: `decoding.guidance.Guidance`.
     "guidance": {
         "interval": "var_jax.decoding.guidance:IntervalGuidance",
+        "layer": "var_jax.decoding.guidance:LayerGuidance",
         "ssg": "var_jax.decoding.spatial_guidance:SpatialGuidance",
     },
     # config.sampling.reward: `decoding.rewards.Reward`.

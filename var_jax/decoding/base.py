@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from var_jax.codecs.base import Codec
-from var_jax.decoding.guidance import Guidance, LooksBack, is_guided, weights_of
+from var_jax.decoding.guidance import (
+    Guidance,
+    InsideNetwork,
+    LooksBack,
+    is_guided,
+    weights_of,
+)
 from var_jax.heads.base import mixed
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -164,6 +172,8 @@ def hidden_states(
     params: Any,
     state: State,
     policy: CachePolicy | None = None,
+    mixed_after: tuple[int, ...] = (),
+    weight: float | jax.Array = 0.0,
 ) -> tuple[tuple[jax.Array, ...], State]:
     """Runs the transformer over the levels that its cache has not seen, up to the next one.
 
@@ -171,6 +181,8 @@ def hidden_states(
       network, params: of the model.
       state: before the level.
       policy: of the cache.
+      mixed_after: see `InsideNetwork`; alike at all levels, without a policy.
+      weight: t of guidance there.
 
     Returns:
       Hidden states of the next level [B, n, C], conditional and, while paired, unconditional; and
@@ -188,6 +200,17 @@ def hidden_states(
     runs = policy and policy.runs(network.transformer.depth)
     if state.blocks is not None:
         runs = (state.blocks,)
+    behind = None
+    if mixed_after:
+        if runs:
+            raise ValueError(
+                "Guidance inside of the network mixes what all of its blocks make; choose another "
+                "guidance, or neither a cache policy nor fewer blocks at fine levels."
+            )
+        ends = (0, *(n + 1 for n in mixed_after), network.transformer.depth)
+        runs = tuple(tuple(range(a, b)) for a, b in itertools.pairwise(ends) if b > a)
+        if state.paired and is_guided([weight]):
+            behind = functools.partial(_mixed_pairs, weight, len(mixed_after))
     hidden, cache = network.hidden(
         params,
         read,
@@ -197,6 +220,7 @@ def hidden_states(
         cache=state.cache,
         runs=runs,
         keep_queries=policy is not None,
+        behind=behind,
     )
     if policy is not None:
         kept = tuple(policy.compress(run, i, level) for i, run in enumerate(cache.runs))
@@ -231,6 +255,10 @@ def conditions(
         # The unconditional half runs up to the last guided level: later ones do not look at it.
         state = unpaired(state)
     t = weights[level]
+    if isinstance(guidance, InsideNetwork):
+        after = guidance.mixed_after(network.transformer.depth)
+        hiddens, state = hidden_states(network, params, state, policy, after, t)
+        return hiddens[:1], (1.0,), state
     hiddens, state = hidden_states(network, params, state, policy)
     mix = (1 + t, -t) if is_guided([t]) else (1.0,)
     hiddens = hiddens[: len(mix)]
@@ -374,6 +402,16 @@ def several(keys: jax.Array, count: int, first: int) -> jax.Array:
 def pairs(first: jax.Array, second: jax.Array) -> jax.Array:
     """[B, ...] twice -> [2 B, ...]: first 0, second 0, first 1, second 1, ..."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def _mixed_pairs(
+    weight: float | jax.Array, count: int, run: int, x: Float[jax.Array, "B n C"]
+) -> Float[jax.Array, "B n C"]:
+    """Behind the first `count` runs, both of each pair as (1 + t) cond - t uncond."""
+    if run >= count:
+        return x
+    mix = (1 + weight) * of_pairs(x, 0) - weight * of_pairs(x, 1)
+    return pairs(mix, mix).astype(x.dtype)
 
 
 def of_pairs(x: jax.Array, which: int, axis: int = 0) -> jax.Array:

@@ -41,6 +41,18 @@ class LooksBack(Guidance, Protocol):
         """The mix of level - 1 on the tokens of a level; a linear map that keeps constants."""
 
 
+@runtime_checkable
+class InsideNetwork(Guidance, Protocol):
+    """A guidance that mixes what blocks have made of the tokens, in place of logits.
+
+    From there on both halves go on as the mix, each with its own condition; the draw is from the
+    logits of the conditional half.
+    """
+
+    def mixed_after(self, depth: int) -> tuple[int, ...]:
+        """Numbers of the blocks, of `depth`, behind which the halves are mixed, ascending."""
+
+
 def weights_of(guidance: Guidance, pyramid: ScalePyramid) -> list[float | jax.Array]:
     """t of all levels."""
     return [guidance.weight(k, pyramid) for k in range(pyramid.num_levels)]
@@ -130,3 +142,28 @@ class IntervalGuidance:
                 f"are 0..{count - 1}; choose two of them in order."
             )
         return self.rule.weight(level, pyramid) if self.first <= level <= last else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerGuidance:
+    """A rule whose weights mix what blocks return (`cfg_insertion_layer` of Infinity's code).
+
+    Attributes:
+      rule: of the weights.
+      after: numbers of blocks from 0, or from the end below 0, such as (-5,).
+    """
+
+    rule: Guidance
+    after: tuple[int, ...] = (-5,)
+
+    def weight(self, level: int, pyramid: ScalePyramid) -> float | jax.Array:
+        return self.rule.weight(level, pyramid)
+
+    def mixed_after(self, depth: int) -> tuple[int, ...]:
+        found = tuple(sorted({n + depth if n < 0 else n for n in self.after}))
+        if not found or found[0] < 0 or found[-1] >= depth:
+            raise ValueError(
+                f"Guidance mixes after the blocks {self.after}, but the model has {depth}; give "
+                f"some of 0..{depth - 1}, or of -{depth}..-1 from the end."
+            )
+        return found

@@ -70,6 +70,7 @@ class Stack(nn.Module):
         keep_queries: bool = False,
         present: Bool[jax.Array, "B n"] | None = None,
         laid_out: tuple[tuple[int, int], ...] = (),
+        behind: Callable[[int, jax.Array], jax.Array] | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
         """All blocks, or those of some runs.
 
@@ -83,6 +84,7 @@ class Stack(nn.Module):
             and must be the run that the cache was made with. None: all blocks as one run.
           keys: one PRNG key for each example [B], for drop path and dropout; None in evaluation.
           keep_queries, present, laid_out: see `Visibility`.
+          behind: (i, x) -> x, changes what run i returns.
 
         Returns:
           As x; and None without a cache, else the keys and values of x alone, the modulation, and
@@ -124,6 +126,8 @@ class Stack(nn.Module):
                 None if whole else run,
             )
             made.append(new)
+            if behind is not None:
+                x = behind(i, x)
         if cache is None:
             return x, None
         entries, modulations, carried = zip(*made, strict=True)

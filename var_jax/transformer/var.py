@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -160,6 +161,7 @@ class VAR(nn.Module):
         keep_queries: bool = False,
         stream: Float[jax.Array, "B n C"] | None = None,
         normalize: bool = True,
+        behind: Callable[[int, jax.Array], jax.Array] | None = None,
     ) -> tuple[Float[jax.Array, "B n C"], Cache | None]:
         """One pass over consecutive levels: all of them (training), a prefix, or one (sampling).
 
@@ -179,6 +181,7 @@ class VAR(nn.Module):
           keep_queries: put the queries into the cache's newest level.
           stream: what other blocks made of the tokens, in place of their embeddings.
           normalize: False returns the stream, without the last norm.
+          behind: (i, stream) -> stream, changes what run i returns.
 
         Returns:
           float32 hidden states, normalised, ready for the head; and None without a cache, else the
@@ -217,6 +220,7 @@ class VAR(nn.Module):
             runs,
             path_keys,
             keep_queries,
+            behind=behind,
         )
         if cache is not None:
             new = self._extend(cache, new, pyramid, levels)
