@@ -74,7 +74,7 @@ def test_it_trains_and_shows_what_prompts_ask_for(folder, monkeypatch):
 def test_prompts_draw_and_negative_ones_steer(model):
     settings = dict(seed=1, batch_size=2)
     images = model.sample(["all red", "鳥", "all red", ""], cfg=2.0, **settings)
-    assert images.shape == (4, 32, 32, 3)
+    assert images.shape == (4, 32, 32, 3) and model.sample([]).shape == (0, 32, 32, 3)
     assert (images[0] != images[2]).any() and (images[0] != images[1]).any()
     two = ["all red", "鳥"]
     default = model.sample(two, negative="", cfg=2.0, **settings)

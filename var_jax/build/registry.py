@@ -31,10 +31,10 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.model.transformer: see `network.Network`.
     "transformer": {
+        "acdit": "var_jax.transformer.acdit:ACDiT",
         "mar": "var_jax.transformer.mar:MAR",
         "var": "var_jax.transformer.var:VAR",
         "xar": "var_jax.transformer.xar:XAR",
-        "acdit": "var_jax.transformer.acdit:ACDiT",
     },
     # config.model.context: `context.Context`.
     "context": {
@@ -74,8 +74,8 @@ METHODS: dict[str, dict[str, str]] = {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "ddo": "var_jax.objectives.discriminative:Discriminative",
-        "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "flow_matching": "var_jax.objectives.flow_matching:FlowMatching",
+        "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
     },

@@ -57,7 +57,8 @@ def rows(texts: Sequence[str]) -> UInt8[np.ndarray, "n T"]:
     Raises:
       ValueError: see `clean`.
     """
-    return np.stack([encode(clean(text, f"The prompt {text!r}"), MAX_BYTES) for text in texts])
+    found = [encode(clean(text, f"The prompt {text!r}"), MAX_BYTES) for text in texts]
+    return np.array(found, np.uint8).reshape(-1, MAX_BYTES)
 
 
 def decode(row: UInt8[np.ndarray, " T"]) -> str:
