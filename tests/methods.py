@@ -47,6 +47,7 @@ MODELS = {
     "family/code": "sampling.decoder.refiner",
     "family/hmar_masked": "train.initial_checkpoint",
     "family/lora": "train.initial_checkpoint",
+    "family/va_pi": "train.initial_checkpoint",
 }
 #: Methods that learn from samples of the model that they start from.
 SAMPLED = ("family/ddo",)

@@ -78,6 +78,7 @@ METHODS: dict[str, dict[str, str]] = {
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
+        "va_pi": "var_jax.objectives.pixel_policy:PixelPolicy",
     },
     # config.train.adapter: `adapters.base.Adapter`.
     "adapter": {
