@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -23,12 +24,12 @@ class Network:
 
     Attributes:
       transformer: from inputs and condition to hidden states: level by level, or of one level the
-        tokens that are masked, or the velocity's of noisy ones.
+        tokens that are masked, or, a `Denoiser`, the velocity's of noisy ones.
       head: from hidden states to targets.
       masked: a second end, whose parameters are 'masked'; with a head like the first among them.
     """
 
-    transformer: VAR | MAR | Denoiser
+    transformer: VAR | MAR | nn.Module
     head: Head
     masked: MaskedBranch | None = None
 

@@ -207,7 +207,8 @@ def model_config(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections of a config that describe such a transformer and how it is sampled officially
     (`scripts/infer.sh`: cfg 4 is 3 here)."""
     transformer = network.transformer
-    asked, positions = transformer.conditioner, transformer.positions
+    asked: Any = transformer.conditioner
+    positions: Any = transformer.positions
     names = ("num_classes", "depth", "width", "num_heads", "mlp_ratio", "shared_adaln")
     features = ("feature_dim", "max_length", "pool_head_dim")
     model = {
