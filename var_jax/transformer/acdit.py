@@ -176,26 +176,29 @@ class ACDiT(nn.Module):
         sizes, tokens = entities.part(levels).sizes, entities.tokens(levels)
         vector = self._condition(given, keys).vector[:, None]
         x, plain = noisy.astype(jnp.float32), 0
-        segments = functools.partial(key_segments, entities, BlockCausal(), levels)
-        laid_out: tuple[tuple[int, int], ...] = ()
+        twice = times is not None and clean is not None
         if times is None:  # What has been drawn.
             vector, plain = vector[:, :0], len(levels)
             if self.is_initializing():
                 self.time(jnp.zeros((1, 1)))
         else:
             vector = vector + self.time(times)
-            if clean is not None:
-                # The last entity is the context of none.
-                plain, context = entities.num_levels - 1, entities.level(levels[-1]).start
-                x = jnp.concatenate([clean[:, :context].astype(jnp.float32), x], 1)
-                sizes, tokens = (*sizes[:-1], *sizes), np.r_[:context, tokens]
-                laid_out, skipping = skip_causal(entities)
-                segments = lambda _: skipping  # noqa: E731
-            elif cache is None:
-                segments = functools.partial(key_segments, entities, OwnScale(), levels)
+        if twice:
+            # The last entity is the context of none.
+            plain, context = entities.num_levels - 1, entities.level(levels[-1]).start
+            x = jnp.concatenate([clean[:, :context].astype(jnp.float32), x], 1)
+            sizes, tokens = (*sizes[:-1], *sizes), np.r_[:context, tokens]
+
+        def segments(cached: tuple[int, ...]) -> tuple[KeySegment, ...]:
+            if twice:
+                return skip_causal(entities)[1]
+            alone = times is not None and cache is None
+            return key_segments(entities, OwnScale() if alone else BlockCausal(), levels, cached)
+
         condition = Condition(vector, runs=sizes, plain=plain)
         turns = [a[tokens] for a in _angles(self.pyramid, self.cells, self.width // self.num_heads)]
         x = self.token_projection(x)
+        laid_out = skip_causal(entities)[0] if twice else ()
         x, new = self.stack(
             x, condition, segments, lambda t: _turned(t, *turns), cache, laid_out=laid_out
         )
