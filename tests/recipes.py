@@ -13,6 +13,7 @@ TRANSFORMERS = [
     ("emoji64",),
     *(("var_imagenet256", variant) for variant in ("d16", "d20", "d24", "d30")),
     ("var_imagenet512",),
+    *(("infinity_2b", variant) for variant in ("", "512", "256")),
     *(("family/hmar", variant) for variant in ("", "smallest", "d16")),
     *(("family/mvar", variant) for variant in ("", "smallest", "d16", "d24_tuned")),
     *(("family/m_var", variant) for variant in ("", "smallest", "d16")),

@@ -82,7 +82,7 @@ def test_weights_in_parts_and_beside_others_are_read(folder, tmp_path):
     [
         (dict(model_type="clip"), "it is of a 'clip'"),
         (dict(feed_forward_proj="gated-silu"), "its MLPs are 'gated-silu'"),
-        (dict(num_heads=3), "q is .16, 8., not .16, 12."),
+        (dict(num_heads=3), r"blocks/k is \[2, 16, 8\], not \[2, 16, 12\]"),
         (dict(num_layers=3), "has no encoder.block.2.layer.0"),
         (dict(feed_forward_proj="relu"), "has no encoder.block.0.layer.1.DenseReluDense.wi.weight"),
     ],

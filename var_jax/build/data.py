@@ -11,7 +11,15 @@ import jax
 from ml_collections import ConfigDict
 
 from var_jax.build.modules import held_networks
-from var_jax.build.sections import ConfigError, Section, call, read, read_section
+from var_jax.build.sections import (
+    ConfigError,
+    Section,
+    call,
+    opened,
+    read,
+    read_section,
+    tuples,
+)
 from var_jax.data import captions, sources, transforms
 from var_jax.data import pipeline as data_pipeline
 from var_jax.data.token_cache import TokenCacheSettings
@@ -19,6 +27,8 @@ from var_jax.fields import Field
 from var_jax.parallel import arrays, sharding
 from var_jax.paths import resolve
 from var_jax.settings import Changeable
+from var_jax.text_encoders.encoder import WrittenTokens
+from var_jax.transformer.text_features import TextFeatures
 
 #: Options of data sources that name places in a file system.
 _PATH_OPTIONS = ("path", "data_dir", "val_labels")
@@ -281,7 +291,13 @@ def pipeline(
         if all_captions:
             prepare = captions.AllCaptions(prepare)
         else:
-            prepare = captions.OneCaption(prepare, data.caption_length, drawn=train)
+            write = _written(config)
+            prepare = captions.OneCaption(prepare, data.caption_length, drawn=train, write=write)
+    elif _written(config):
+        raise ConfigError(
+            "config.model.conditioner reads captions, but the pictures have none; give a source "
+            "with captions (a folder: config.data.options.captions=True), or a token cache of one."
+        )
     return data_pipeline.Pipeline(
         records,
         prepare,
@@ -294,6 +310,19 @@ def pipeline(
         prefetch=data.prefetch,
         passes=passes,
     )
+
+
+def _written(config: ConfigDict) -> WrittenTokens | None:
+    """What a model of text features reads of a caption; None for any other model."""
+    asked = opened(tuples(config.get("model", {})).get("conditioner")) or {}
+    if asked.get("kind") != "text_features":
+        return None
+    if not asked.get("encoder"):
+        raise ConfigError(
+            "config.model.conditioner.encoder is empty, but captions are to be read; give the "
+            "folder of a T5 encoder, such as a download of google/flan-t5-xl."
+        )
+    return WrittenTokens(asked["encoder"], asked.get("max_length", TextFeatures.max_length))
 
 
 def data_facts(records: sources.Source) -> dict[str, Any]:

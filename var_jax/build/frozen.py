@@ -84,6 +84,9 @@ def place(
         boxed = jax.eval_shape(part.init, jax.random.key(0))
         if name == "tokenizer":
             placed[name] = {key: tokenizer.params.get(key, {}) for key in boxed}
+        elif part.load is not None:
+            layout = sharding.abstract_shardings(boxed, mesh, preset_of(config, part))
+            placed[name] = arrays.place(part.load(), layout)
         elif reference is None:
             raise ValueError(
                 f"{type(objective).__name__} reads the model that the run starts from; give "

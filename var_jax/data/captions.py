@@ -93,18 +93,22 @@ class OneCaption:
       rest: makes the other fields of the record; None takes them as they are.
       length: T, in bytes; 0 leaves captions out.
       drawn: by the example's random numbers, as in training; else it is the first.
+      write: makes other fields of the text; None is "caption".
     """
 
     rest: Transform | None
     length: int
     drawn: bool
+    write: Callable[[str], dict[str, Any]] | None = None
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         record, captions = _parted(record)
         caption = {}
-        if self.length:
+        if self.length or self.write:
             number = int(rng.integers(len(captions))) if self.drawn and captions else 0
-            caption["caption"] = encode(captions[number] if captions else "", self.length)
+            text = captions[number] if captions else ""
+            bytes_ = {"caption": encode(text, self.length)} if self.length else {}
+            caption = bytes_ if self.write is None else self.write(text)
         return (record if self.rest is None else self.rest(record, rng)) | caption
 
 

@@ -87,10 +87,12 @@ class FrozenPart:
         they can be cut.
       as_trained: cut over the mesh as what trains is (config.sharding): a reference of the model's
         own size does not fit otherwise. False: by config.frozen_sharding.
+      load: () -> the parameters, NumPy arrays; None where they come from elsewhere.
     """
 
     init: Callable[[jax.Array], Any]
     as_trained: bool = False
+    load: Callable[[], Any] | None = None
 
 
 class NetworkObjective(Objective, Protocol):
@@ -120,8 +122,8 @@ class NetworkObjective(Objective, Protocol):
         """The objective of a step; few distinct ones, each is compiled once."""
 
     def frozen_parts(self) -> dict[str, FrozenPart]:
-        """What `frozen` is made of: 'tokenizer', and 'reference', the model that the run starts
-        from, where it is needed."""
+        """What `frozen` is made of: 'tokenizer'; 'reference', the model that the run starts from,
+        where it is needed; 'text_encoder', where the condition has one."""
 
 
 @runtime_checkable

@@ -71,7 +71,7 @@ class Contrastive(LogRatio):
         """See `Objective.loss`."""
         parts = jax.vmap(jax.random.split)(keys)
         lesson = self.likelihood.lesson(frozen, batch, parts[:, 0])
-        own, other, null = self._conditions(batch, parts[:, 1])
+        own, other, null = self._conditions(frozen, batch, parts[:, 1])
         same = jax.tree.map(_equal_rows, own, other)
         same = functools.reduce(jnp.logical_and, jax.tree.leaves(same))
         # Each example beside its negative: a cut batch axis keeps both on one device.
@@ -110,10 +110,9 @@ class Contrastive(LogRatio):
         value = -score(gap).mean() - (weight * score(sign * gap_negative)).mean()
         return value / max(self.negative_weight, 1.0) if self.null_rate else value
 
-    def _conditions(self, batch: Any, keys: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def _conditions(self, frozen: Any, batch: Any, keys: jax.Array) -> tuple[Any, Any, jax.Array]:
         """Own and other condition, and bool [B], where both ask for nothing."""
-        conditioner = self.network.transformer.conditioning()
-        own = conditioner.read(batch)
+        own = self.likelihood.given(frozen, batch)
         other = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), own)
         null = jax.vmap(jax.random.uniform)(keys) < self.null_rate
         return self.without(own, null), self.without(other, null), null

@@ -69,7 +69,7 @@ class Discriminative(LogRatio):
         real = self.likelihood.lesson(frozen, batch, parts[:, 0])
         drawn = self.likelihood.lesson(frozen, {source: batch[SAMPLES]}, parts[:, 1])
         null = jax.vmap(jax.random.uniform)(parts[:, 2]) < self.null_rate
-        given = self.without(self.network.transformer.conditioning().read(batch), null)
+        given = self.without(self.likelihood.given(frozen, batch), null)
         lesson = real.replace(
             inputs=pairs(real.inputs, drawn.inputs),
             targets=pairs(real.targets, drawn.targets),

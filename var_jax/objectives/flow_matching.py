@@ -81,7 +81,7 @@ class FlowMatching(OwnPass):
         lesson_keys, network_keys, draw_keys = split_keys(keys, 3)
         denoiser = self.network.denoiser
         data = self.likelihood.lesson(frozen, batch, lesson_keys).targets[:, denoiser.order]
-        given = denoiser.conditioning().read(batch)
+        given = self.likelihood.given(frozen, batch)
         count = denoiser.entities.num_levels
         if draw_keys is not None:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Self
 
 import jax
@@ -18,6 +19,10 @@ from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.pixels import to_float
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
+from var_jax.transformer.condition import ReadsEncoded
+
+#: Name of the frozen parameters of the encoder that a condition reads.
+_ENCODER = "text_encoder"
 
 
 @struct.dataclass
@@ -104,7 +109,7 @@ class Likelihood:
             params = self.tokenizer.init_params(key)
             return params if self.from_images else {"codec": params.get("codec", {})}
 
-        return {"tokenizer": FrozenPart(init)}
+        return {"tokenizer": FrozenPart(init), **_encoder_part(self.network)}
 
     def init_params(self, key: jax.Array) -> Any:
         return self.network.init_params(key)
@@ -134,12 +139,20 @@ class Likelihood:
         hidden, _ = self.network.hidden(
             params,
             lesson.inputs[:, tokens],
-            self.network.transformer.conditioning().read(batch),
+            self.given(frozen, batch),
             network_keys,
             pyramid=self.pyramid,
             levels=self.levels,
         )
         return TeacherForced(lesson, hidden, head_keys)
+
+    def given(self, frozen: Any, batch: Any) -> Any:
+        """What is asked for of a batch; see `Conditioner`."""
+        conditioner = self.network.transformer.conditioning()
+        asked = conditioner.read(batch)
+        if isinstance(conditioner, ReadsEncoded) and _ENCODER in frozen:
+            asked = conditioner.encoded(frozen[_ENCODER], asked)
+        return asked
 
     def score(self, params: Any, forced: TeacherForced) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What `per_token` gives of a pass."""
@@ -184,6 +197,15 @@ class Likelihood:
         self, params: Any, ema: Any, stats: Any, carry: Any, key: jax.Array, step: jax.Array
     ) -> tuple[Any, Any, Any]:
         return params, ema, stats
+
+
+def _encoder_part(network: Network) -> dict[str, FrozenPart]:
+    conditioner = network.transformer.conditioning()
+    if not isinstance(conditioner, ReadsEncoded) or conditioner.encoder is None:
+        return {}
+    encoder, dtype = conditioner.encoder, network.transformer.dtype
+    init = functools.partial(encoder.init, dtype=dtype)
+    return {_ENCODER: FrozenPart(init, load=functools.partial(encoder.load, dtype))}
 
 
 class BesideLikelihood:

@@ -106,7 +106,7 @@ class MaskedLikelihood(BesideLikelihood):
             lesson.inputs,
             own,
             jnp.broadcast_to(masked, lesson.inputs.shape[:2]),
-            self.network.transformer.conditioning().read(batch),
+            self.likelihood.given(frozen, batch),
             network_keys,
         )
         return self.network.loss(params["masked"], hidden, lesson.targets, head_keys, pyramid)

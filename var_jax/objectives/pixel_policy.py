@@ -74,7 +74,8 @@ class PixelPolicy(BesideLikelihood):
 
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """See `NetworkObjective`. The tokenizer is whole: it decodes."""
-        parts = {"tokenizer": FrozenPart(self.tokenizer.init_params)}
+        tokenizer = FrozenPart(self.tokenizer.init_params)
+        parts = {**self.likelihood.frozen_parts(), "tokenizer": tokenizer}
         if self.kl_weight:
             parts["reference"] = FrozenPart(self.network.init_params, as_trained=True)
         return parts

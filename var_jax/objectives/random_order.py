@@ -73,7 +73,7 @@ class RandomOrder(OwnPass):
         lesson_keys, mask_keys, network_keys, head_keys = split_keys(keys, 4)
         targets = self.likelihood.lesson(frozen, batch, lesson_keys).targets
         masked = self.draw_masks(mask_keys, len(targets))
-        given = self.network.mar.conditioning().read(batch)
+        given = self.likelihood.given(frozen, batch)
         hidden = self.network.filled_in(params, targets, given, network_keys, masked=masked)
         pyramid = self.network.mar.pyramid
         loss, metrics = self.network.loss(params, hidden, targets, head_keys, pyramid)

@@ -144,7 +144,7 @@ class StudentForcing(BesideLikelihood):
         after, _ = self.network.hidden(
             params,
             jnp.concatenate([blank, inputs], 1),
-            self.network.transformer.conditioning().read(batch),
+            self.likelihood.given(frozen, batch),
             network_keys,
             pyramid=ends,
         )

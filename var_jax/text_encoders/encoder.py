@@ -24,10 +24,10 @@ _TOKENIZER = "tokenizer.json"
 
 @dataclasses.dataclass(frozen=True)
 class T5Encoder:
-    """The encoder in a folder, which is read when it is first asked, and kept.
+    """The encoder in a folder, which is read when it is first needed.
 
-    Each text is encoded for itself, so that what it becomes does not depend on the others. On
-    accelerators the encoder computes in bfloat16, on CPUs in float32.
+    Asked for texts it encodes each for itself, so that what one becomes does not depend on the
+    others; on accelerators in bfloat16, on CPUs in float32.
 
     Attributes:
       folder: see `t5.read`; with tokenizer.json beside the weights.
@@ -39,10 +39,16 @@ class T5Encoder:
         self, texts: Sequence[str], max_length: int
     ) -> tuple[Float[np.ndarray, "n T F"], Int[np.ndarray, " n"]]:
         """See `TextEncoder`; of texts that are cut a warning says so."""
-        tokenize, settings, params = _loaded(self.folder)
-        rows: list[np.ndarray] = []
-        known: dict[str, np.ndarray] = {}
-        for text in texts:
+        settings = _settings(self.folder)
+        features = np.zeros((len(texts), max_length, settings.width), np.float32)
+        lengths = np.zeros(len(texts), np.int32)
+        if not texts:
+            return features, lengths
+        tokenize, known = tokens_of(self.folder), {}
+        # On a device while they are needed, no longer: the model itself fills what there is.
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        params = jax.device_put(_params(self.folder, dtype), jax.local_devices()[0])
+        for i, text in enumerate(texts):
             text = clean(text, f"The prompt {text!r}")
             if text not in known:
                 ids, count = tokenize(text, max_length)
@@ -54,11 +60,43 @@ class T5Encoder:
                         len(ids),
                     )
                 known[text] = _encoded(settings, params, ids)
-            rows.append(known[text])
-        features = np.zeros((len(rows), max_length, params["embedding"].shape[1]), np.float32)
-        for place, row in zip(features, rows, strict=True):
-            place[: len(row)] = row
-        return features, np.array([len(row) for row in rows], np.int32)
+            lengths[i] = len(known[text])
+            features[i, : lengths[i]] = known[text]
+        return features, lengths
+
+    def init(self, key: jax.Array, dtype: jnp.dtype) -> Any:
+        """See `TextEncoder`."""
+        return t5.init(_settings(self.folder), key, dtype)
+
+    def load(self, dtype: jnp.dtype) -> Any:
+        """See `TextEncoder`."""
+        return _params(self.folder, dtype)
+
+    def encode(
+        self, params: Any, ids: Int[jax.Array, "B T"], lengths: Int[jax.Array, " B"]
+    ) -> Float[jax.Array, "B T F"]:
+        """See `TextEncoder`."""
+        there = jnp.arange(ids.shape[1]) < lengths[:, None]
+        return t5.encode(_settings(self.folder), params, ids, there)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenTokens:
+    """From a caption to what a batch holds of it for `TextFeatures`.
+
+    Attributes:
+      folder: of the encoder.
+      max_length: T; what is longer is cut.
+    """
+
+    folder: str
+    max_length: int
+
+    def __call__(self, text: str) -> dict[str, np.ndarray]:
+        ids, _ = tokens_of(self.folder)(text, self.max_length)
+        row = np.zeros(self.max_length, np.int32)
+        row[: len(ids)] = ids
+        return {"text_ids": row, "text_length": np.int32(len(ids))}
 
 
 def text_features(
@@ -97,19 +135,25 @@ def _encoded(settings: t5.T5Settings, params: dict[str, Any], ids: list[int]) ->
 
 
 @functools.cache
-def _loaded(
-    folder: str,
-) -> tuple[Callable[[str, int], tuple[list[int], int]], t5.T5Settings, dict[str, Any]]:
-    """The tokenizer and the encoder, its parameters on the first device of this process."""
-    tokenize = _tokenizer(folder)
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+def _settings(folder: str) -> t5.T5Settings:
+    return t5.read_settings(folder)
+
+
+@functools.cache
+def _params(folder: str, dtype: Any) -> dict[str, Any]:
+    """On the host."""
     logging.info("Reading the text encoder in %s.", folder)
-    settings, params = t5.read(folder, dtype)
-    return tokenize, settings, jax.device_put(params, jax.local_devices()[0])
+    return t5.read(folder, dtype)[1]
 
 
-def _tokenizer(folder: str) -> Callable[[str, int], tuple[list[int], int]]:
-    """From a text and the most tokens there may be, the tokens, and how many there would be."""
+@functools.cache
+def tokens_of(folder: str) -> Callable[[str, int], tuple[list[int], int]]:
+    """From a text and the most tokens there may be, the tokens, and how many there would be.
+
+    Raises:
+      ImportError: the package tokenizers is not installed.
+      FileNotFoundError, ValueError: no tokenizer in the folder, or a damaged one.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -127,11 +171,13 @@ def _tokenizer(folder: str) -> Callable[[str, int], tuple[list[int], int]]:
     except Exception as error:  # The library raises bare exceptions.
         raise ValueError(f"{path} is damaged ({error}); copy it again.") from error
     made.no_padding()
+    made.no_truncation()
 
     def tokenize(text: str, max_length: int) -> tuple[list[int], int]:
-        made.no_truncation()
-        count = len(made.encode(text).ids)
-        made.enable_truncation(max_length)
-        return made.encode(text).ids, count
+        ids = made.encode(text).ids
+        if len(ids) <= max_length:
+            return ids, len(ids)
+        # The last one ends a text.
+        return [*ids[: max_length - 1], ids[-1]], len(ids)
 
     return tokenize

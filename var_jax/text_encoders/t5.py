@@ -12,6 +12,7 @@ import json
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,18 +42,69 @@ class T5Settings:
     """What the encoder's config.json says.
 
     Attributes:
+      vocab_size: rows of the embedding.
+      width: of the model, F.
+      hidden: width of the middle of the MLPs.
       num_heads, head_dim: of the attention, whose width need not be that of the model.
       depth: number of blocks.
       num_buckets, max_distance: of relative positions; what is farther counts as max_distance.
       gated: MLPs are GELU(gate) * up (T5 1.1); else ReLU(up).
     """
 
+    vocab_size: int
+    width: int
+    hidden: int
     num_heads: int
     head_dim: int
     depth: int
     num_buckets: int = 32
     max_distance: int = 128
     gated: bool = True
+
+
+def read_settings(folder: epath.PathLike) -> T5Settings:
+    """What the config.json in a folder says.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is of another kind of model.
+    """
+    config = epath.Path(folder) / "config.json"
+    if not config.exists():
+        raise FileNotFoundError(
+            f"{config} does not exist; give the folder of a text encoder, such as a download of "
+            "google/flan-t5-xl."
+        )
+    return _settings(config)
+
+
+def init(settings: T5Settings, key: jax.Array, dtype: jnp.dtype) -> dict[str, Any]:
+    """Random parameters in the boxes of their logical axis names: for their shapes."""
+    width, inner = settings.width, settings.num_heads * settings.head_dim
+    into, out = ("embed", "heads"), ("heads", "embed")
+    shapes: dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]] = {
+        **{x: ((width, inner), into) for x in "qkv"},
+        "o": ((inner, width), out),
+        **{x: ((width, settings.hidden), ("embed", "mlp")) for x in _mlp(settings)},
+        "down": ((settings.hidden, width), ("mlp", "embed")),
+        "attention_norm": ((width,), ("embed",)),
+        "mlp_norm": ((width,), ("embed",)),
+    }
+
+    def made(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Any:
+        return nn.Partitioned(jax.random.normal(key, shape, dtype), axes)
+
+    depth = settings.depth
+    return {
+        "embedding": made((settings.vocab_size, width), ("vocab", "embed")),
+        "relative_position": made((settings.num_buckets, settings.num_heads), (None, "heads")),
+        "blocks": {k: made((depth, *s), ("layers", *a)) for k, (s, a) in shapes.items()},
+        "final_norm": made((width,), ("embed",)),
+    }
+
+
+def _mlp(settings: T5Settings) -> dict[str, str]:
+    return _GATED if settings.gated else _PLAIN
 
 
 def read(folder: epath.PathLike, dtype: jnp.dtype) -> tuple[T5Settings, dict[str, Any]]:
@@ -67,14 +119,7 @@ def read(folder: epath.PathLike, dtype: jnp.dtype) -> tuple[T5Settings, dict[str
       FileNotFoundError: no such folder or file.
       ValueError: another kind of model, or a file that is damaged or does not fit its config.
     """
-    root = epath.Path(folder)
-    config = root / "config.json"
-    if not config.exists():
-        raise FileNotFoundError(
-            f"{config} does not exist; give the folder of a text encoder, such as a download of "
-            "google/flan-t5-xl."
-        )
-    settings = _settings(config)
+    root, settings = epath.Path(folder), read_settings(folder)
     known = (root / name for name in _WEIGHTS)
     with open_state(str(next((p for p in known if p.exists()), root))) as state:
         tensors = {k: t for group in state.groups().values() for k, t in group.items()}
@@ -88,7 +133,7 @@ def read(folder: epath.PathLike, dtype: jnp.dtype) -> tuple[T5Settings, dict[str
             found = np.stack([tensor(name.format(i)) for i in range(settings.depth)])
             return found.swapaxes(1, 2) if found.ndim == 3 else found
 
-        names = _BLOCK | (_GATED if settings.gated else _PLAIN)
+        names = _BLOCK | _mlp(settings)
         shared = "shared.weight" if "shared.weight" in tensors else "encoder.embed_tokens.weight"
         position = f"{_LAYER.format(0)}.0.SelfAttention.relative_attention_bias.weight"
         params = {
@@ -97,7 +142,17 @@ def read(folder: epath.PathLike, dtype: jnp.dtype) -> tuple[T5Settings, dict[str
             "blocks": {ours: stacked(theirs) for ours, theirs in names.items()},
             "final_norm": tensor("encoder.final_layer_norm.weight"),
         }
-    _check(settings, params, root)
+    wanted = jax.eval_shape(functools.partial(init, settings, dtype=dtype), jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(wanted)):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = params
+        for part in name.split("/"):
+            found = found[part]
+        if found.shape != leaf.shape:
+            raise ValueError(
+                f"The weights in {root} do not fit its config.json: {name} is "
+                f"{list(found.shape)}, not {list(leaf.shape)}."
+            )
     return settings, params
 
 
@@ -112,6 +167,9 @@ def _settings(path: epath.Path) -> T5Settings:
         if found.get("layer_norm_epsilon", 1e-6) != 1e-6:
             raise ValueError(f"its norms add {found['layer_norm_epsilon']}, not 1e-6")
         return T5Settings(
+            found["vocab_size"],
+            found["d_model"],
+            found["d_ff"],
             found["num_heads"],
             found["d_kv"],
             found["num_layers"],
@@ -121,18 +179,6 @@ def _settings(path: epath.Path) -> T5Settings:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} describes no T5 that is read here: {error}.") from None
-
-
-def _check(settings: T5Settings, params: dict[str, Any], root: epath.Path) -> None:
-    _, width = params["embedding"].shape
-    inner = settings.num_heads * settings.head_dim
-    wanted = {"q": (width, inner), "k": (width, inner), "v": (width, inner), "o": (inner, width)}
-    for name, shape in wanted.items():
-        found = params["blocks"][name].shape[1:]
-        if found != shape:
-            raise ValueError(
-                f"The weights in {root} do not fit its config.json: {name} is {found}, not {shape}."
-            )
 
 
 @functools.partial(jax.jit, static_argnums=0)

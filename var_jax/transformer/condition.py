@@ -79,6 +79,17 @@ class ReadsText(Conditioner, Protocol):
         """What is asked for, with texts as the unconditional half of guidance."""
 
 
+@runtime_checkable
+class ReadsEncoded(Conditioner, Protocol):
+    """A conditioner that reads what an encoder, which does not train, makes of what is asked."""
+
+    #: None where a batch holds what it makes.
+    encoder: Any
+
+    def encoded(self, params: Any, given: Any) -> Any:
+        """What is asked for, with what the encoder of such parameters makes of it."""
+
+
 class ClassLabels(nn.Module):
     """An embedding for each class, and one for 'no class' (VAR, section 3.2).
 

@@ -22,6 +22,17 @@ from var_jax.transformer.layers import Linear, init_std, rms_norm
 class TextEncoder(Protocol):
     """From texts to vectors of their tokens."""
 
+    def init(self, key: jax.Array, dtype: jnp.dtype) -> Any:
+        """Parameters in the boxes that hold their logical axis names; for their shapes."""
+
+    def load(self, dtype: jnp.dtype) -> Any:
+        """The parameters on the host."""
+
+    def encode(
+        self, params: Any, ids: Int[jax.Array, "B T"], lengths: Int[jax.Array, " B"]
+    ) -> Float[jax.Array, "B T F"]:
+        """Vectors of texts as numbers of their tokens, of which so many are there."""
+
     def __call__(
         self, texts: Sequence[str], max_length: int
     ) -> tuple[Float[np.ndarray, "n T F"], Int[np.ndarray, " n"]]:
@@ -37,24 +48,28 @@ class Features:
     """What is asked for.
 
     Attributes:
-      features: float32 [B, T, F].
+      features: float32 [B, T, F]; None where the encoder has not read the texts yet.
       lengths: int32 [B], tokens that are there, one at least.
       asked: bool [B], False where nothing is asked for: learned vectors stand in the place of the
         tokens, as many of them.
       negative: features and lengths of what guidance steers away from; None is nothing.
+      ids: int32 [B, T], the tokens that the encoder reads; None where there are features.
     """
 
-    features: jax.Array
+    features: jax.Array | None
     lengths: jax.Array
     asked: jax.Array
     negative: tuple[jax.Array, jax.Array] | None = None
+    ids: jax.Array | None = None
 
 
 class TextFeatures(nn.Module):
     """The tokens of a text as an encoder sees them, normalised.
 
-    An MLP makes the tokens that the model's blocks read with cross_attention, and attention of a
-    single learned query the vector that modulates them.
+    In training with an encoder a batch holds texts as numbers of tokens, which the encoder reads in
+    the step; what is asked for in drawing comes as features. An MLP makes the tokens that the
+    model's blocks read with cross_attention, and attention of a single learned query the vector
+    that modulates them.
 
     Attributes:
       width: C.
@@ -62,7 +77,7 @@ class TextFeatures(nn.Module):
       max_length: T, tokens of a text; longer ones are cut.
       drop_rate: probability that a text is replaced by learned vectors in training.
       pool_head_dim: channels of a head of the encoder, of which the query has as many.
-      encoder: reads texts; None where features are given.
+      encoder: reads texts; None where batches hold features.
       dtype: type of the computation; parameters are float32.
     """
 
@@ -86,15 +101,30 @@ class TextFeatures(nn.Module):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """Features, and how many tokens they are of."""
-        shape = (self.max_length, self.feature_dim)
-        return (Field("text_features", shape, "float32"), Field("text_length", ()))
+        """Texts as numbers of tokens, or features; and how many tokens there are."""
+        length = Field("text_length", ())
+        if self.encoder is None:
+            return self._features, length
+        return Field("text_ids", (self.max_length,)), length
+
+    @property
+    def _features(self) -> Field:
+        return Field("text_features", (self.max_length, self.feature_dim), "float32")
 
     @nn.nowrap
     def read(self, batch: dict[str, Any]) -> Features:
         """See `Conditioner`."""
         lengths = batch["text_length"]
-        return Features(batch["text_features"], lengths, jnp.ones(lengths.shape, bool))
+        features, ids = batch.get("text_features"), batch.get("text_ids")
+        return Features(features, lengths, jnp.ones(lengths.shape, bool), ids=ids)
+
+    @nn.nowrap
+    def encoded(self, params: Any, given: Features) -> Features:
+        """See `ReadsEncoded`."""
+        if given.ids is None:
+            return given
+        features = self.encoder.encode(params, given.ids, given.lengths)
+        return given.replace(features=jax.lax.stop_gradient(features), ids=None)
 
     @nn.nowrap
     def null(self, given: Features) -> Features:
@@ -112,9 +142,7 @@ class TextFeatures(nn.Module):
                 "This model is conditioned on texts, not on classes; ask for texts such as "
                 "'a red bird'."
             )
-        features, length = self.fields
-        features.check(np.asarray(given.features))
-        length.check(np.asarray(given.lengths))
+        self._features.check(np.asarray(given.features))
 
     @nn.nowrap
     def written(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -158,7 +186,15 @@ class TextFeatures(nn.Module):
             "null_features", nn.initializers.normal(size**-0.5), (None, None), self.max_length, size
         )
         gain = param("feature_norm", nn.initializers.ones_init(), (None,), size)
-        x = jnp.where(asked[:, None, None], given.features.astype(jnp.float32), nothing)
+        features = given.features
+        if features is None and self.is_initializing():
+            features = nothing[None]
+        if features is None:
+            raise ValueError(
+                "This model reads what a text encoder makes of its captions, and this objective or "
+                "evaluation asks none; train with the likelihood, or leave it out."
+            )
+        x = jnp.where(asked[:, None, None], features.astype(jnp.float32), nothing)
         x = rms_norm(x) * gain
         there = jnp.arange(self.max_length) < given.lengths[:, None]
 
