@@ -162,7 +162,7 @@ def test_every_key_that_shapes_the_parameters_is_a_knob(config):
     config.model.update(others)
     assert json.dumps(jax.tree.map(lambda x: x.shape, abstract(config))) == before
     shaping = {"depth", "width", "num_heads", "mlp_ratio", "qk_norm", "shared_adaln"}
-    shaping |= {"cross_attention", "transformer"}
+    shaping |= {"cross_attention", "cross_norm", "transformer"}
     from var_jax.build.modules import model_section
 
     assert {*others, *shaping, "num_classes"} == {*model_section(None).keys}
