@@ -40,6 +40,7 @@ def toy_config():
     return config
 
 
+@pytest.mark.slow
 def test_a_resident_of_each_axis_trains_and_draws_from_its_config_alone(tmp_path):
     config = toy_config()
     build.check_config(config)

@@ -212,7 +212,7 @@ def generate(case, sampling, guidance):
 def check_samples(case):
     config, outputs, steps = case.config, case.outputs, case.config["steps"]
     sde = FlowSampling(steps, 1.0, solver="euler_maruyama")
-    entities = case_network(case)[0].xar.entities
+    entities = case_network(case)[0].denoiser.entities
     times = sde.at(0, entities).times
     case.close(times, "sde_t_grid", 1e-6)
     case.equal(np.floor(times[:-1].astype("f4") * np.float32(1000)).astype("i4"), "sde_timesteps")
