@@ -17,14 +17,8 @@ ROOT = pathlib.Path(os.environ.get("FAMILY_GOLDENS", TESTS / "goldens" / "family
 #: Of our own cases those that take longest and whose paths another check of the method goes too.
 SLOW = (
     *("code-alone", "code-greedy", "flexvar-greedy_llamagen", "flexvar-sampled"),
-    *(
-        "hmar-refined_greedy",
-        "hmar-refined_sampled",
-        "hmar-sampled",
-        "m_var-sampled",
-        "mvar-greedy_unguided",
-    ),
-    *("mvar-sampled", "scalekv-selection"),
+    *("hmar-refined_greedy", "hmar-refined_sampled", "hmar-sampled"),
+    *("m_var-sampled", "mvar-greedy_unguided", "mvar-sampled", "scalekv-selection"),
 )
 METHODS = sorted({path.stem for path in (TESTS / "family").glob("*.py")} - {"case", "__init__"})
 
