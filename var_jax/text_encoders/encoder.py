@@ -96,7 +96,7 @@ class WrittenTokens:
         ids, _ = tokens_of(self.folder)(text, self.max_length)
         row = np.zeros(self.max_length, np.int32)
         row[: len(ids)] = ids
-        return {"text_ids": row, "text_length": np.int32(len(ids))}
+        return {"text_ids": row, "text_length": np.array(len(ids), np.int32)}
 
 
 def text_features(

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int
 
+from var_jax.convert.mapping import flatten
 from var_jax.convert.torch_file import open_state
 
 _LAYER = "encoder.block.{}.layer"
@@ -143,15 +144,12 @@ def read(folder: epath.PathLike, dtype: jnp.dtype) -> tuple[T5Settings, dict[str
             "final_norm": tensor("encoder.final_layer_norm.weight"),
         }
     wanted = jax.eval_shape(functools.partial(init, settings, dtype=dtype), jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(wanted)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        found = params
-        for part in name.split("/"):
-            found = found[part]
-        if found.shape != leaf.shape:
+    found = flatten(params)
+    for name, leaf in flatten(nn.unbox(wanted)).items():
+        if found[name].shape != leaf.shape:
             raise ValueError(
                 f"The weights in {root} do not fit its config.json: {name} is "
-                f"{list(found.shape)}, not {list(leaf.shape)}."
+                f"{list(found[name].shape)}, not {list(leaf.shape)}."
             )
     return settings, params
 
