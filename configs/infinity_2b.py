@@ -85,7 +85,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 batch_size=batch,
                 microbatches=1,
                 ema_decay=0.0,
-                weights="sqrt_area",
+                weights=dict(kind="sqrt_area"),
                 optimizer=dict(
                     learning_rate=6e-4,
                     schedule="lin0",
