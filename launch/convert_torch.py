@@ -46,10 +46,7 @@ _CHECKPOINT = cli.define_path("checkpoint", None, "export: folder of a run or of
 _OUTPUT = cli.define_path("output", None, "New folder.")
 flags.mark_flags_as_required(["output"])
 
-_OF_IMPORT = (
-    *(_VAE, _TRANSFORMER, _TOKENIZER, _GROUP, _PATCH_NUMS, _NUM_HEADS),
-    _TEXT_ENCODER,
-)
+_OF_IMPORT = (_VAE, _TRANSFORMER, _TOKENIZER, _GROUP, _PATCH_NUMS, _NUM_HEADS, _TEXT_ENCODER)
 
 
 def parse_patch_nums(text: str) -> tuple[int, ...]:

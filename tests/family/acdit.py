@@ -14,19 +14,13 @@ from family.case import read_params
 from var_jax.codecs.latent import Latent
 from var_jax.context import dense_mask
 from var_jax.convert.mapping import Row
+from var_jax.convert.vit import linear
 from var_jax.heads.linear_velocity import LinearVelocity
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.acdit import ACDiT, _angles, skip_causal
 
 BLOCKS, THEIRS = "transformer/stack/blocks", "blocks.{stack}"
-
-
-def linear(ours, theirs):
-    return (
-        Row(f"{ours}/kernel", f"{theirs}.weight", "o i -> i o"),
-        Row(f"{ours}/bias", f"{theirs}.bias", "o -> o"),
-    )
 
 
 ROWS = (

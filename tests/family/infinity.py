@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from family.case import by_level, lazy_state, nchw, nhwc, read_params
 from flax.core import FrozenDict
 
@@ -107,10 +106,6 @@ def check_draws(case):
 @functools.cache
 def case_network(case):
     """Our network and its parameters."""
-    switches = {"rms": False, "swiglu": False}
-    unread = [name for name, value in switches.items() if case.config[name] != value]
-    if unread or (case.config["lvl_first_only"] == 0 and case.config["chunks"] > 1):
-        pytest.skip(f"not read: {', '.join(unread) or 'levels added before each chunk'}")
     tensors = lazy_state(case.state()).tree
     sides = tuple(rows for rows, _ in case.config["scales"])
     shape = infinity_text.TRANSFORMER.infer(tensors, sides)

@@ -19,6 +19,7 @@ from var_jax.build.loading import load_tokenizer, load_transformer
 from var_jax.checkpoint import files
 from var_jax.convert import official, safetensors_file
 from var_jax.convert.config import tokenizer_config, transformer_config
+from var_jax.convert.infinity_text import TextTransformerShape
 
 _CHUNK_BYTES = 8 * 2**20
 _FILE_BYTES = 32 * 2**20
@@ -109,7 +110,7 @@ def import_files(
         params = jax.device_get(params)
     if transformer:
         official.check_match(module, shape, vae or tokenizer, transformer)
-    if text_encoder and not (transformer and hasattr(shape, "feature_dim")):
+    if text_encoder and not (transformer and isinstance(shape, TextTransformerShape)):
         raise ValueError(
             f"A text encoder is given ({text_encoder}), but no transformer that reads one; leave "
             "it out."

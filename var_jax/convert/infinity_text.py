@@ -21,7 +21,7 @@ from var_jax.convert import mapping, var
 from var_jax.convert.layouts import Layout, Tensors, abstract_params
 from var_jax.convert.lazy_state import LazyTensor
 from var_jax.convert.mapping import Row, shape_of
-from var_jax.convert.vit import depth, linear, made, modulation
+from var_jax.convert.vit import depth, linear, made
 from var_jax.heads.bitwise import BitwiseHead
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -34,11 +34,18 @@ PATCH_NUMS_1024 = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 #: The grid on which the cells of all levels stand.
 GRID = (64, 64)
 
-_OURS, _THEIRS = "transformer/blocks", "blocks.{stack}"
-_HEADS, _OUT = "(n h) c -> c n h", "c (n h) -> n h c"
-#: Of the tensors that `view` makes. Letters: c d i o width, f channels of the text encoder, h head
-#: dim, l level, m MLP, n head, p token, s one of several vectors, z bits of a token.
+#: What is named as in VAR's files, but for the attention's `attn`, which is `sa` here.
+_AS_VAR = tuple(
+    dataclasses.replace(row, theirs=row.theirs.replace(".attn.", ".sa."))
+    for row in var.ROWS
+    if not row.ours.startswith("head/")
+)
+_OURS, _THEIRS = "transformer/blocks/cross_attention", "blocks.{stack}"
+_HEADS = "(n h) c -> c n h"
+#: Of the tensors that `view` makes. Letters: c i o width, f channels of the text encoder, h head
+#: dim, n head, p token, s one of two logits, z bits of a token.
 ROWS = (
+    *_AS_VAR,
     Row("transformer/null_features", "cfg_uncond", "p f -> p f"),
     Row("transformer/feature_norm", "text_norm.weight", "f -> f"),
     Row("transformer/pool_query", "text_proj_for_sos.ca.mat_q", "1 n h -> n h"),
@@ -48,26 +55,13 @@ ROWS = (
     *linear("transformer/pool_out", "text_proj_for_sos.ca.proj"),
     *linear("transformer/tokens_up", "text_proj_for_ca.0"),
     *linear("transformer/tokens_out", "text_proj_for_ca.2"),
-    Row("transformer/start_position", "pos_start", "1 p c -> p c"),
-    Row("transformer/level", "lvl_embed.weight", "l c -> l c"),
-    *linear("transformer/code_projection", "word_embed"),
-    *modulation("transformer/shared_modulation", "shared_ada_lin.1"),
-    *modulation("transformer/final_adaln/modulation", "head_nm.ada_lin.1"),
-    Row(f"{_OURS}/adaln/offset", f"{_THEIRS}.ada_gss", "1 1 s c -> s c"),
-    Row(f"{_OURS}/attention/qkv_kernel", f"{_THEIRS}.sa.mat_qkv.weight", "(s n h) c -> c s n h"),
-    Row(f"{_OURS}/attention/q_bias", f"{_THEIRS}.sa.q_bias", "(n h) -> n h"),
-    Row(f"{_OURS}/attention/v_bias", f"{_THEIRS}.sa.v_bias", "(n h) -> n h"),
-    Row(f"{_OURS}/attention/log_scale", f"{_THEIRS}.sa.scale_mul_1H11", "1 n 1 1 -> n"),
-    *linear(f"{_OURS}/attention/out", f"{_THEIRS}.sa.proj", _OUT),
-    Row(f"{_OURS}/cross_attention/norm_gain", f"{_THEIRS}.ca_norm.weight", "c -> c"),
-    Row(f"{_OURS}/cross_attention/norm_bias", f"{_THEIRS}.ca_norm.bias", "c -> c"),
-    *linear(f"{_OURS}/cross_attention/query", f"{_THEIRS}.ca.mat_q", _HEADS, "(n h) -> n h"),
-    Row(f"{_OURS}/cross_attention/key/kernel", f"{_THEIRS}.ca.mat_k.weight", _HEADS),
-    Row(f"{_OURS}/cross_attention/value/kernel", f"{_THEIRS}.ca.mat_v.weight", _HEADS),
-    Row(f"{_OURS}/cross_attention/value/bias", f"{_THEIRS}.ca.v_bias", "(n h) -> n h"),
-    *linear(f"{_OURS}/cross_attention/out", f"{_THEIRS}.ca.proj", _OUT),
-    *linear(f"{_OURS}/mlp/up", f"{_THEIRS}.ffn.fc1"),
-    *linear(f"{_OURS}/mlp/down", f"{_THEIRS}.ffn.fc2"),
+    Row(f"{_OURS}/norm_gain", f"{_THEIRS}.ca_norm.weight", "c -> c"),
+    Row(f"{_OURS}/norm_bias", f"{_THEIRS}.ca_norm.bias", "c -> c"),
+    *linear(f"{_OURS}/query", f"{_THEIRS}.ca.mat_q", _HEADS, "(n h) -> n h"),
+    Row(f"{_OURS}/key/kernel", f"{_THEIRS}.ca.mat_k.weight", _HEADS),
+    Row(f"{_OURS}/value/kernel", f"{_THEIRS}.ca.mat_v.weight", _HEADS),
+    Row(f"{_OURS}/value/bias", f"{_THEIRS}.ca.v_bias", "(n h) -> n h"),
+    *linear(f"{_OURS}/out", f"{_THEIRS}.ca.proj", "c (n h) -> n h c"),
     Row("head/projection/kernel", "head.weight", "(z s) c -> c s z"),
     Row("head/projection/bias", "head.bias", "(z s) -> s z"),
 )

@@ -83,6 +83,8 @@ class BlockSettings:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
+        if self.dropout and self.style == "gated":
+            raise ValueError(f"dropout is {self.dropout}, but gated blocks have none; set it to 0.")
         if self.cross_norm not in CROSS_NORMS:
             raise ValueError(
                 f"Unknown cross_norm {self.cross_norm!r}; choose one of {', '.join(CROSS_NORMS)}."
