@@ -251,7 +251,7 @@ def from_source(loaded: Any, batch_size: int) -> Data:
         )
     # Some of them: a shuffled order, since data sets are often sorted by class.
     some = total < len(source)
-    images = build.pipeline(config, source, batch_size, train=some, augment=False)
+    images = build.pipeline(config, source, batch_size, train=some, augment=False, caption="none")
     note = references.origin(config.data.source, _SPLIT.value, images.transform)
     if some:
         note["count"] = total  # Not all of them: a reference of all is another set.

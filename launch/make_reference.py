@@ -38,7 +38,9 @@ def main() -> None:
         extractor = FeatureExtractor(weights)
     else:
         logging.info("Without --inception: the images alone, no statistics.")
-    images = build.pipeline(config, build.source(config, _SPLIT.value), _BATCH.value, train=False)
+    images = build.pipeline(
+        config, build.source(config, _SPLIT.value), _BATCH.value, train=False, caption="none"
+    )
     note = references.make_reference(
         _OUTPUT.value,
         (batch["image"][batch["mask"]] for batch in images.batches()),

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from var_jax import build, checkpoint
+from var_jax import build
 from var_jax.decoding.asking import Asked, request
 from var_jax.decoding.edited_images import jit_editing
 from var_jax.decoding.images import ImageSampler
@@ -59,21 +59,10 @@ def load(
       ValueError: it cannot be read, or the tokenizer or text encoder does not belong to it.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    path, tokenizer = resolve(path), tokenizer and resolve(tokenizer)
-    loaded: build.LoadedTransformer | None = None
-    if str(path).endswith(build.OFFICIAL_FILES):
-        given = (tokenizer and str(tokenizer), patch_nums, group, mesh)
-        found, loaded = build.load_official(str(path), *given)
-    elif checkpoint.inspect(path).metadata.get("kind") == "tokenizer":
-        found = build.load_tokenizer(path).on(mesh)
-    else:
-        loaded = build.load_transformer(path, tokenizer, mesh=mesh, for_sampling=True)
-        found = loaded.tokenizer
-    if text_encoder is not None:
-        if loaded is None:
-            raise ValueError(f"{path} is a tokenizer, which asks no text encoder; leave it out.")
-        loaded = build.with_text_encoder(loaded, str(resolve(text_encoder)))
-    return Model(found, loaded, mesh)
+    place, beside, encoder = (
+        None if given is None else str(resolve(given)) for given in (path, tokenizer, text_encoder)
+    )
+    return Model(*build.load_any(place, beside, patch_nums, group, encoder, mesh), mesh)
 
 
 class Model:

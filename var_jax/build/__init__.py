@@ -6,6 +6,7 @@ An unknown key, section or value raises with its path and the nearest known name
 `build.<name>`.
 """
 
+from var_jax.build.any_model import load_any
 from var_jax.build.comparison import ComparisonSettings, comparison_settings
 from var_jax.build.config import Change, ConfigError, changes, check_config, flat, make_room
 from var_jax.build.data import (
@@ -37,11 +38,9 @@ from var_jax.build.loading import (
     use_tokenizer,
 )
 from var_jax.build.modules import decoder, editing, network, pyramid, tokenizer
-from var_jax.build.official_models import OFFICIAL_FILES, load_official
 from var_jax.build.resuming import changes_since, data_changes, identity
 from var_jax.build.sample_caching import cache_samples
 from var_jax.build.scaling import ScalingSettings, scaling_settings
-from var_jax.build.text import with_text_encoder
 from var_jax.build.token_caching import cache_tokens
 from var_jax.build.training import (
     check_tools,
@@ -56,7 +55,6 @@ from var_jax.build.training_run import MODELS, run
 
 __all__ = [
     "MODELS",
-    "OFFICIAL_FILES",
     "Change",
     "ComparisonSettings",
     "ConfigError",
@@ -85,8 +83,8 @@ __all__ = [
     "evaluation_settings",
     "flat",
     "identity",
+    "load_any",
     "load_decoder",
-    "load_official",
     "load_params",
     "load_tokenizer",
     "load_transformer",
@@ -115,5 +113,4 @@ __all__ = [
     "transformer_experiment",
     "use_tokenizer",
     "vqgan",
-    "with_text_encoder",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from ml_collections import ConfigDict
@@ -267,7 +267,7 @@ def pipeline(
     mesh: jax.sharding.Mesh | None = None,
     augment: bool | None = None,
     passes: int = 1,
-    all_captions: bool = False,
+    caption: Literal["one", "all", "none"] = "one",
 ) -> data_pipeline.Pipeline:
     """Batches of images or of cached tokens for this process.
 
@@ -280,20 +280,22 @@ def pipeline(
         them.
       augment: random crops and augmentation; by default as `train`.
       passes: see `Pipeline`.
-      all_captions: of captioned images, in place of one of config.data.caption_length; see
-        `AllCaptions`.
+      caption: of captioned images: 'one' as the model reads it, 'all' for a token cache (see
+        `AllCaptions`), or 'none' where no model of them is asked.
     """
     augment = train if augment is None else augment
     rows = mesh and arrays.process_rows(sharding.batch_sharding(mesh), batch_size)
     data = data_settings(config)
     prepare: captions.Transform | None = transform(config, augment) if records.channels else None
     if captioned(records):
-        if all_captions:
+        if caption == "all":
             prepare = captions.AllCaptions(prepare)
+        elif caption == "none":
+            prepare = captions.OneCaption(prepare, 0, drawn=False)
         else:
             write = _written(config)
             prepare = captions.OneCaption(prepare, data.caption_length, drawn=train, write=write)
-    elif _written(config):
+    elif caption == "one" and _written(config):
         raise ConfigError(
             "config.model.conditioner reads captions, but the pictures have none; give a source "
             "with captions (a folder: config.data.options.captions=True), or a token cache of one."

@@ -82,7 +82,9 @@ def transformer_evaluators(
         found.append(SampleGrid(sampler, given, config.seed, columns))
     if settings.reconstructions:
         batch_size = sharding.padded_batch(config.train.batch_size, mesh)
-        images = pipeline(config, source(config, "val"), batch_size, train=False, mesh=mesh)
+        images = pipeline(
+            config, source(config, "val"), batch_size, train=False, mesh=mesh, caption="none"
+        )
         found.append(
             Reconstruction(
                 tokenizer.module,

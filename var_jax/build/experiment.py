@@ -45,7 +45,9 @@ def tokenizer_experiment(config: ConfigDict) -> Experiment:
     mesh = make_mesh(config)
     sources = {split: source(config, split) for split in ("train", "val")}
     images, held_out = (
-        pipeline(config, sources[split], settings.batch_size, train=train, mesh=mesh)
+        pipeline(
+            config, sources[split], settings.batch_size, train=train, mesh=mesh, caption="none"
+        )
         for split, train in (("train", True), ("val", False))
     )
     return Experiment(

@@ -70,7 +70,7 @@ def cache_tokens(
             mesh=mesh,
             augment=split == "train" and copies > 1,
             passes=copies,
-            all_captions=True,
+            caption="all",
         )
         settings = TokenCacheSettings(
             fingerprint=loaded.fingerprint,

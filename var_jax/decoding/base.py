@@ -20,6 +20,7 @@ from var_jax.decoding.guidance import (
     is_guided,
     weights_of,
 )
+from var_jax.decoding.twins import mixed_pairs, of_pairs, pairs
 from var_jax.heads.base import mixed
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -210,7 +211,7 @@ def hidden_states(
         ends = (0, *(n + 1 for n in mixed_after), network.transformer.depth)
         runs = tuple(tuple(range(a, b)) for a, b in itertools.pairwise(ends) if b > a)
         if state.paired and is_guided([weight]):
-            behind = functools.partial(_mixed_pairs, weight, len(mixed_after))
+            behind = functools.partial(mixed_pairs, weight, len(mixed_after))
     hidden, cache = network.hidden(
         params,
         read,
@@ -397,24 +398,3 @@ def several(keys: jax.Array, count: int, first: int) -> jax.Array:
     numbers = range(first, first + count - 1)
     others = [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in numbers]
     return jnp.stack([keys, *others], 1).reshape(-1)
-
-
-def pairs(first: jax.Array, second: jax.Array) -> jax.Array:
-    """[B, ...] twice -> [2 B, ...]: first 0, second 0, first 1, second 1, ..."""
-    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
-
-
-def _mixed_pairs(
-    weight: float | jax.Array, count: int, run: int, x: Float[jax.Array, "B n C"]
-) -> Float[jax.Array, "B n C"]:
-    """Behind the first `count` runs, both of each pair as (1 + t) cond - t uncond."""
-    if run >= count:
-        return x
-    mix = (1 + weight) * of_pairs(x, 0) - weight * of_pairs(x, 1)
-    return pairs(mix, mix).astype(x.dtype)
-
-
-def of_pairs(x: jax.Array, which: int, axis: int = 0) -> jax.Array:
-    """One of each pair that `pairs` made."""
-    both = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-    return jax.lax.index_in_dim(both, which, axis + 1, keepdims=False)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
 from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided, weights_of
+from var_jax.decoding.twins import of_pairs, pairs
 from var_jax.heads.ode import FlowSampling, noise_of_steps, solve
 from var_jax.network import Network
 
@@ -122,7 +123,7 @@ class _Entity:
         if self.paired and not guided:
             asked, cache = _asked_alone(asked, cache)
         hidden, _ = _pass(self.model, x, time, self.level, asked, cache, guided)
-        both = (base.of_pairs(hidden, 0), base.of_pairs(hidden, 1)) if guided else (hidden,)
+        both = (of_pairs(hidden, 0), of_pairs(hidden, 1)) if guided else (hidden,)
         return network.sample(params, both, weights, None, None)[0]
 
 
@@ -137,7 +138,7 @@ def _pass(
 ) -> tuple[jax.Array, Any]:
     """Reads an entity at a time, or as it was drawn; see `Denoiser`."""
     network, params = model
-    x = base.pairs(x, x) if paired else x
+    x = pairs(x, x) if paired else x
     times = None if time is None else jnp.full((len(x), 1), time, jnp.float32)
     levels = range(level, level + 1)
     return network.denoised(params, x, asked, times=times, levels=levels, cache=cache)
@@ -146,6 +147,6 @@ def _pass(
 def _asked_alone(asked: Any, cache: Any) -> tuple[Any, Any]:
     """Without the unconditional twins."""
     return (
-        jax.tree.map(lambda x: base.of_pairs(x, 0), asked),
-        jax.tree.map(lambda x: base.of_pairs(x, 0, axis=1), cache),
+        jax.tree.map(lambda x: of_pairs(x, 0), asked),
+        jax.tree.map(lambda x: of_pairs(x, 0, axis=1), cache),
     )

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from var_jax.codecs.base import Codec
 from var_jax.decoding import base
 from var_jax.decoding.guidance import Guidance, LinearGuidance, is_guided
+from var_jax.decoding.twins import of_pairs, pairs
 from var_jax.heads.diffusion import DiffusionSampling
 from var_jax.network import Network
 from var_jax.pyramid import ScalePyramid
@@ -146,8 +147,8 @@ class _Iteration:
         batch, length = self.order.shape
         masked = self.rank < before
         if self.paired:
-            hidden = self._hidden(base.pairs(drawn, drawn), base.pairs(masked, masked))
-            twins = (base.of_pairs(hidden, 0), base.of_pairs(hidden, 1))
+            hidden = self._hidden(pairs(drawn, drawn), pairs(masked, masked))
+            twins = (of_pairs(hidden, 0), of_pairs(hidden, 1))
             mix: tuple[Any, ...] = (1 + weight, -weight)
         else:
             twins, mix = (self._hidden(drawn, masked),), (1.0,)

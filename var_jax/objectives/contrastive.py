@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from var_jax.decoding.base import pairs
+from var_jax.decoding.twins import pairs
 from var_jax.network import Network
 from var_jax.objectives.base import Aux
 from var_jax.objectives.likelihood import summarise
