@@ -41,41 +41,23 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(
             f"Unknown variant {variant!r}; choose '', 'smallest', {', '.join(map(repr, SIZES))}."
         )
-    path = pathlib.Path(__file__).parent / "flowar.py"
-    config = runpy.run_path(str(path))["get_config"]("d16" if variant in SIZES else variant)
+    path = pathlib.Path(__file__).parent / "xar.py"
+    config = runpy.run_path(str(path))["get_config"]("base" if variant in SIZES else variant)
     config.unlock()
-    for key in ("adaln_gamma_init", "drop_path_rate"):
-        del config.model[key]
-    config.model.update(transformer="acdit", cells=2)
-    config.model.head = dict(kind="velocity")
-    config.train.objective = dict(kind="flow_matching")
+    config.model.transformer = "acdit"
+    config.sampling.update(cfg_schedule="constant", solver="heun")
     if variant in SIZES:
         _imagenet(config, variant)
-    else:
-        _digits(config, variant)
-    config.sampling.update(
-        cfg_schedule="constant",
-        solver="heun",
-        guidance_interval=1.0,
-        decoder=dict(kind="next_entity"),
-    )
+    elif variant == "":
+        config.model.update(depth=4, scan_unroll=4)
+        config.sampling.num_steps = 15
     return config.lock()
-
-
-def _digits(config: ConfigDict, variant: str) -> None:
-    config.patch_nums = (4,)
-    smallest = variant == "smallest"
-    depth, width = (1, 96) if smallest else (4, 128)
-    config.model.update(depth=depth, scan_unroll=depth, width=width, num_heads=4)
-    config.sampling.num_steps = 4 if smallest else 15
 
 
 def _imagenet(config: ConfigDict, variant: str) -> None:
     depth, width, heads = SIZES[variant]
-    config.patch_nums = (16,)
     config.model.update(depth=depth, width=width, num_heads=heads)
-    num_steps = EPOCHS * IMAGES // BATCH
-    config.train.update(num_steps=num_steps, batch_size=BATCH, ema_decay=0.9999)
+    config.train.update(num_steps=EPOCHS * IMAGES // BATCH, batch_size=BATCH)
     config.train.optimizer = dict(
         learning_rate=1e-4, schedule="constant", weight_decay=0.05, b2=0.95, clip_norm=1.0
     )

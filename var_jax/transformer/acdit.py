@@ -22,8 +22,8 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.settings import Changeable
 from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.cache import Cache
-from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
-from var_jax.transformer.denoiser import cell_order, check_cells, cut
+from var_jax.transformer.condition import Condition, Conditioner, conditioner_of
+from var_jax.transformer.denoiser import cell_order, check_denoiser, cut, grown
 from var_jax.transformer.layers import AdaLNInit, Linear, by_token, init_std, modulate, rms_norm
 from var_jax.transformer.stack import Stack, check_remat
 from var_jax.transformer.time_embedding import TIME_FREQUENCIES, TimeEmbedding
@@ -75,17 +75,12 @@ class ACDiT(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settings()  # Raises if they do not fit each other.
-        if self.width % (4 * self.num_heads):
-            raise ValueError(
-                f"The width {self.width} is not divisible by 4 times the {self.num_heads} heads; "
-                "rotary positions turn pairs of rows and of columns."
-            )
         if self.pyramid.num_levels != 1:
             raise ValueError(
                 f"ACDiT draws the cells of one level, not of {self.pyramid.shapes}; give one, such "
                 "as patch_nums=(16,)."
             )
-        check_cells(self.pyramid, self.cells)
+        check_denoiser(self.pyramid, self.cells, self.width, self.num_heads)
         check_remat(self.remat)
 
     @nn.nowrap
@@ -105,8 +100,7 @@ class ACDiT(nn.Module):
     @nn.nowrap
     def conditioning(self) -> Conditioner:
         """The conditioner without parameters; see `VAR.conditioning`."""
-        labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
-        return self.conditioner or labels
+        return conditioner_of(self)
 
     @nn.nowrap
     def sees(self) -> BlockCausal:
@@ -202,13 +196,9 @@ class ACDiT(nn.Module):
         x, new = self.stack(
             x, condition, segments, lambda t: _turned(t, *turns), cache, laid_out=laid_out
         )
-        if new is not None:
-            # Not the modulation, which is of a time.
-            before = (cache and cache.runs) or ((),) * len(new.runs)
-            runs = zip(before, new.runs, strict=True)
-            new = Cache(tuple((*old, *made) for old, made in runs))
         x = x[:, x.shape[1] - noisy.shape[1] :]
-        return self._final(x, vector, sizes[len(sizes) - len(levels) :]), new
+        hidden = self._final(x, vector, sizes[len(sizes) - len(levels) :])
+        return hidden, None if cache is None else grown(cache, new)
 
     def _final(self, x: jax.Array, vector: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
         found = self.final_modulation(nn.silu(vector))

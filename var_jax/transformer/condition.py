@@ -90,6 +90,14 @@ class ReadsEncoded(Conditioner, Protocol):
         """What is asked for, with what the encoder of such parameters makes of it."""
 
 
+def conditioner_of(transformer: Any) -> Conditioner:
+    """The transformer's own conditioner, without parameters, or one of class labels."""
+    made = ClassLabels(
+        transformer.num_classes, transformer.width, transformer.class_drop_rate, parent=None
+    )
+    return transformer.conditioner or made
+
+
 class ClassLabels(nn.Module):
     """An embedding for each class, and one for 'no class' (VAR, section 3.2).
 

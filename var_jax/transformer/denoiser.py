@@ -6,6 +6,7 @@ An entity is a cell of an image, a whole level of a pyramid, or all of an image.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from var_jax.pyramid import ScalePyramid
+from var_jax.transformer.cache import Cache
 from var_jax.transformer.condition import Conditioner
 
 
@@ -70,13 +72,25 @@ class Denoiser(Protocol):
         """
 
 
-def check_cells(pyramid: ScalePyramid, cells: int) -> None:
-    """Raises ValueError if a level cannot be cut into cells x cells parts of one size."""
+def check_denoiser(pyramid: ScalePyramid, cells: int, width: int, num_heads: int) -> None:
+    """Raises ValueError if a level cannot be cut into cells x cells parts of one size, or rotary
+    positions cannot turn the heads."""
+    if width % (4 * num_heads):
+        raise ValueError(
+            f"The width {width} is not divisible by 4 times the {num_heads} heads; rotary "
+            "positions turn pairs of rows and of columns."
+        )
     if cells < 1 or any(n % cells for shape in pyramid.shapes for n in shape):
         raise ValueError(
             f"Levels of {pyramid.shapes} cannot be cut into {cells} x {cells} cells; give a "
             "divisor of all sides, or 1 for whole levels."
         )
+
+
+def grown(cache: Cache, new: Cache) -> Cache:
+    """A cache with the entity of a pass. Not with its modulation, which is of a time."""
+    before: Iterable[Any] = cache.runs or ((),) * len(new.runs)
+    return Cache(tuple((*old, *made) for old, made in zip(before, new.runs, strict=True)))
 
 
 def cut(pyramid: ScalePyramid, cells: int) -> ScalePyramid:

@@ -18,7 +18,7 @@ from var_jax.context import OwnScale, key_segments
 from var_jax.pyramid import ScalePyramid
 from var_jax.settings import Changeable
 from var_jax.transformer.attention import BlockSettings
-from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
+from var_jax.transformer.condition import Condition, Conditioner, conditioner_of
 from var_jax.transformer.layers import Linear, folded, init_std
 from var_jax.transformer.stack import Stack, check_remat
 
@@ -106,8 +106,7 @@ class MAR(nn.Module):
     @nn.nowrap
     def conditioning(self) -> Conditioner:
         """The conditioner without parameters; see `VAR.conditioning`."""
-        labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
-        return self.conditioner or labels
+        return conditioner_of(self)
 
     @nn.nowrap
     def sees(self) -> OwnScale:

@@ -15,7 +15,7 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.settings import Changeable
 from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.cache import Cache, KeysValues, Run
-from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
+from var_jax.transformer.condition import Condition, Conditioner, conditioner_of
 from var_jax.transformer.layers import AdaLNInit, FinalAdaLN, Linear, init_std
 from var_jax.transformer.mixer import Mixer
 from var_jax.transformer.positions import LearnedPositions, Positions
@@ -108,8 +108,7 @@ class VAR(nn.Module):
     @nn.nowrap
     def conditioning(self) -> Conditioner:
         """The conditioner without parameters: reads batches, knows what may be asked for."""
-        labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
-        return self.conditioner or labels
+        return conditioner_of(self)
 
     @nn.nowrap
     def flops(self, pyramid: ScalePyramid, levels: range) -> float:

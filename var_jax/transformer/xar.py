@@ -8,7 +8,6 @@ those before too (noisy context learning); a head makes the velocity of the stat
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import flax
@@ -24,8 +23,8 @@ from var_jax.settings import Changeable
 from var_jax.transformer.attention import BlockSettings
 from var_jax.transformer.block import GatedMLP
 from var_jax.transformer.cache import Cache
-from var_jax.transformer.condition import ClassLabels, Condition, Conditioner
-from var_jax.transformer.denoiser import cell_order, check_cells, cut
+from var_jax.transformer.condition import Condition, Conditioner, conditioner_of
+from var_jax.transformer.denoiser import cell_order, check_denoiser, cut, grown
 from var_jax.transformer.layers import AdaLNInit, Linear, init_std, rms_norm
 from var_jax.transformer.rotary import angles_by_level, rotate_pairs
 from var_jax.transformer.stack import Stack, check_remat
@@ -84,12 +83,7 @@ class XAR(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settings(self.depth)  # Raises if they do not fit each other.
-        if self.width % (4 * self.num_heads):
-            raise ValueError(
-                f"The width {self.width} is not divisible by 4 times the {self.num_heads} heads; "
-                "rotary positions turn pairs of rows and of columns."
-            )
-        check_cells(self.pyramid, self.cells)
+        check_denoiser(self.pyramid, self.cells, self.width, self.num_heads)
         check_remat(self.remat)
 
     @nn.nowrap
@@ -108,8 +102,7 @@ class XAR(nn.Module):
     @nn.nowrap
     def conditioning(self) -> Conditioner:
         """The conditioner without parameters; see `VAR.conditioning`."""
-        labels = ClassLabels(self.num_classes, self.width, self.class_drop_rate, parent=None)
-        return self.conditioner or labels
+        return conditioner_of(self)
 
     @nn.nowrap
     def sees(self) -> BlockCausal:
@@ -214,11 +207,7 @@ class XAR(nn.Module):
             lambda t: rotate_pairs(t, angles),
             cache,
         )
-        if cache is None:
-            return x, None
-        # Not the modulation, which is of a time.
-        before: Iterable[Any] = cache.runs or ((),)
-        return x, Cache(tuple((*old, *made) for old, made in zip(before, new.runs, strict=True)))
+        return x, None if cache is None else grown(cache, new)
 
 
 @functools.cache
