@@ -43,6 +43,8 @@ class TarSource:
       paths: local files.
       class_names: the class table; by default the numbers up to the largest one. A sample's class
         is the number in its file .cls; where no sample has one, all are of one class 'all'.
+      held_out: with a split, so many samples of each class are set apart for 'val'.
+      split: 'train', 'val', or None for everything.
       captions: True: a sample's captions are the lines of its file .txt. A name: what its file
         .json says under that name, a text or a list of texts. They are read with the picture, so
         that a file that holds none makes the sample unreadable, which is then skipped.
@@ -59,6 +61,8 @@ class TarSource:
         paths: Sequence[str],
         *,
         class_names: Sequence[str] | None = None,
+        held_out: int = 0,
+        split: str | None = None,
         captions: bool | str = False,
     ) -> None:
         self.captioned = bool(captions)
@@ -91,6 +95,10 @@ class TarSource:
         self._places = np.array(rows, np.int64)
         self._names = np.array([os.fsencode(name) for name in names])
         self.labels, self.class_names = self._classes(labels, class_names)
+        if held_out and split:
+            kept = split_per_class(self.labels, held_out, split, printable(self._paths[0]))
+            tables = (self._places, self._names, self.labels)
+            self._places, self._names, self.labels = (table[kept] for table in tables)
 
     def _classes(
         self, labels: Sequence[int | None], class_names: Sequence[str] | None
@@ -112,13 +120,6 @@ class TarSource:
         names = tuple(class_names or map(str, range(int(found.max()) + 1)))
         check_labels(found, len(names), printable(self._paths[0]))
         return found, names
-
-    def keep(self, rows: np.ndarray) -> TarSource:
-        """Leaves only these samples, by their numbers."""
-        self._places, self._names, self.labels = (
-            table[rows] for table in (self._places, self._names, self.labels)
-        )
-        return self
 
     @property
     def num_classes(self) -> int:
@@ -248,15 +249,13 @@ def tar(
     shards = [{"file": name, "bytes": (folder / name).stat().length} for name in names]
     local = localise(folder, {"shards": shards})
     paths = [os.fspath(local / name) for name in names]
-    source = TarSource(paths, class_names=class_names, captions=captions)
+    given = dict(class_names=class_names, captions=captions)
     if own or "{split}" in files:
-        return source
+        return TarSource(paths, **given)
     check_split(split, str(root))
     if split == "val" and not held_out:
         raise ValueError(
             f"{root} has no folder 'val'; add one, say with files='{{split}}-*.tar' how its files "
             "are called, or set held_out to the number of samples of each class to set apart."
         )
-    if not held_out:
-        return source
-    return source.keep(split_per_class(source.labels, held_out, split, str(root)))
+    return TarSource(paths, held_out=held_out, split=split, **given)
