@@ -6,8 +6,8 @@ import methods
 import numpy as np
 import pytest
 import t5_folder
-from recipes import load
 from small_network import filled
+from text_features_config import get_config
 from untrained import write_model
 
 import var_jax
@@ -26,33 +26,13 @@ def root(tmp_path_factory):
     """A text encoder, an untrained model and tokens."""
     root = tmp_path_factory.mktemp("text_features")
     t5_folder.write(root / "t5")
-    write_model(root / "model", config_of(root))
+    write_model(root / "model", get_config(root))
     methods.write_tokens(root / "tokens", build.load_tokenizer(root / "model" / "tokenizer"))
     return root
 
 
-def config_of(root):
-    config = load("family/text", "smallest")
-    with config.unlocked():
-        config.data.caption_length = 0
-        config.model.update(num_heads=2, cross_norm="input")
-        config.model.positions = dict(kind="rotary_2d", grid=(8, 8), num_levels=15)
-        config.model.conditioner = dict(
-            kind="text_features",
-            feature_dim=16,
-            max_length=5,
-            pool_head_dim=8,
-            encoder=str(root / "t5"),
-        )
-        config.tokenizer_checkpoint = str(root / "model" / "tokenizer")
-        config.token_cache = str(root / "tokens")
-        config.train.update(num_steps=3, batch_size=8, log_every=1)
-        config.evaluation = dict(prompts=("a red bird", ""), samples_per_class=1, likelihood=True)
-    return config
-
-
 def test_the_step_reads_what_the_encoder_makes_of_a_text(root):
-    config, one = config_of(root), sharding.make_mesh(devices=jax.devices()[:1])
+    config, one = get_config(root), sharding.make_mesh(devices=jax.devices()[:1])
     tokenizer = build.load_tokenizer(root / "model" / "tokenizer").on(one)
     objective = build.objective(config, tokenizer, from_images=False)
     frozen = place(objective, config, one, tokenizer)
@@ -77,10 +57,9 @@ def test_the_step_reads_what_the_encoder_makes_of_a_text(root):
 def test_it_trains_on_one_device_as_on_eight(root, tmp_path, monkeypatch):
     losses = {}
     for count, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):
-        config = config_of(root)
+        config = get_config(root)
         mesh = sharding.make_mesh(*shape, devices=jax.devices()[:count])
         monkeypatch.setattr(experiment, "make_mesh", lambda config, mesh=mesh: mesh)
-        config.sharding = config.frozen_sharding = "fsdp_tensor"
         assert build.run(config, str(tmp_path / str(count)), "transformer")
         lines = read_metrics(tmp_path / str(count))
         losses[count] = [line["loss"] for line in lines if "loss" in line]
@@ -94,7 +73,7 @@ def test_it_trains_on_one_device_as_on_eight(root, tmp_path, monkeypatch):
 
 def test_a_run_of_more_levels_starts_from_one_of_fewer(root):
     """Nothing of such a model is of one level or of one place alone."""
-    tokenizer, config = build.load_tokenizer(root / "model" / "tokenizer"), config_of(root)
+    tokenizer, config = build.load_tokenizer(root / "model" / "tokenizer"), get_config(root)
     config.patch_nums, config.data.image_size = (1, 2, 4, 8), 64
     start = build.start_from(root / "model", config, tokenizer, ("a",))
     params, _ = build.load_params(root / "model", "transformer", None)
@@ -105,11 +84,11 @@ def test_a_run_of_more_levels_starts_from_one_of_fewer(root):
 
 
 def test_what_is_missing_is_named(root):
-    config = config_of(root)
+    config = get_config(root)
     config.model.conditioner.encoder = ""
     with pytest.raises(ValueError, match=r"model.conditioner.encoder is empty"):
         build.pipeline(config, build.source(config, "train"), 8, train=True)
-    config = config_of(root)
+    config = get_config(root)
     with config.unlocked():
         config.data.source, config.data.options = "synthetic", dict(size=32)
     with pytest.raises(ValueError, match="reads captions, but the pictures have none"):
