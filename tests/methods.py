@@ -44,9 +44,11 @@ ASKED = {"family/text": ["a red bird", "", "鳥", ""]}
 MODELS = {
     "family/cca": "train.initial_checkpoint",
     "family/ddo": "train.initial_checkpoint",
+    "family/erasure": "train.initial_checkpoint",
     "family/code": "sampling.decoder.refiner",
     "family/hmar_masked": "train.initial_checkpoint",
     "family/lora": "train.initial_checkpoint",
+    "family/subject": "train.initial_checkpoint",
     "family/va_pi": "train.initial_checkpoint",
 }
 #: Methods that learn from samples of the model that they start from.

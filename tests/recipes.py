@@ -18,6 +18,7 @@ TRANSFORMERS = [
     *(("family/mvar", variant) for variant in ("", "smallest", "d16", "d24_tuned")),
     *(("family/m_var", variant) for variant in ("", "smallest", "d16")),
     *(("family/flexvar", variant) for variant in ("", "smallest", "d16")),
+    *(("family/subject", variant) for variant in ("", "d16")),
     *(("family/nfig", variant) for variant in ("", "smallest", "d20")),
 ]
 

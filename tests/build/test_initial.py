@@ -130,6 +130,21 @@ def test_more_rows_than_the_data_has_classes(tmp_path, config):
     np.testing.assert_array_equal(rows[[*range(10), 12]], table(params))
 
 
+@pytest.mark.parametrize("class_names", [DIGITS, None])
+def test_classes_that_come_after_all_that_are_known(tmp_path, config, class_names):
+    """Whatever the known ones are called."""
+    params = save(tmp_path, config, class_names=class_names)
+    config.model.num_classes, config.train.known_classes = 12, 10
+    found = start(tmp_path, config, [*DIGITS, "mug", "hat"])
+    rows = table(found.fit(params))
+    np.testing.assert_array_equal(rows[[*range(10), 12]], table(params))
+    assert np.abs(rows[10:12, None] - table(params)).max(-1).min() > 0
+    assert "the rows of 10 of 12 classes (those that it knows)" in found.summary
+    config.train.known_classes = 9
+    with pytest.raises(ConfigError, match="known_classes is 9, but .* has 10 classes; set it to"):
+        start(tmp_path, config, [*DIGITS, "mug", "hat"])
+
+
 @pytest.mark.parametrize(
     "section, key, value, there",
     [

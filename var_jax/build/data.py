@@ -22,6 +22,7 @@ from var_jax.build.sections import (
 )
 from var_jax.data import captions, sources, transforms
 from var_jax.data import pipeline as data_pipeline
+from var_jax.data.after_known import AfterKnown
 from var_jax.data.token_cache import TokenCacheSettings
 from var_jax.fields import Field
 from var_jax.parallel import arrays, sharding
@@ -136,10 +137,11 @@ def captioned(records: sources.Source) -> bool:
 def training_source(
     config: ConfigDict, split: str, fingerprint: str, field: Field | None = None
 ) -> sources.Source:
-    """The token cache of config.token_cache if there is one, else the images.
+    """The token cache of config.token_cache if there is one, else the images; their labels after
+    those of config.train.known_classes.
 
     Args:
-      config: reads data and token_cache.
+      config: reads data, token_cache and train.known_classes.
       split: 'train' or 'val'.
       fingerprint: of the tokenizer.
       field: what the codec's lessons start from; None does not ask.
@@ -148,8 +150,14 @@ def training_source(
       ValueError: the cache was made by another tokenizer than `fingerprint`, of another split, of
         other images than those of config.data, or holds something else than `field`.
     """
-    if not config.get("token_cache", ""):
-        return source(config, split)
+    known = config.get("train", {}).get("known_classes", 0)
+    cached = bool(config.get("token_cache", ""))
+    records = _cache(config, split, fingerprint, field) if cached else source(config, split)
+    return AfterKnown(records, known) if known else records
+
+
+def _cache(config: ConfigDict, split: str, fingerprint: str, field: Field | None) -> sources.Source:
+    """See `training_source`."""
     cache = sources.make_source("tokens", split, path=config.token_cache, fingerprint=fingerprint)
     _check_cache(cache.settings, config, split)
     if data_settings(config).caption_length and not captioned(cache):

@@ -140,7 +140,16 @@ def start_from(
         summary += f", the last {masked.depth} blocks also as those of the masked branch"
     if not classes:
         return Start(None, seed, f"{summary}.", head, masked)
+    known = config.train.get("known_classes", 0)
+    before = int(metadata["config"]["model"]["num_classes"])
+    if known and known != before:
+        raise ConfigError(
+            f"config.train.known_classes is {known}, but the transformer in {path} has {before} "
+            f"classes; set it to {before}, or to 0 to match classes by name."
+        )
     rows, matched = _match_classes(metadata, config.model.num_classes, class_names)
+    if known:
+        rows[:known], matched = np.arange(known), "those that it knows"
     taken = int((rows[:-1] >= 0).sum())
     return Start(
         rows,

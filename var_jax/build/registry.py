@@ -74,10 +74,12 @@ METHODS: dict[str, dict[str, str]] = {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "ddo": "var_jax.objectives.discriminative:Discriminative",
+        "erasure": "var_jax.objectives.erasure:Erasure",
         "flow_matching": "var_jax.objectives.flow_matching:FlowMatching",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",
         "random_order": "var_jax.objectives.random_order:RandomOrder",
         "student_forcing": "var_jax.objectives.student_forcing:StudentForcing",
+        "subject": "var_jax.objectives.subject:SubjectTuning",
         "va_pi": "var_jax.objectives.pixel_policy:PixelPolicy",
     },
     # config.train.adapter: `adapters.base.Adapter`.
@@ -86,6 +88,7 @@ METHODS: dict[str, dict[str, str]] = {
     },
     # config.train.weights: `objectives.level_weights.LevelWeights`.
     "weights": {
+        "leading": "var_jax.objectives.level_weights:LeadingWeights",
         "sqrt_area": "var_jax.objectives.level_weights:AreaWeights",
         "uniform": "var_jax.objectives.level_weights:UniformWeights",
         "log_normal": "var_jax.objectives.level_weights:LogNormalWeights",

@@ -52,10 +52,14 @@ class StartSettings:
         A run that goes on has its own.
       trained: patterns of the parameters that train, such as '*/attention/*', see
         `subsets.split`; () is all. The others stay as they are in initial_checkpoint.
+      known_classes: how many classes initial_checkpoint has, where the data are of new ones: these
+        come after them. 0: the classes of the data are the model's, those that it knows matched by
+        name.
     """
 
     initial_checkpoint: Changeable[str] = ""
     trained: tuple[str, ...] = ()
+    known_classes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

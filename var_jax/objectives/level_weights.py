@@ -52,3 +52,21 @@ class LogNormalWeights:
         deviation = sides.std(ddof=1) if pyramid.num_levels > 1 else 0.0
         density = np.exp(-np.square((sides[::-1] - sides.mean()) / (deviation or 1.0)) / 2)
         return np.repeat(density / density.sum() / sizes, sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeadingWeights:
+    """1 / L for tokens of the first levels, `later` / L for those of the others (ARBooth, arXiv
+    2504.02612: what is particular of a thing is in its coarse levels).
+
+    Attributes:
+      levels: how many count in full.
+      later: factor on the others.
+    """
+
+    levels: int = 8
+    later: float = 0.5
+
+    def weights(self, pyramid: ScalePyramid) -> np.ndarray:
+        factor = np.where(pyramid.level_ids < self.levels, 1.0, self.later)
+        return factor / pyramid.length

@@ -1,0 +1,34 @@
+"""EAR (immc-lab/ear): losses, windows and gradients of given hidden states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from var_jax.objectives.erasure import erased_target, open_windows, window_sums
+
+
+def windows(case):
+    config, outputs = case.config, case.outputs
+    steps, window = config["steps"], config["window"]
+    target = erased_target(
+        *(outputs[name] for name in ("target", "concept", "neutral")), config["eta"]
+    )
+
+    def distances(tuned):
+        return jnp.square(tuned - target).mean(range(1, tuned.ndim))
+
+    def sums(tuned):
+        return window_sums(distances(tuned), (window,) * (steps // window))
+
+    def loss(tuned):
+        return open_windows(sums(tuned), config["threshold"]).sum()
+
+    tuned = jnp.asarray(outputs["tuned"])
+    case.close(distances(tuned), "loss_per_step")
+    np.testing.assert_allclose(sums(tuned), outputs["accumulated"][window - 1 :: window], rtol=1e-5)
+    updated = window * (1 + np.flatnonzero(sums(tuned) > config["threshold"]))
+    case.equal(updated, "updates_after_step")
+    case.close(jax.grad(loss)(tuned), "grad_tuned")
+
+
+CHECKS = {"windows": windows}

@@ -1,0 +1,30 @@
+"""What objectives share that ask a network for classes of their own choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from var_jax.network import Network
+
+
+def check_classes(network: Network, classes: Iterable[int], what: str) -> None:
+    """Whether a network can be asked for classes.
+
+    Args:
+      network: whose conditioner is asked.
+      classes: labels.
+      what: the objective and its keys, for the error.
+
+    Raises:
+      ValueError: it is not asked by labels alone, or knows no such class.
+    """
+    fields = [field.name for field in network.transformer.conditioning().fields]
+    if fields != ["label"]:
+        raise ValueError(
+            f"{what} names classes, but the model is asked by {', '.join(fields)}; choose a model "
+            "of class labels."
+        )
+    count = network.transformer.num_classes
+    bad = [label for label in classes if not 0 <= label < count]
+    if bad:
+        raise ValueError(f"{what} has the class {bad[0]}; the model's are 0..{count - 1}.")

@@ -1,0 +1,149 @@
+"""A new class from a few images (ARBooth, arXiv 2504.02612): learned beside what was known.
+
+Ten images of one thing are few enough for a model to learn them by heart and to forget what their
+kind looks like. So it also stays near what the model that the run starts from says of images of the
+kind, which that model draws itself, new ones in every step. The published code is for Infinity and
+texts; here a class stands in place of a prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from var_jax.decoding.guidance import LinearGuidance
+from var_jax.decoding.next_scale import NextScale
+from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.network import Network
+from var_jax.objectives.base import Aux, FrozenPart, split_keys
+from var_jax.objectives.by_class import check_classes
+from var_jax.objectives.level_weights import LevelWeights, UniformWeights
+from var_jax.objectives.likelihood import BesideLikelihood, Likelihood
+from var_jax.tokenizer.vqvae import VQVAE
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectTuning(BesideLikelihood):
+    """The likelihood of the images, and prior_weight times a divergence from the starting model.
+
+    The divergence is KL(p_start || p), the mean per token, of what the starting model draws when
+    it is asked for the kind. As many images are drawn in a step as there are in the batch.
+
+    Attributes:
+      network, tokenizer, from_images, weights: see `Likelihood`.
+      prior_class: label of the kind, the class that the thing belongs to.
+      prior_weight: of the divergence; 0 draws nothing.
+      top_k, top_p, cfg: how images of the kind are drawn, see `CategoricalSampling` and
+        `LinearGuidance`.
+
+    Raises:
+      ValueError: a head that is not categorical, a network that is not asked by labels, or a kind
+        that it does not know.
+    """
+
+    network: Network
+    tokenizer: VQVAE
+    from_images: bool = False
+    weights: LevelWeights = UniformWeights()
+    prior_class: int = 0
+    prior_weight: float = 0.5
+    top_k: int = 900
+    top_p: float = 0.97
+    cfg: float = 1.5
+
+    #: Whole pyramids.
+    trained: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_classes(self.network, (self.prior_class,), "The objective 'subject'")
+        if not isinstance(self.network.head, CategoricalHead):
+            raise ValueError(
+                "The objective 'subject' compares the probabilities of all codes, which "
+                f"{type(self.network.head).__name__} does not have; choose model.head "
+                "'categorical', or another objective."
+            )
+
+    @property
+    def passes(self) -> int:
+        """See `NetworkObjective`: of the images, and of the drawn ones: to draw them with and
+        without their class, of both models."""
+        return 9 if self.prior_weight else 3
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the images."""
+        return Likelihood(self.network, self.tokenizer, self.from_images, self.weights)
+
+    @property
+    def held_out(self) -> Likelihood:
+        """See `NetworkObjective`."""
+        return self.likelihood.held_out
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """See `NetworkObjective`."""
+        parts = super().frozen_parts()
+        if self.prior_weight:
+            parts["reference"] = FrozenPart(self.network.init_params, as_trained=True)
+        return parts
+
+    def loss(
+        self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """See `Objective.loss`."""
+        own_keys, draw_keys = split_keys(keys, 2)
+        value, aux = self.likelihood.loss(params, frozen, stats, batch, own_keys, step)
+        if not self.prior_weight:
+            return value, aux
+        tokens = self.draw(frozen, draw_keys)
+        prior = self.divergence(params, frozen, tokens)
+        value = value + self.prior_weight * prior
+        return value, Aux({**aux.metrics, "loss": value, "prior_divergence": prior})
+
+    def draw(self, frozen: Any, keys: jax.Array) -> Int[jax.Array, "B L"]:
+        """Tokens of images of the kind, by the model that the run starts from.
+
+        Args:
+          frozen: see `Objective.loss`.
+          keys: one PRNG key for each image [B].
+        """
+        decoder = NextScale(LinearGuidance(self.cfg), CategoricalSampling(self.top_k, self.top_p))
+        drawn = decoder(
+            self.network,
+            frozen["reference"],
+            self.tokenizer.codec,
+            frozen["tokenizer"].get("codec", {}),
+            jnp.full(keys.shape, self.prior_class, jnp.int32),
+            keys,
+        )
+        return drawn.targets
+
+    def divergence(
+        self, params: Any, frozen: Any, tokens: Int[jax.Array, "B L"]
+    ) -> Float[jax.Array, ""]:
+        """From what the starting model says of images of the kind, in nats per token.
+
+        Args:
+          params, frozen: see `Objective.loss`.
+          tokens: of such images.
+        """
+        codec = {"params": frozen["tokenizer"].get("codec", {})}
+        inputs = self.tokenizer.codec.apply(codec, tokens, method="lesson").inputs
+        kind = jnp.full(tokens.shape[0], self.prior_class, jnp.int32)
+
+        def logits(params: Any) -> jax.Array:
+            hidden, _ = self.network.hidden(params, inputs, kind)
+            return self.network.head.apply({"params": params["head"]}, hidden)
+
+        return divergence(jax.lax.stop_gradient(logits(frozen["reference"])), logits(params)).mean()
+
+
+def divergence(
+    reference: Float[jax.Array, "*N V"], logits: Float[jax.Array, "*N V"]
+) -> Float[jax.Array, "*N"]:
+    """KL(softmax(reference) || softmax(logits)), in nats."""
+    log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
