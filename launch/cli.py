@@ -316,8 +316,8 @@ def define_allow_mismatched_reference() -> flags.FlagHolder[bool]:
 
 
 def define_sampling_flags() -> None:
-    """--cfg, --cfg_schedule, --top_k, --top_p, --temperature, --smooth over a run's settings, and
-    --sampling for all others."""
+    """--cfg, --cfg_schedule, --top_k, --top_p, --temperature, --smooth, --aspect over a run's
+    settings, and --sampling for all others."""
     flags.DEFINE_list("cfg", None, "Guidance: one number, or one weight per level.")
     flags.DEFINE_enum(
         "cfg_schedule", None, ["linear", "constant"], "linear: cfg * k / (K - 1) at level k."
@@ -326,6 +326,7 @@ def define_sampling_flags() -> None:
     flags.DEFINE_list("top_p", None, "Probability kept, 0 or 1 for all; or one number per level.")
     flags.DEFINE_list("temperature", None, "Divides the logits; or one number per level.")
     flags.DEFINE_bool("smooth", None, "Gumbel-softmax average of codes, for looks only.")
+    flags.DEFINE_string("aspect", None, "Width and height, such as 16:9, where a model can.")
     flags.DEFINE_string(
         "sampling", None, "Further keys of config.sampling as JSON, such as another decoder."
     )
@@ -341,7 +342,7 @@ def sampling_settings() -> dict[str, Any]:
         if given is not None:
             found = numbers(name, given, kind)
             settings[name] = found[0] if len(found) == 1 else found
-    for name in ("cfg_schedule", "smooth"):
+    for name in ("cfg_schedule", "smooth", "aspect"):
         if flags.FLAGS[name].value is not None:
             settings[name] = flags.FLAGS[name].value
     return settings

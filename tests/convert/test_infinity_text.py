@@ -14,7 +14,7 @@ from small_network import filled
 from test_published import tokenizer_state, write
 
 import var_jax
-from var_jax import build
+from var_jax import aspect_ratios, build
 from var_jax.build import official_files
 from var_jax.convert import infinity_text, mapping, official
 from var_jax.convert.config import transformer_config
@@ -136,7 +136,7 @@ def test_a_model_asks_the_encoder_that_it_was_trained_with(files, tmp_path):
 def test_the_published_size():
     """infinity_2b of `tools/run_infinity.py`, with 32 bits."""
     shape = TextTransformerShape(
-        *(32, 2048, 16, 4.0, True, True, 1, 32, 2, infinity_text.PATCH_NUMS_1024),
+        *(32, 2048, 16, 4.0, True, True, 1, 32, 2, aspect_ratios.SIDES),
         feature_dim=2048,
         max_length=512,
         pool_head_dim=128,
@@ -155,5 +155,5 @@ def _tokenizer():
     from var_jax.pyramid import ScalePyramid
     from var_jax.tokenizer.vqvae import VQVAE
 
-    pyramid = ScalePyramid.from_patch_nums(infinity_text.PATCH_NUMS_1024)
+    pyramid = ScalePyramid.from_patch_nums(aspect_ratios.SIDES)
     return VQVAE(Bitwise(pyramid, 32), channels=32)

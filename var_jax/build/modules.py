@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from var_jax import aspect_ratios
 from var_jax.build import registry
 from var_jax.build.sections import ConfigError, Section, call, opened, read_section, tuples
 from var_jax.codecs.residual_vq import ResidualVQ
@@ -85,9 +86,12 @@ class DrawnSettings:
     Attributes:
       patch_nums: side length of each; () is the model's own. Others where positions and codec
         serve them; another last side than the model's gives images of another size.
+      aspect: width and height of the images, such as '16:9', of about as many pixels; '' is square.
+        For the same models.
     """
 
     patch_nums: tuple[int, ...] = ()
+    aspect: str = ""
 
 
 #: What is passed to classes of these axes beside their keys, see `registry`.
@@ -282,14 +286,19 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
     chosen = dict(opened(values.get("decoder") or "next_scale"))
     if network_of is not None:
         chosen |= {name: network_of(name, place) for name, place in held_networks(config).items()}
-    patch_nums, own = call(DrawnSettings, path, values).patch_nums, pyramid(config)
+    settings, own = call(DrawnSettings, path, values), pyramid(config)
+    patch_nums = settings.patch_nums
     drawn = ScalePyramid.from_patch_nums(patch_nums) if patch_nums else own
+    if settings.aspect:
+        ratio = aspect_ratios.parse(settings.aspect)
+        drawn = ScalePyramid(aspect_ratios.shapes(drawn.patch_nums, ratio))
     if drawn.shapes[0] != own.shapes[0]:
         raise ValueError(
             f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "
             f"{own.patch_nums} do, whose first level alone has learned to start."
         )
-    set_here = {"cache_policy": "cache_policy", "pyramid": "patch_nums", "reward": "reward"}
+    levels = "aspect" if settings.aspect else "patch_nums"
+    set_here = {"cache_policy": "cache_policy", "pyramid": levels, "reward": "reward"}
     reward = values.get("reward")
     return registry.make(
         "decoder",
@@ -300,7 +309,7 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
         sampling=call(_head_class(model).sampling, path, values),
         cache_policy=policy
         and registry.make("cache_policy", policy, f"{path}.cache_policy", pyramid=drawn),
-        pyramid=drawn if patch_nums else None,
+        pyramid=drawn if patch_nums or settings.aspect else None,
         reward=reward and registry.make("reward", reward, f"{path}.reward"),
     )
 
@@ -320,8 +329,8 @@ def editing(
     """
     if not isinstance(decoder, NextScale) or decoder.pyramid is not None:
         raise ValueError(
-            "Editing draws the model's own levels one after the other; leave out patch_nums, and "
-            "another config.sampling.decoder than 'next_scale'."
+            "Editing draws the model's own levels one after the other; leave out patch_nums and "
+            "aspect, and another config.sampling.decoder than 'next_scale'."
         )
     made = registry.make("edit_rule", rule, "rule")
     return Editing(

@@ -193,18 +193,22 @@ class Bitwise(nn.Module):
           carry: f_hat float32 [B, h, w, d], or None before level 0.
           level: k in [0, K).
           target: bits of the level.
-          pyramid: a prefix of the codec's own.
+          pyramid: any. Of one that is no prefix of the codec's own, the last level's cells are
+            those of the features.
 
         Returns:
           The new f_hat, and the next level's input float32 (None after the last).
         """
-        codes = codes_of(self._in_cells(target, level))
-        f_hat = resize(codes, self.pyramid.grid, "bilinear")
+        pyramid = pyramid or self.pyramid
+        own = self.pyramid.starts_with(pyramid)
+        grid = self.pyramid.grid if own else self._cells(pyramid.num_levels - 1, pyramid)
+        codes = codes_of(self._in_cells(target, self._cells(level, pyramid)))
+        f_hat = resize(codes, grid, "bilinear")
         if carry is not None:
             f_hat = carry + f_hat
-        if level + 1 == prefix_of(self, pyramid).num_levels:
+        if level + 1 == pyramid.num_levels:
             return f_hat, None
-        following = resize(f_hat, self._cells(level + 1), "bilinear")
+        following = resize(f_hat, self._cells(level + 1, pyramid), "bilinear")
         return f_hat, self._in_tokens(following)
 
     def finish(self, carry: jax.Array) -> Float[jax.Array, "B h w d"]:
@@ -293,16 +297,16 @@ class Bitwise(nn.Module):
         return jnp.concatenate([first, *following[:-1]], 1)
 
     @nn.nowrap
-    def _cells(self, level: int) -> tuple[int, int]:
+    def _cells(self, level: int, pyramid: ScalePyramid | None = None) -> tuple[int, int]:
         """Rows and columns of a level's cells."""
-        h, w = self.pyramid.shapes[level]
+        h, w = (pyramid or self.pyramid).shapes[level]
         return h * self.patch, w * self.patch
 
-    def _in_cells(self, tokens: jax.Array, level: int) -> jax.Array:
-        """[B, n, b] of a level -> [B, h', w', d]."""
-        (h, w), p = self.pyramid.shapes[level], self.patch
-        x = tokens.reshape(tokens.shape[0], h, w, self.num_bits, p, p)
-        return x.transpose(0, 1, 4, 2, 5, 3).reshape(-1, h * p, w * p, self.num_bits)
+    def _in_cells(self, tokens: jax.Array, cells: tuple[int, int]) -> jax.Array:
+        """[B, n, b] of a level of h' x w' cells -> [B, h', w', d]."""
+        (h, w), p = cells, self.patch
+        x = tokens.reshape(tokens.shape[0], h // p, w // p, self.num_bits, p, p)
+        return x.transpose(0, 1, 4, 2, 5, 3).reshape(-1, h, w, self.num_bits)
 
     def _in_tokens(self, cells: jax.Array) -> jax.Array:
         """[B, h', w', d] -> [B, n, b]."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from var_jax.aspect_ratios import SIDES
 from var_jax.codecs.bitwise import Bitwise
 from var_jax.convert import mapping, var
 from var_jax.convert.layouts import Layout, Tensors, abstract_params
@@ -29,8 +30,6 @@ from var_jax.transformer.rotary import Rotary2D
 from var_jax.transformer.text_features import TextFeatures
 from var_jax.transformer.var import VAR
 
-#: Side lengths of the levels of a square image of 1024 px (`dynamic_resolution.py`, 1M).
-PATCH_NUMS_1024 = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 #: The grid on which the cells of all levels stand.
 GRID = (64, 64)
 
@@ -149,7 +148,7 @@ def _infer(
         num_classes=1,
         code_dim=bits,
         vocab_size=2,
-        patch_nums=tuple(patch_nums or PATCH_NUMS_1024),
+        patch_nums=tuple(patch_nums or SIDES),
         feature_dim=feature_dim,
         max_length=max_length,
         pool_head_dim=feature_dim // size("text_proj_for_sos.ca.mat_q", 3)[1],

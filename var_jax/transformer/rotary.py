@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from var_jax import aspect_ratios
 from var_jax.pyramid import ScalePyramid
 from var_jax.transformer.layers import init_std
 
@@ -62,7 +63,8 @@ class Rotary2D(nn.Module):
     Attributes:
       width: C, of the level embeddings.
       grid: (rows, columns) of the finest grid; () is the grid of the pyramid that is passed. With
-        several pyramids give the largest: positions are then those of training.
+        several pyramids give the largest: positions are then those of training. Of an oblong
+        pyramid it is that of as large an oblong image, see `aspect_ratios.grid`.
       num_levels: so many levels, from the first, have an embedding that is added to their tokens,
         as in the released models; 0 is none, and no parameter at all.
       base: of the angles.
@@ -116,6 +118,9 @@ class Rotary2D(nn.Module):
         half = head_dim // 2
         frequencies = self.base ** (-np.arange(0, half, 2) / half)
         grid, tokens = self.grid or pyramid.grid, []
+        if self.grid:
+            rows, columns = self.grid
+            grid = aspect_ratios.grid((rows, columns), pyramid.shapes[-1])
         for shape in pyramid.shapes:
             axes = (grid_positions(n, g) for n, g in zip(shape, grid, strict=True))
             cells = np.meshgrid(*axes, indexing="ij")
