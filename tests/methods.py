@@ -44,6 +44,7 @@ ASKED = {"family/text": ["a red bird", "", "鳥", ""]}
 MODELS = {
     "family/cca": "train.initial_checkpoint",
     "family/ddo": "train.initial_checkpoint",
+    "family/distillation": "train.objective.teacher",
     "family/erasure": "train.initial_checkpoint",
     "family/code": "sampling.decoder.refiner",
     "family/hmar_masked": "train.initial_checkpoint",

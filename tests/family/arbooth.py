@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from var_jax.fields import Field
 from var_jax.heads.bitwise import BitwiseHead
+from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LeadingWeights
-from var_jax.objectives.subject import divergence
 from var_jax.pyramid import ScalePyramid
 
 

@@ -13,6 +13,7 @@ from var_jax.decoding.collaborative import Collaborative
 from var_jax.decoding.guidance import LinearGuidance
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.heads.late_temperature import LateTemperature
+from var_jax.objectives.divergence import divergence
 
 GREEDY = CategoricalSampling(top_k=1, top_p=0.0)
 
@@ -114,4 +115,26 @@ def sampled(case):
     compare(case, generate(case, decoder), "sampled")
 
 
-CHECKS = {"alone": alone, "greedy": greedy, "handover": handover, "sampled": sampled}
+def distilled(case):
+    """The losses of given logits, with labels and without."""
+    teacher, labels = (jnp.asarray(case.outputs[f"kd_{name}"]) for name in ("teacher", "labels"))
+    for i, settings in enumerate(case.config["kd"]):
+        alpha, temperature = settings["alpha"], settings["T"]
+
+        def loss(student, alpha=alpha, temperature=temperature):
+            own = -jnp.take_along_axis(jax.nn.log_softmax(student), labels[:, None], -1).mean()
+            return alpha * divergence(teacher, student, temperature).mean() + (1 - alpha) * own
+
+        student = jnp.asarray(case.outputs["kd_student"])
+        case.close(loss(student), f"kd{i}_loss")
+        case.close(jax.grad(loss)(student), f"kd{i}_grad_student")
+        case.close(loss(student, alpha=1.0), f"kd{i}_loss_no_labels")
+
+
+CHECKS = {
+    "alone": alone,
+    "greedy": greedy,
+    "handover": handover,
+    "sampled": sampled,
+    "distilled": distilled,
+}

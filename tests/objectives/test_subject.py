@@ -15,8 +15,9 @@ from var_jax.decoding.guidance import LinearGuidance
 from var_jax.decoding.next_scale import NextScale
 from var_jax.heads.categorical import CategoricalSampling
 from var_jax.objectives.base import split_keys
+from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LeadingWeights, UniformWeights
-from var_jax.objectives.subject import SubjectTuning, divergence
+from var_jax.objectives.subject import SubjectTuning
 
 NETWORK, PARAMS = model(depth=1)
 OTHER = filled(NETWORK.init_params, 5)

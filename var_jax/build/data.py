@@ -42,6 +42,7 @@ _PATHS = (
     *(f"data.options.{option}" for option in _PATH_OPTIONS),
     "model.conditioner.encoder",
     "train.initial_checkpoint",
+    "train.objective.teacher",
     "tokenizer_train.lpips_vgg",
     "tokenizer_train.lpips_linear",
     "evaluation.rfid",
@@ -218,15 +219,18 @@ def data_paths(config: ConfigDict, *, cached: bool) -> list[str]:
     """What of the file system a run reads, so that every host can be asked whether it can.
 
     Args:
-      config: reads data, token_cache, sample_cache, tokenizer_checkpoint and sampling.decoder.
+      config: reads data, token_cache, sample_cache, tokenizer_checkpoint, the objective's teacher
+        and sampling.decoder.
       cached: a transformer's run, which reads config.token_cache in place of the images, if there
         is one, and draws samples.
     """
     places = [config.data.options.get(key) for key in _PATH_OPTIONS]
     if cached:
         places = [config.token_cache] if config.token_cache else places
+        chosen = opened(tuples(config.get("train", {})).get("objective")) or {}
         places += [
             config.get("sample_cache", ""),
+            chosen.get("teacher", ""),
             config.tokenizer_checkpoint,
             *held_networks(config).values(),
         ]

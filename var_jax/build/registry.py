@@ -74,6 +74,7 @@ METHODS: dict[str, dict[str, str]] = {
         "likelihood": "var_jax.objectives.likelihood:Likelihood",
         "cca": "var_jax.objectives.contrastive:Contrastive",
         "ddo": "var_jax.objectives.discriminative:Discriminative",
+        "distillation": "var_jax.build.teachers:distillation",
         "erasure": "var_jax.objectives.erasure:Erasure",
         "flow_matching": "var_jax.objectives.flow_matching:FlowMatching",
         "masked": "var_jax.objectives.masked:MaskedLikelihood",

@@ -87,7 +87,7 @@ TRAIN = Section(
             "config.train",
             objective=(
                 *("network", "tokenizer", "from_images"),
-                *("weights", "curriculum", "trained", "seed"),
+                *("tokenizer_fingerprint", "weights", "curriculum", "trained", "seed"),
             ),
             adapter=(),
             weights=(),
@@ -213,6 +213,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         {name: f"{path}.{key}" for name, key in set_here.items() if values.get(key)},
         network=made,
         tokenizer=loaded.module,
+        tokenizer_fingerprint=loaded.fingerprint,
         from_images=from_images,
         weights=weights,
         curriculum=curriculum,

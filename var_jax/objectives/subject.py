@@ -21,6 +21,7 @@ from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart, split_keys
 from var_jax.objectives.by_class import check_classes
+from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.objectives.likelihood import BesideLikelihood, Likelihood
 from var_jax.tokenizer.vqvae import VQVAE
@@ -138,12 +139,4 @@ class SubjectTuning(BesideLikelihood):
             hidden, _ = self.network.hidden(params, inputs, kind)
             return self.network.head.apply({"params": params["head"]}, hidden)
 
-        return divergence(jax.lax.stop_gradient(logits(frozen["reference"])), logits(params)).mean()
-
-
-def divergence(
-    reference: Float[jax.Array, "*N V"], logits: Float[jax.Array, "*N V"]
-) -> Float[jax.Array, "*N"]:
-    """KL(softmax(reference) || softmax(logits)), in nats."""
-    log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
-    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+        return divergence(logits(frozen["reference"]), logits(params)).mean()
