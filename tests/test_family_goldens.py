@@ -18,7 +18,8 @@ ROOT = pathlib.Path(os.environ.get("FAMILY_GOLDENS", TESTS / "goldens" / "family
 SLOW = (
     *("code-alone", "code-greedy", "flexvar-greedy_llamagen", "flexvar-sampled"),
     *("hmar-refined_greedy", "hmar-refined_sampled", "hmar-sampled"),
-    *("m_var-sampled", "mvar-greedy_unguided", "mvar-sampled", "scalekv-selection"),
+    *("flowar-samples", "infinity-samples", "m_var-sampled", "mvar-greedy_unguided"),
+    *("mvar-sampled", "scalekv-selection", "xar-samples"),
 )
 METHODS = sorted({path.stem for path in (TESTS / "family").glob("*.py")} - {"case", "__init__"})
 

@@ -54,6 +54,7 @@ def test_the_step_reads_what_the_encoder_makes_of_a_text(root):
     assert np.abs(found - run(frozen, {**batch, "text_ids": other, "tokens": tokens})).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_it_trains_on_one_device_as_on_eight(root, tmp_path, monkeypatch):
     losses = {}
     for count, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):

@@ -101,6 +101,7 @@ def test_a_gain_behind_a_cross_attention_becomes_part_of_it(files, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures_of_prompts(files, tmp_path):
     """Drawn from the files, and from the checkpoint that they become."""
     transformer, tokenizer, encoder, network, _ = files

@@ -163,6 +163,7 @@ def test_a_tokenizer_loads_by_path_and_is_described(tokenizer):
     assert "multipliers: " + str(module.multipliers) in lines
 
 
+@pytest.mark.slow
 def test_a_model_of_flexvar_is_imported_and_drawn_from(tmp_path):
     case, levels = case_of("flexvar"), (1, 2, 3, 4)
     files = {

@@ -31,6 +31,7 @@ def page(answers, serve):
     yield from serve(server.application(answers))
 
 
+@pytest.mark.slow
 def test_it_draws_what_the_model_samples(answers):
     explorer, model = answers.explorer, answers.explorer.model
     for negative in ("", "blue"):

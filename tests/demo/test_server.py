@@ -49,6 +49,7 @@ def test_python_makes_the_same_picture(page):
     check_python(drawn)
 
 
+@pytest.mark.slow
 def test_python_makes_the_same_painting(page):
     asked = {name: value for name, value in DRAWING.items() if name != "pins"}
     painting = {"drawing": asked, "mask": MASK, "label": 1, "seed": 2}

@@ -186,6 +186,7 @@ def test_from_images_and_from_another_checkpoint(folder, tokenizer, transformers
     assert two[0]["loss_mean"] < metrics(transformers[1])[0]["loss_mean"] - 0.1
 
 
+@pytest.mark.slow
 def test_four_processes_of_one_device(folder, tokenizer, tokens, transformers):
     workdir = folder / "four"
     processes.run(
