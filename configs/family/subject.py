@@ -3,12 +3,13 @@
     python -m launch.train --config configs/family/subject.py:d16 --workdir runs/subject \
         --config.train.initial_checkpoint=runs/var_d16 \
         --config.tokenizer_checkpoint=runs/var_d16/tokenizer \
-        --config.data.options.path=data/mug --config.train.objective.prior_class=504
+        --config.data.options.path=data/mug
 
 The images are a folder, data/mug/<name of the thing>/*.jpg. Their class comes after those that the
-model knows, which keep their numbers: it is 1000. prior_class is the kind that the thing is of:
-while its images are learned, the model is held at what it said of images of that class, which it
-draws itself in each step. Only the blocks' MLPs and the table of classes train.
+model knows, which keep their numbers: it is 1000. While they are learned, the model is held at
+what it said of images of any class, which it draws itself in each step. The paper draws the kind
+that the thing is of alone (--config.train.objective.prior_class=504, a mug). Only the blocks' MLPs
+and the table of classes train.
 
 '' is the digits' model, with ten images of one thing in runs/subject/images; 'smallest' trains on
 the digits themselves; d16 to d30 are VAR's at 256 px. The paper's is Infinity-2B: 500 steps of two
@@ -33,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     path = pathlib.Path(__file__).parents[1] / f"{name}.py"
     config = runpy.run_path(str(path))["get_config"](variant)
     with config.unlocked():
-        config.train.objective = dict(kind="subject", prior_class=0, prior_weight=0.5)
+        config.train.objective = dict(kind="subject", prior_weight=0.5)
         # About those of Infinity's thirteen that count in full.
         config.train.weights = dict(kind="leading", levels=6 if variant in SIZES else 2)
         config.train.trained = ("*/mlp/*", "*/class_embedding")
@@ -56,4 +57,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.train.optimizer.learning_rate = 2e-3
     elif variant:
         config.train.num_steps = 4
+    else:
+        config.train.optimizer.learning_rate = 6.4e-3
     return config

@@ -42,10 +42,10 @@ def step(params, **settings):
 
 @jax.jit
 def drawn():
-    return OBJECTIVE.draw(FROZEN, KEYS)
+    return OBJECTIVE.draw(FROZEN, OBJECTIVE.drawn_labels(KEYS), KEYS)
 
 
-def test_images_of_the_kind_are_those_that_the_starting_model_draws():
+def test_other_images_are_those_that_the_starting_model_draws():
     decoder = NextScale(LinearGuidance(OBJECTIVE.cfg), CategoricalSampling(8, 0.0))
 
     @jax.jit
@@ -56,6 +56,15 @@ def test_images_of_the_kind_are_those_that_the_starting_model_draws():
 
     np.testing.assert_array_equal(drawn(), plainly())
     assert len({row.tobytes() for row in np.asarray(drawn())}) == 3
+
+
+def test_any_known_class_is_drawn():
+    keys = jax.random.split(jax.random.key(0), 60)
+    anything = dataclasses.replace(OBJECTIVE, prior_class=None)
+    assert set(np.asarray(anything.drawn_labels(keys))) == {0, 1, 2}
+    known = dataclasses.replace(anything, known_classes=2)
+    assert set(np.asarray(known.drawn_labels(keys))) == {0, 1}
+    assert set(np.asarray(OBJECTIVE.drawn_labels(keys))) == {2}
 
 
 def test_the_divergence_in_closed_form():
@@ -69,7 +78,7 @@ def test_the_divergence_in_closed_form():
 
     before, after = np.asarray(logits(PARAMS)), np.asarray(logits(OTHER))
     expected = (np.exp(before) * (before - after)).sum(-1).mean()
-    found = jax.jit(OBJECTIVE.divergence)(OTHER, FROZEN, drawn())
+    found = jax.jit(OBJECTIVE.divergence)(OTHER, FROZEN, drawn(), jnp.full(3, 2))
     assert found == pytest.approx(expected, rel=1e-4) and found > 0.1
     # Of one coin against another.
     coins = jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]]))
@@ -94,7 +103,7 @@ def test_coarse_levels_count_more():
         LeadingWeights(3).weights(PYRAMID), UniformWeights().weights(PYRAMID)
     )
     found, _, _ = step(OTHER, prior_weight=0.0)
-    keys = split_keys(KEYS, 2)[0]
+    keys = split_keys(KEYS, 3)[0]
     tokens, _ = jax.jit(OBJECTIVE.likelihood.per_token)(OTHER, FROZEN, BATCH, keys)
     assert found == pytest.approx((np.asarray(tokens) @ weights).mean(), rel=1e-5)
 

@@ -87,7 +87,8 @@ TRAIN = Section(
             "config.train",
             objective=(
                 *("network", "tokenizer", "from_images"),
-                *("tokenizer_fingerprint", "weights", "curriculum", "trained", "seed"),
+                *("tokenizer_fingerprint", "known_classes"),
+                *("weights", "curriculum", "trained", "seed"),
             ),
             adapter=(),
             weights=(),
@@ -214,6 +215,7 @@ def objective(config: ConfigDict, loaded: LoadedTokenizer, from_images: bool) ->
         network=made,
         tokenizer=loaded.module,
         tokenizer_fingerprint=loaded.fingerprint,
+        known_classes=values.get("known_classes", 0),
         from_images=from_images,
         weights=weights,
         curriculum=curriculum,

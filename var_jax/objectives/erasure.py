@@ -98,9 +98,8 @@ class Erasure(BesideLikelihood):
         asked = jnp.where(chosen & ~shown, drawn, labels)
 
         # All as in evaluation: what is dropped at random is no part of the distance.
-        target = self.target(frozen["reference"], inputs, asked)
-        before, _ = self.network.hidden(frozen["reference"], inputs, asked)
-        target = jnp.where(chosen[:, None, None], target, before)
+        known, moved = self.targets(frozen["reference"], inputs, asked)
+        target = jnp.where(chosen[:, None, None], moved, known)
         hidden, _ = self.network.hidden(params, inputs, asked)
         distance = jnp.square(hidden - jax.lax.stop_gradient(target)).mean(-1)
 
@@ -121,25 +120,25 @@ class Erasure(BesideLikelihood):
             }
         )
 
-    def target(
+    def targets(
         self, reference: Any, inputs: Float[jax.Array, "B L D"], asked: Int[jax.Array, " B"]
-    ) -> Float[jax.Array, "B L C"]:
-        """Where hidden states of erased classes are moved to; see the class.
+    ) -> tuple[Float[jax.Array, "B L C"], Float[jax.Array, "B L C"]]:
+        """Hidden states as they were, and where those of erased classes are moved to.
 
         Args:
           reference: parameters of the model that the run starts from.
           inputs: of the tokens.
-          asked: the erased class of each example.
+          asked: labels.
         """
 
         def hidden(labels: jax.Array) -> jax.Array:
             return self.network.hidden(reference, inputs, labels)[0]
 
-        nothing = hidden(self.network.transformer.conditioning().null(asked))
+        known, nothing = hidden(asked), hidden(self.network.transformer.conditioning().null(asked))
         anchor = nothing
         if self.anchor is not None:
             anchor = hidden(jnp.full_like(asked, self.anchor))
-        return erased_target(anchor, hidden(asked), nothing, self.strength)
+        return known, erased_target(anchor, known, nothing, self.strength)
 
 
 def erased_target(

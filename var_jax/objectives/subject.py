@@ -1,9 +1,9 @@
 """A new class from a few images (ARBooth, arXiv 2504.02612): learned beside what was known.
 
-Ten images of one thing are few enough for a model to learn them by heart and to forget what their
-kind looks like. So it also stays near what the model that the run starts from says of images of the
-kind, which that model draws itself, new ones in every step. The published code is for Infinity and
-texts; here a class stands in place of a prompt.
+Ten images of one thing are few enough for a model to learn them by heart and to forget what it
+knew. So it also stays near what the model that the run starts from says of other images, which that
+model draws itself, new ones in every step. The published code is for Infinity and texts, and draws
+the kind that the thing is of; here a class stands in place of a prompt, and all can be drawn.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ from var_jax.tokenizer.vqvae import VQVAE
 class SubjectTuning(BesideLikelihood):
     """The likelihood of the images, and prior_weight times a divergence from the starting model.
 
-    The divergence is KL(p_start || p), the mean per token, of what the starting model draws when
-    it is asked for the kind. As many images are drawn in a step as there are in the batch.
+    The divergence is KL(p_start || p), the mean per token, of what the starting model draws. As
+    many images are drawn in a step as there are in the batch.
 
     Attributes:
       network, tokenizer, from_images, weights: see `Likelihood`.
-      prior_class: label of the kind, the class that the thing belongs to.
+      prior_class: label of what is drawn, such as the kind that the thing is of; None is any of the
+        known classes, each as often.
+      known_classes: how many classes the starting model knows, the first ones; 0 is all.
       prior_weight: of the divergence; 0 draws nothing.
-      top_k, top_p, cfg: how images of the kind are drawn, see `CategoricalSampling` and
+      top_k, top_p, cfg: how images are drawn, see `CategoricalSampling` and
         `LinearGuidance`.
 
     Raises:
-      ValueError: a head that is not categorical, a network that is not asked by labels, or a kind
+      ValueError: a head that is not categorical, a network that is not asked by labels, or a class
         that it does not know.
     """
 
@@ -50,7 +52,8 @@ class SubjectTuning(BesideLikelihood):
     tokenizer: VQVAE
     from_images: bool = False
     weights: LevelWeights = UniformWeights()
-    prior_class: int = 0
+    prior_class: int | None = None
+    known_classes: int = 0
     prior_weight: float = 0.5
     top_k: int = 900
     top_p: float = 0.97
@@ -60,7 +63,8 @@ class SubjectTuning(BesideLikelihood):
     trained: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_classes(self.network, (self.prior_class,), "The objective 'subject'")
+        drawn = () if self.prior_class is None else (self.prior_class,)
+        check_classes(self.network, drawn, "The objective 'subject'")
         if not isinstance(self.network.head, CategoricalHead):
             raise ValueError(
                 "The objective 'subject' compares the probabilities of all codes, which "
@@ -95,20 +99,30 @@ class SubjectTuning(BesideLikelihood):
         self, params: Any, frozen: Any, stats: Any, batch: Any, keys: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Aux]:
         """See `Objective.loss`."""
-        own_keys, draw_keys = split_keys(keys, 2)
+        own_keys, class_keys, draw_keys = split_keys(keys, 3)
         value, aux = self.likelihood.loss(params, frozen, stats, batch, own_keys, step)
         if not self.prior_weight:
             return value, aux
-        tokens = self.draw(frozen, draw_keys)
-        prior = self.divergence(params, frozen, tokens)
+        labels = self.drawn_labels(class_keys)
+        prior = self.divergence(params, frozen, self.draw(frozen, labels, draw_keys), labels)
         value = value + self.prior_weight * prior
         return value, Aux({**aux.metrics, "loss": value, "prior_divergence": prior})
 
-    def draw(self, frozen: Any, keys: jax.Array) -> Int[jax.Array, "B L"]:
-        """Tokens of images of the kind, by the model that the run starts from.
+    def drawn_labels(self, keys: jax.Array) -> Int[jax.Array, " B"]:
+        """What is drawn, by one PRNG key for each image [B]."""
+        if self.prior_class is not None:
+            return jnp.full(keys.shape, self.prior_class, jnp.int32)
+        count = self.known_classes or self.network.transformer.num_classes
+        return jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys)
+
+    def draw(
+        self, frozen: Any, labels: Int[jax.Array, " B"], keys: jax.Array
+    ) -> Int[jax.Array, "B L"]:
+        """Tokens of images, by the model that the run starts from.
 
         Args:
           frozen: see `Objective.loss`.
+          labels: of the images.
           keys: one PRNG key for each image [B].
         """
         decoder = NextScale(LinearGuidance(self.cfg), CategoricalSampling(self.top_k, self.top_p))
@@ -117,26 +131,29 @@ class SubjectTuning(BesideLikelihood):
             frozen["reference"],
             self.tokenizer.codec,
             frozen["tokenizer"].get("codec", {}),
-            jnp.full(keys.shape, self.prior_class, jnp.int32),
+            labels,
             keys,
         )
         return drawn.targets
 
     def divergence(
-        self, params: Any, frozen: Any, tokens: Int[jax.Array, "B L"]
+        self,
+        params: Any,
+        frozen: Any,
+        tokens: Int[jax.Array, "B L"],
+        labels: Int[jax.Array, " B"],
     ) -> Float[jax.Array, ""]:
-        """From what the starting model says of images of the kind, in nats per token.
+        """From what the starting model says of images, in nats per token.
 
         Args:
           params, frozen: see `Objective.loss`.
-          tokens: of such images.
+          tokens, labels: of the images.
         """
         codec = {"params": frozen["tokenizer"].get("codec", {})}
         inputs = self.tokenizer.codec.apply(codec, tokens, method="lesson").inputs
-        kind = jnp.full(tokens.shape[0], self.prior_class, jnp.int32)
 
         def logits(params: Any) -> jax.Array:
-            hidden, _ = self.network.hidden(params, inputs, kind)
+            hidden, _ = self.network.hidden(params, inputs, labels)
             return self.network.head.apply({"params": params["head"]}, hidden)
 
         return divergence(logits(frozen["reference"]), logits(params)).mean()
