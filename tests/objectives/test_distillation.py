@@ -115,8 +115,9 @@ def test_a_run_learns_from_a_checkpoint(tmp_path):
     teacher = write_model(tmp_path / "teacher")
     config = load("family/distillation", "smallest")
     loaded = build.load_tokenizer(teacher / "tokenizer")
+    unnamed = build.objective(config, loaded, False)
     with pytest.raises(ConfigError, match="objective.teacher is empty; give the workdir"):
-        build.objective(config, loaded, False)
+        unnamed.frozen_parts()["teacher"].load()
     config.train.objective.teacher = str(teacher / "tokenizer")
     with pytest.raises(ConfigError, match="which holds a tokenizer; give the workdir of a trans"):
         build.objective(config, loaded, False)

@@ -33,16 +33,22 @@ def distillation(
       network, tokenizer, from_images, weights, alpha, temperature, first_level: see
         `Distillation`.
       tokenizer_fingerprint: of the tokenizer; '' is not compared.
-      teacher: workdir of a transformer over the same tokens.
+      teacher: workdir of a transformer over the same tokens. Without one a run can be planned, as
+        if the teacher were of the model's own size, but not be made.
 
     Raises:
-      ConfigError: no teacher, or one of another tokenizer.
+      ConfigError: a teacher of another tokenizer.
       FileNotFoundError: there is no such checkpoint.
       ValueError: see `Distillation`.
     """
     key = "config.train.objective.teacher"
+    settings = (from_images, weights, alpha, temperature, first_level)
     if not teacher:
-        raise ConfigError(f"{key} is empty; give the workdir of the transformer to learn from.")
+
+        def missing() -> Any:
+            raise ConfigError(f"{key} is empty; give the workdir of the transformer to learn from.")
+
+        return Distillation(network, tokenizer, Teacher(network, missing), *settings)
     metadata = files.inspect(teacher).metadata
     if metadata.get("kind") != "transformer":
         raise ConfigError(
@@ -60,6 +66,4 @@ def distillation(
         return load_params(teacher, "transformer", None)[0]
 
     made = Teacher(network_of(ConfigDict(metadata["config"])), load)
-    return Distillation(
-        network, tokenizer, made, from_images, weights, alpha, temperature, first_level
-    )
+    return Distillation(network, tokenizer, made, *settings)
