@@ -7,7 +7,7 @@ import var_jax
 
 #: Lowest first; a module may import its own layer and those above it in this list.
 LAYERS = [
-    {"fields", "paths", "pyramid", "pixels", "resample", "settings", "subsets"},
+    {"aspect_ratios", "fields", "paths", "pyramid", "pixels", "resample", "settings", "subsets"},
     {"context", "kernels", "parallel", "checkpoint"},
     {"data"},
     {"quantizers"},

@@ -60,6 +60,7 @@ def test_what_a_source_says_of_itself_is_kept():
 
 
 def test_a_new_class_is_learned_beside_the_known_ones(config, tmp_path):
+    config.train.objective.prior_class = 0
     before, _ = build.load_params(config.train.initial_checkpoint, "transformer", None)
     workdir = tmp_path / "run"
     assert build.run(config, str(workdir), "transformer")

@@ -133,7 +133,7 @@ def test_a_patch_holds_its_cells_channel_by_channel():
     np.testing.assert_array_equal(
         tokens[0, 4].reshape(3, 2, 2), cells[0, 2:4, 2:4].transpose(2, 0, 1)
     )
-    np.testing.assert_array_equal(codec.apply({}, tokens, 2, method="_in_cells"), cells)
+    np.testing.assert_array_equal(codec.apply({}, tokens, (4, 6), method="_in_cells"), cells)
 
 
 def test_each_level_comes_nearer():
