@@ -113,7 +113,7 @@ def test_help_has_the_flags_that_commands_share():
 
 
 def test_any_setting_of_the_samples_can_come_from_the_command_line(monkeypatch):
-    names = ("cfg", "cfg_schedule", "top_k", "top_p", "temperature", "smooth", "sampling")
+    names = ("cfg", "cfg_schedule", "top_k", "top_p", "temperature", "smooth", "aspect", "sampling")
 
     def decoder(**given):
         values = {name: types.SimpleNamespace(value=given.get(name)) for name in names}
@@ -124,6 +124,7 @@ def test_any_setting_of_the_samples_can_come_from_the_command_line(monkeypatch):
     made = decoder(sampling=text, top_k=["9"])
     assert made.sampling.processors[0].key == 3 and made.guidance.cfg == 2.5
     assert made.sampling.top_k == 9  # A flag of its own comes last.
+    assert decoder(aspect="2:1").pyramid.shapes == ((1, 1), (1, 3), (3, 6), (3, 6))
     for wrong, words in (("{", "which is not JSON"), ("[1]", "JSON of keys and values"),
                          ('{"topk": 1}', "unknown key 'topk'")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
