@@ -11,6 +11,7 @@ from untrained import write_model
 
 import var_jax
 from var_jax import build
+from var_jax.build.sections import ConfigError
 from var_jax.data import sources
 from var_jax.data.after_known import AfterKnown
 
@@ -48,6 +49,12 @@ def test_labels_come_after_those_that_are_known(config):
     assert build.source(config, "train").num_classes == 1
     config.train.known_classes = 0
     assert build.training_source(config, "train", "").num_classes == 1
+
+
+def test_classes_are_known_to_a_model_that_is_there(config):
+    config.train.initial_checkpoint = ""
+    with pytest.raises(ConfigError, match="known_classes is 10, but the run starts from nothing"):
+        build.transformer_experiment(config)
 
 
 def test_what_a_source_says_of_itself_is_kept():

@@ -95,6 +95,12 @@ def transformer_experiment(config: ConfigDict, workdir: epath.PathLike | None = 
     set_num_classes(config, sources["train"].num_classes)
     goes_on = workdir is not None and saved_metadata(workdir) is not None
     initial = config.train.get("initial_checkpoint", "")
+    known = config.train.get("known_classes", 0)
+    if known and not (goes_on or initial):
+        raise ConfigError(
+            f"config.train.known_classes is {known}, but the run starts from nothing; give "
+            "--config.train.initial_checkpoint=<workdir of a transformer>, or leave it out."
+        )
     reference, started = None, None
     if initial and not goes_on:
         start = start_from(initial, config, tokenizer, sources["train"].class_names)
