@@ -96,6 +96,5 @@ def grid(square: Shape, shape: Shape) -> Shape:
     """
     if square[0] != square[1] or shape[0] == shape[1]:
         return square
-    ratio = shape[0] / shape[1]
-    side = (square[0],)
-    return shapes(SIDES if side == SIDES[-1:] else side, ratio)[-1]
+    sides = SIDES if square[0] == SIDES[-1] else square[:1]
+    return shapes(sides, shape[0] / shape[1])[-1]

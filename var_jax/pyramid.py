@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from var_jax import aspect_ratios
+
 #: Side lengths of the published token pyramids, by image size in pixels (stride 16).
 #: 256 and 512 px: FoundationVision/VAR; 1024 px: its authors' text-to-image schedule.
 PATCH_NUMS = {
@@ -73,6 +75,14 @@ class ScalePyramid:
                 f"{sorted(PATCH_NUMS)} or give patch_nums."
             )
         return cls.from_patch_nums(PATCH_NUMS[image_size])
+
+    def oblong(self, ratio: float) -> ScalePyramid:
+        """The levels of as large an oblong image, height by width; see `aspect_ratios.shapes`.
+
+        Raises:
+          ValueError: this one is not of squares.
+        """
+        return ScalePyramid(aspect_ratios.shapes(self.patch_nums, ratio))
 
     @property
     def num_levels(self) -> int:

@@ -4,10 +4,10 @@
         --config.train.initial_checkpoint=runs/mnist/transformer \
         --config.tokenizer_checkpoint=runs/mnist/tokenizer --config.token_cache=runs/mnist/tokens
 
-Asked for an erased class it draws what the objective's anchor names, another class, or, where there
-is none, something of no class. Only the attention trains. Several classes at once:
+Asked for an erased class it draws something of no class, or of the one that the anchor names. Only
+the attention trains. Several classes at once, and an anchor:
 
-    --config.train.objective.erased='(3, 8)'
+    --config.train.objective.erased='(3, 8)' --config.train.objective.anchor=5
 
 '' and 'smallest' are the digits, of which 3 is erased; d16 to d30 are VAR's at 256 px, which forget
 class 0 in a hundredth of an epoch. EAR itself erased prompts from Janus-Pro, where the attention of
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = runpy.run_path(str(path))["get_config"](variant)
     with config.unlocked():
         config.train.objective = dict(
-            kind="erasure", erased=(0 if variant in SIZES else 3,), anchor=None, strength=1.0
+            kind="erasure", erased=(0 if variant in SIZES else 3,), strength=1.0
         )
         config.train.trained = ("*/attention/*",)
         config.train.optimizer.update(weight_decay=0.0, weight_decay_end=None)

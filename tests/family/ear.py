@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.objectives.erasure import erased_target, open_windows, window_sums
+from var_jax.objectives.erasure import erased_target, level_sums, open_levels
+from var_jax.pyramid import ScalePyramid
 
 
 def windows(case):
     config, outputs = case.config, case.outputs
-    steps, window = config["steps"], config["window"]
+    window = config["window"]
+    # Each window in place of a level.
+    pyramid = ScalePyramid(((1, window),) * (config["steps"] // window))
     target = erased_target(
         *(outputs[name] for name in ("target", "concept", "neutral")), config["eta"]
     )
@@ -18,10 +21,10 @@ def windows(case):
         return jnp.square(tuned - target).mean(range(1, tuned.ndim))
 
     def sums(tuned):
-        return window_sums(distances(tuned), (window,) * (steps // window))
+        return level_sums(distances(tuned), pyramid)
 
     def loss(tuned):
-        return open_windows(sums(tuned), config["threshold"]).sum()
+        return open_levels(sums(tuned), config["threshold"]).sum()
 
     tuned = jnp.asarray(outputs["tuned"])
     case.close(distances(tuned), "loss_per_step")

@@ -12,7 +12,7 @@ from small_network import CLASSES, CODEC, PYRAMID, codec_params, filled, model
 from test_contrastive import TOKENIZER, assert_close, largest
 
 from var_jax import build
-from var_jax.objectives.erasure import Erasure, open_windows, window_sums
+from var_jax.objectives.erasure import Erasure, level_sums, open_levels
 
 NETWORK, PARAMS = model(depth=1)
 OTHER = filled(NETWORK.init_params, 5)
@@ -85,9 +85,9 @@ def test_what_need_not_move_has_no_loss():
 
 
 def test_levels_that_are_near_enough_stand_still():
-    sums = window_sums(jnp.arange(21.0), PYRAMID.sizes)
+    sums = level_sums(jnp.arange(21.0), PYRAMID)
     np.testing.assert_allclose(sums, [0, 1 + 2 + 3 + 4, sum(range(5, 21))])
-    np.testing.assert_allclose(open_windows(sums, 10.0), [0, 0, sums[2]])
+    np.testing.assert_allclose(open_levels(sums, 10.0), [0, 0, sums[2]])
     _, metrics, grads = step(rate=1.0, threshold=1e9)(OTHER, PARAMS)
     assert metrics["levels_open"] == 0 and metrics["erased"] > 0
     assert_close(grads, jax.tree.map(np.zeros_like, grads), 0)

@@ -290,8 +290,7 @@ def decoder(config: ConfigDict, network_of: Callable[[str, str], Network] | None
     patch_nums = settings.patch_nums
     drawn = ScalePyramid.from_patch_nums(patch_nums) if patch_nums else own
     if settings.aspect:
-        ratio = aspect_ratios.parse(settings.aspect)
-        drawn = ScalePyramid(aspect_ratios.shapes(drawn.patch_nums, ratio))
+        drawn = drawn.oblong(aspect_ratios.parse(settings.aspect))
     if drawn.shapes[0] != own.shapes[0]:
         raise ValueError(
             f"{path}.patch_nums begins with {patch_nums[0]}; it must begin as the model's "

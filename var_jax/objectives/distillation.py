@@ -18,7 +18,7 @@ from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart
 from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
-from var_jax.objectives.likelihood import BesideLikelihood, Likelihood, summarise
+from var_jax.objectives.likelihood import BesideLikelihood, summarise
 from var_jax.tokenizer.vqvae import VQVAE
 
 _TEACHER = "teacher"
@@ -98,16 +98,6 @@ class Distillation(BesideLikelihood):
                 f"alpha is {self.alpha} and temperature {self.temperature}; give an alpha in "
                 "[0, 1] and a temperature above 0."
             )
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """Of the student."""
-        return Likelihood(self.network, self.tokenizer, self.from_images, self.weights)
-
-    @property
-    def held_out(self) -> Likelihood:
-        """See `NetworkObjective`."""
-        return self.likelihood.held_out
 
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """See `NetworkObjective`."""

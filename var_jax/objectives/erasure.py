@@ -19,6 +19,7 @@ from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart, split_keys
 from var_jax.objectives.by_class import check_classes
 from var_jax.objectives.likelihood import BesideLikelihood
+from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE
 
 
@@ -109,8 +110,8 @@ class Erasure(BesideLikelihood):
 
         pyramid = self.network.transformer.pyramid
         erased, kept = mean(chosen), mean(~chosen)
-        sums = window_sums(erased, pyramid.sizes)
-        value = (open_windows(sums, self.threshold).sum() + kept.sum()) / pyramid.length
+        sums = level_sums(erased, pyramid)
+        value = (open_levels(sums, self.threshold).sum() + kept.sum()) / pyramid.length
         return value, Aux(
             {
                 "loss": value,
@@ -151,17 +152,13 @@ def erased_target(
     return anchor - strength * (erased - nothing)
 
 
-def window_sums(distances: Float[jax.Array, " L"], sizes: tuple[int, ...]) -> jax.Array:
-    """Sums over consecutive windows, float32 [K].
-
-    Args:
-      distances: of each token.
-      sizes: how many tokens each window has, K of them that sum to L.
-    """
-    ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-    return jnp.stack([x.sum() for x in jnp.split(distances, ends[:-1])])
+def level_sums(
+    distances: Float[jax.Array, " L"], pyramid: ScalePyramid
+) -> Float[jax.Array, " {pyramid.num_levels}"]:
+    """Sums over the tokens of each level."""
+    return jnp.stack([x.sum() for x in pyramid.split(distances, axis=0)])
 
 
-def open_windows(sums: Float[jax.Array, " K"], threshold: float) -> Float[jax.Array, " K"]:
+def open_levels(sums: Float[jax.Array, " K"], threshold: float) -> Float[jax.Array, " K"]:
     """The sums above the threshold, which alone have gradients; 0 for the others."""
     return jnp.where(sums > threshold, sums, 0.0)

@@ -216,11 +216,13 @@ class BesideLikelihood:
     network: Network
     tokenizer: VQVAE
     from_images: bool
+    #: Of the tokens' losses; some have it as a field.
+    weights: LevelWeights = UniformWeights()
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of the same network and tokenizer."""
-        return Likelihood(self.network, self.tokenizer, self.from_images)
+        """Of the same network, tokenizer and weights."""
+        return Likelihood(self.network, self.tokenizer, self.from_images, self.weights)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -230,7 +232,7 @@ class BesideLikelihood:
     @property
     def held_out(self) -> Any:
         """See `NetworkObjective`."""
-        return self.likelihood
+        return self.likelihood.held_out
 
     def at(self, step: int) -> Self:
         """See `NetworkObjective`."""

@@ -23,7 +23,7 @@ from var_jax.objectives.base import Aux, FrozenPart, split_keys
 from var_jax.objectives.by_class import check_classes
 from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
-from var_jax.objectives.likelihood import BesideLikelihood, Likelihood
+from var_jax.objectives.likelihood import BesideLikelihood
 from var_jax.tokenizer.vqvae import VQVAE
 
 
@@ -77,16 +77,6 @@ class SubjectTuning(BesideLikelihood):
         """See `NetworkObjective`: of the images, and of the drawn ones: to draw them with and
         without their class, of both models."""
         return 9 if self.prior_weight else 3
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """Of the images."""
-        return Likelihood(self.network, self.tokenizer, self.from_images, self.weights)
-
-    @property
-    def held_out(self) -> Likelihood:
-        """See `NetworkObjective`."""
-        return self.likelihood.held_out
 
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """See `NetworkObjective`."""

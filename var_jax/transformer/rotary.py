@@ -117,7 +117,7 @@ class Rotary2D(nn.Module):
             )
         half = head_dim // 2
         frequencies = self.base ** (-np.arange(0, half, 2) / half)
-        grid, tokens = self.grid or pyramid.grid, []
+        grid, tokens = pyramid.grid, []
         if self.grid:
             rows, columns = self.grid
             grid = aspect_ratios.grid((rows, columns), pyramid.shapes[-1])
