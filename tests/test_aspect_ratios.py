@@ -1,6 +1,7 @@
 """Levels of oblong images, and what serves them."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from var_jax.pyramid import ScalePyramid
 from var_jax.quantizers.spherical import codes_of
 from var_jax.transformer.rotary import Rotary2D
 
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
 
 def test_width_comes_first():
     assert aspect_ratios.parse("16:9") == 9 / 16 and aspect_ratios.parse("3:4") == 4 / 3
@@ -29,15 +32,18 @@ def test_square_images_have_the_levels_that_they_had():
         assert aspect_ratios.shapes(sides, 1.0) == tuple((n, n) for n in sides)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("ratio", PUBLISHED)
-def test_published_levels_have_their_ratio_and_about_as_many_tokens(ratio, count):
-    found = aspect_ratios.shapes(SIDES[:count], ratio)
-    assert found == PUBLISHED[ratio][:count]
-    (rows, columns), side = found[-1], SIDES[count - 1]
-    assert abs(rows / columns - ratio) < 0.01
-    assert 0.9 < rows * columns / side**2 < 1.3
-    assert all(a <= c and b <= d for (a, b), (c, d) in zip(found, found[1:], strict=False))
+@pytest.fixture(scope="module")
+def official():
+    """What the released code has: levels of all ratios, and of some the table of positions."""
+    return dict(np.load(GOLDENS / "infinity_aspect_ratios.npz"))
+
+
+def test_levels_are_those_of_the_released_code(official):
+    assert len(official["ratios"]) == len(PUBLISHED) == 15
+    for ratio, levels in zip(official["ratios"], official["scales"], strict=True):
+        for count in COUNTS:
+            found = aspect_ratios.shapes(SIDES[:count], ratio)
+            np.testing.assert_array_equal(found, levels[:count])
 
 
 def test_the_nearest_published_ratio_is_taken():
@@ -58,14 +64,16 @@ def test_other_levels_are_stretched():
     assert aspect_ratios.shapes((1, 2, 4), 1.25) == ((1, 1), (2, 2), (4, 4))
 
 
-@pytest.mark.parametrize("ratio", [1.0, 1.25, 0.333, 1.75])
-def test_positions_stand_on_the_grid_of_the_oblong_image(ratio):
-    """Whatever its size, as the released models have them."""
-    own = Rotary2D(64, PUBLISHED[ratio][-1])
-    for count in COUNTS[:2]:
-        pyramid = ScalePyramid(aspect_ratios.shapes(SIDES[:count], ratio))
-        found = Rotary2D(64, (64, 64)).angles(pyramid, 16)
-        np.testing.assert_array_equal(found, own.angles(pyramid, 16))
+@pytest.mark.parametrize("ratio", [1.0, 1.25, 0.333, 0.571])
+def test_positions_are_those_of_the_released_code(ratio, official):
+    """At 512 px, whose cells stand on the grid of 1024 px."""
+    pyramid = ScalePyramid.from_patch_nums(SIDES[:10]).oblong(ratio)
+    angles = Rotary2D(64, (64, 64)).angles(pyramid, 4)
+    found = np.stack([np.cos(angles), np.sin(angles)])
+    np.testing.assert_allclose(found, official[f"rope_{ratio}"], atol=1e-5)
+
+
+def test_the_grid_of_other_sizes_is_stretched():
     assert aspect_ratios.grid((8, 8), (3, 12)) == (4, 16)
     assert aspect_ratios.grid((8, 4), (3, 12)) == (8, 4)
 
