@@ -108,7 +108,7 @@ def test_mistakes_are_named():
     refused("first_level is 3; give one of 0..2", first_level=3)
     refused("alpha is 1.5", alpha=1.5)
     config = load("family/refiner", "smallest")
-    refused("RefinerHead does not have", build.network(config))
+    refused("RefinerHead does not give; choose model.head", build.network(config))
 
 
 def test_a_run_learns_from_a_checkpoint(tmp_path):

@@ -161,7 +161,7 @@ def test_mistakes_are_named():
     with config.unlocked():
         config.train.objective = "va_pi"
     module = build.tokenizer(config)
-    with pytest.raises(ValueError, match="RefinerHead does not; choose model.head"):
+    with pytest.raises(ValueError, match="RefinerHead does not give; choose model.head"):
         build.objective(config, build.LoadedTokenizer(module, None, "", config), False)
 
 

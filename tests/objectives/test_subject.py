@@ -115,7 +115,7 @@ def test_mistakes_are_named():
     with config.unlocked():
         config.train.objective = "subject"
     loaded = build.LoadedTokenizer(build.tokenizer(config), None, "", config)
-    with pytest.raises(ValueError, match="RefinerHead does not have; choose model.head"):
+    with pytest.raises(ValueError, match="RefinerHead does not give; choose model.head"):
         build.objective(config, loaded, False)
 
 

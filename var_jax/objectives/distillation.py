@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from var_jax.heads.categorical import CategoricalHead
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart
+from var_jax.objectives.checks import check_categorical
 from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.objectives.likelihood import BesideLikelihood, summarise
@@ -73,12 +73,7 @@ class Distillation(BesideLikelihood):
     def __post_init__(self) -> None:
         student, teacher = self.network, self.teacher.network
         for head in (student.head, teacher.head):
-            if not isinstance(head, CategoricalHead):
-                raise ValueError(
-                    "Distillation compares the probabilities of all codes, which "
-                    f"{type(head).__name__} does not have; choose models with the head "
-                    "'categorical'."
-                )
+            check_categorical(head, "The objective 'distillation'")
         facts = {
             "levels": (n.transformer.pyramid.shapes for n in (student, teacher)),
             "codes": (n.head.vocab_size for n in (student, teacher)),

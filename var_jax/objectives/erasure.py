@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart, split_keys
-from var_jax.objectives.by_class import check_classes
+from var_jax.objectives.checks import check_classes
 from var_jax.objectives.likelihood import BesideLikelihood
 from var_jax.pyramid import ScalePyramid
 from var_jax.tokenizer.vqvae import VQVAE

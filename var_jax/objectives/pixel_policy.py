@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart, split_keys
+from var_jax.objectives.checks import check_categorical
 from var_jax.objectives.likelihood import BesideLikelihood, summarise
 from var_jax.pixels import to_float
 from var_jax.tokenizer.vqvae import VQVAE
@@ -60,12 +61,7 @@ class PixelPolicy(BesideLikelihood):
             raise ValueError(
                 f"A draw is compared with others; give 2 draws or more, not {self.draws}."
             )
-        if not isinstance(self.network.head, CategoricalHead):
-            raise ValueError(
-                "The objective 'va_pi' draws every token by itself, which "
-                f"{type(self.network.head).__name__} does not; choose model.head 'categorical', or "
-                "another objective."
-            )
+        check_categorical(self.network.head, "The objective 'va_pi'")
 
     @property
     def passes(self) -> int:

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 
 from var_jax.decoding.guidance import LinearGuidance
 from var_jax.decoding.next_scale import NextScale
-from var_jax.heads.categorical import CategoricalHead, CategoricalSampling
+from var_jax.heads.categorical import CategoricalSampling
 from var_jax.network import Network
 from var_jax.objectives.base import Aux, FrozenPart, split_keys
-from var_jax.objectives.by_class import check_classes
+from var_jax.objectives.checks import check_categorical, check_classes
 from var_jax.objectives.divergence import divergence
 from var_jax.objectives.level_weights import LevelWeights, UniformWeights
 from var_jax.objectives.likelihood import BesideLikelihood
@@ -65,12 +65,7 @@ class SubjectTuning(BesideLikelihood):
     def __post_init__(self) -> None:
         drawn = () if self.prior_class is None else (self.prior_class,)
         check_classes(self.network, drawn, "The objective 'subject'")
-        if not isinstance(self.network.head, CategoricalHead):
-            raise ValueError(
-                "The objective 'subject' compares the probabilities of all codes, which "
-                f"{type(self.network.head).__name__} does not have; choose model.head "
-                "'categorical', or another objective."
-            )
+        check_categorical(self.network.head, "The objective 'subject'")
 
     @property
     def passes(self) -> int:
