@@ -105,6 +105,7 @@ def test_mistakes_are_named():
         network(pyramid=ScalePyramid.from_patch_nums((1, 3))),
     )
     refused("the codes 7, the model 32", dataclasses.replace(TEACHER, head=CategoricalHead(7, 32)))
+    refused("the number of classes 4, the model 3", network(classes=4))
     refused("first_level is 3; give one of 0..2", first_level=3)
     refused("alpha is 1.5", alpha=1.5)
     config = load("family/refiner", "smallest")

@@ -52,7 +52,7 @@ class Distillation(BesideLikelihood):
       first_level: tokens of the levels before it are read alone; their loss does not count.
 
     Raises:
-      ValueError: heads that are not categorical, other levels, codes or fields than the teacher's,
+      ValueError: heads that are not categorical, other levels, codes, classes or fields than the teacher's,
         no level that counts, or an alpha outside of [0, 1].
     """
 
@@ -77,6 +77,7 @@ class Distillation(BesideLikelihood):
         facts = {
             "levels": (n.transformer.pyramid.shapes for n in (student, teacher)),
             "codes": (n.head.vocab_size for n in (student, teacher)),
+            "number of classes": (n.transformer.num_classes for n in (student, teacher)),
             "fields": (self._fields(n) for n in (student, teacher)),
         }
         for name, (ours, theirs) in facts.items():
