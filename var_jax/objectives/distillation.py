@@ -52,8 +52,8 @@ class Distillation(BesideLikelihood):
       first_level: tokens of the levels before it are read alone; their loss does not count.
 
     Raises:
-      ValueError: heads that are not categorical, other levels, codes, classes or fields than the teacher's,
-        no level that counts, or an alpha outside of [0, 1].
+      ValueError: heads that are not categorical, other levels, codes, classes or fields than the
+        teacher's, no level that counts, or an alpha outside of [0, 1].
     """
 
     network: Network
